@@ -1,0 +1,247 @@
+"""The bundle: a folder with bundle.json, one GGUF per decoder quantization, one ONNX file per vision precision.
+
+The schema is documented in docs/bundle.md. bundle.json is written last, so a folder that has one is whole.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+
+from acestep_gguf.errors import BundleError
+from acestep_gguf.names import BUNDLE_FILE, Ftype, VisionPrecision
+
+SCHEMA_VERSION = 1
+MAX_BUNDLE_JSON_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """One file of the bundle; ``file`` is a bare name, never a path."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if self.file in ("", ".", "..") or any(c in self.file for c in "/\\:\0"):
+            raise ValueError(f"{self.file!r} is not a bare file name")
+        if self.bytes <= 0:
+            raise ValueError(f"{self.file!r} claims {self.bytes} bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderFile(FileRecord):
+    """A GGUF file; ``bits_per_weight`` is the mean over all its tensors."""
+
+    bits_per_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionFile(FileRecord):
+    """An ONNX file, its external data, and its fidelity: mean cosine of image embeds to float32's."""
+
+    data: FileRecord
+    cosine_to_float32: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoders:
+    """Decoder files by ftype."""
+
+    default: Ftype
+    files: dict[Ftype, DecoderFile]
+
+    def __post_init__(self) -> None:
+        if self.default not in self.files:
+            raise ValueError(f"the default decoder {self.default} is not among the files")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vision:
+    """Tower and projector files by precision."""
+
+    default: VisionPrecision
+    files: dict[VisionPrecision, VisionFile]
+
+    def __post_init__(self) -> None:
+        if self.default not in self.files:
+            raise ValueError(f"the default vision precision {self.default} is not among the files")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A size in pixels."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.height <= 16384 and 0 < self.width <= 16384):
+            raise ValueError(f"{self.height} x {self.width} is no usable picture size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """How a picture becomes ``pixel_values``, in the order of the fields, and what the tower makes of them.
+
+    ``resize`` "shortest_edge" scales the shorter edge to ``resize_to.height`` and keeps the aspect; "exact"
+    scales to ``resize_to``. Pixels are then ``(pixel * rescale_factor - mean) / std`` per RGB channel.
+    """
+
+    pad_to_square: tuple[int, int, int] | None
+    resize: Literal["shortest_edge", "exact"] | None
+    resize_to: Size | None
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    center_crop: Size | None
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: Size
+    n_image_tokens: int
+    n_embd: int
+
+    def __post_init__(self) -> None:
+        if (self.resize is None) != (self.resize_to is None):
+            raise ValueError("resize and resize_to go together")
+        if 0.0 in self.std:
+            raise ValueError("std has a zero")
+        if self.n_image_tokens <= 0 or self.n_embd <= 0:
+            raise ValueError("n_image_tokens and n_embd must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSpec:
+    """How messages become tokens.
+
+    ``chat_template`` is Jinja source from the checkpoint (untrusted). ``template_tokens`` are the names that
+    Hugging Face hands to templates (``bos_token``, ``eos_token``, …). ``control_tokens`` maps the text of each
+    special token to its id: only these, and only where the template wrote them, become control tokens.
+    ``stop_tokens`` end an answer. ``normalizer`` is applied to text before llama.cpp tokenizes it.
+    """
+
+    image_token: str
+    chat_template: str
+    template_tokens: dict[str, str]
+    control_tokens: dict[str, int]
+    stop_tokens: tuple[str, ...]
+    normalizer: Literal["NFC"] | None
+
+    def __post_init__(self) -> None:
+        for token in (self.image_token, *self.stop_tokens):
+            if token not in self.control_tokens:
+                raise ValueError(f"{token!r} is not among control_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What the bundle was made from."""
+
+    architecture: str
+    vision_model_type: str
+    text_model_type: str
+    config_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """bundle.json. ``min_reader_version`` is the oldest schema version whose readers understand this file."""
+
+    schema_version: int
+    min_reader_version: int
+    name: str
+    source: Source
+    decoders: Decoders
+    vision: Vision
+    image: ImageSpec
+    prompt: PromptSpec
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read and check ``folder/bundle.json``.
+
+        Raises:
+            BundleError: no bundle, damaged, or written by a newer version.
+        """
+        path = folder / BUNDLE_FILE
+        if not folder.is_dir():
+            raise BundleError(f"{folder} is not a folder: give the bundle that `acestep-gguf convert` wrote.")
+        try:
+            if path.stat().st_size > MAX_BUNDLE_JSON_BYTES:
+                raise BundleError(f"{path} is too large to be a bundle.json: convert the checkpoint again.")
+            raw = msgspec.json.decode(path.read_bytes())
+        except FileNotFoundError:
+            hint = " It looks like a checkpoint: run `acestep-gguf convert` first." if is_checkpoint(folder) else ""
+            raise BundleError(f"{folder} is not a bundle: it has no {BUNDLE_FILE}.{hint}") from None
+        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BundleError(f"{path} cannot be read ({error}): convert the checkpoint again.") from error
+        _check_version(path, raw)
+        try:
+            return msgspec.convert(raw, type=cls)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise BundleError(f"{path} is damaged ({error}): convert the checkpoint again.") from error
+
+    def write(self, folder: Path) -> None:
+        """Write ``folder/bundle.json`` under a temporary name and rename it into place."""
+        text = msgspec.json.format(msgspec.json.encode(self), indent=2)
+        temporary = folder / f".{BUNDLE_FILE}.{os.getpid()}.tmp"
+        with temporary.open("wb") as file:
+            file.write(text + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / BUNDLE_FILE)
+
+    def decoder(self, ftype: str | None = None) -> DecoderFile:
+        """The decoder file of ``ftype``, by default the bundle's default.
+
+        Raises:
+            BundleError: the bundle has no such decoder.
+        """
+        wanted = ftype or self.decoders.default
+        for name, record in self.decoders.files.items():
+            if name == wanted:
+                return record
+        have = ", ".join(self.decoders.files)
+        raise BundleError(f"this bundle has no {wanted} decoder: choose from {have}, or add it with `convert -q`.")
+
+    def records(self) -> Iterator[FileRecord]:
+        """All files that belong to the bundle."""
+        yield from self.decoders.files.values()
+        for vision in self.vision.files.values():
+            yield vision
+            yield vision.data
+
+
+def check_file(folder: Path, record: FileRecord) -> Path:
+    """Path of a bundle's file, after its existence and size were checked.
+
+    Raises:
+        BundleError: missing, or of another size than recorded.
+    """
+    path = folder / record.file
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise BundleError(f"{path} is missing: copy the whole bundle, or convert again.") from error
+    if size != record.bytes:
+        raise BundleError(f"{path} has {size} bytes, not {record.bytes}: it is half-copied or damaged, copy it again.")
+    return path
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` looks like a Hugging Face checkpoint."""
+    return (folder / "config.json").is_file()
+
+
+def _check_version(path: Path, raw: Any) -> None:
+    needed = raw.get("min_reader_version") if isinstance(raw, dict) else None
+    if not isinstance(needed, int):
+        raise BundleError(f"{path} is not a bundle.json of this software (no min_reader_version).")
+    if needed > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} needs schema version {needed}, this program reads up to {SCHEMA_VERSION}: "
+            "upgrade it with `pip install -U acestep-gguf`."
+        )

@@ -1,0 +1,33 @@
+"""Every error that this software raises on purpose; the command line prints its one line and exits with 1."""
+
+
+class AceStepError(Exception):
+    """Root of all errors: its message is one sentence that says what to do."""
+
+
+class CheckpointError(AceStepError):
+    """A checkpoint is missing, damaged or contradicts itself."""
+
+
+class UnsupportedModelError(AceStepError):
+    """A checkpoint is sound, but of a model that this software does not run."""
+
+
+class BundleError(AceStepError):
+    """A bundle, or a file in it, is missing, damaged, half-written or too new."""
+
+
+class ImageError(AceStepError):
+    """A picture is missing, not a JPEG, PNG or WEBP, damaged or too large."""
+
+
+class PromptError(AceStepError):
+    """A question or a list of messages cannot be put to this model."""
+
+
+class ContextOverflowError(PromptError):
+    """A prompt needs more tokens than the context holds."""
+
+
+class DecodeError(AceStepError):
+    """llama.cpp or onnxruntime failed while loading or answering."""
