@@ -1,4 +1,4 @@
-"""The bundle: a folder with bundle.json, one GGUF per decoder quantization, one ONNX file per vision precision.
+"""The bundle: a folder with bundle.json, one GGUF per decoder quantization, one ONNX file per precision.
 
 The schema is documented in docs/bundle.md. bundle.json is written last, so a folder that has one is whole.
 """
@@ -118,8 +118,8 @@ class PromptSpec:
     """How messages become tokens.
 
     ``chat_template`` is Jinja source from the checkpoint (untrusted). ``template_tokens`` are the names that
-    Hugging Face hands to templates (``bos_token``, ``eos_token``, …). ``control_tokens`` maps the text of each
-    special token to its id: only these, and only where the template wrote them, become control tokens.
+    Hugging Face hands to templates (``bos_token``, ``eos_token``, …). ``control_tokens`` maps the text of
+    each special token to its id: only these, and only where the template wrote them, become control tokens.
     ``stop_tokens`` end an answer. ``normalizer`` is applied to text before llama.cpp tokenizes it.
     """
 
@@ -138,12 +138,17 @@ class PromptSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What the bundle was made from."""
+    """What the bundle was made from.
+
+    ``weights_sha256`` is over the checkpoint's tensor names, dtypes and shapes and the first 4 KiB of each
+    tensor: enough to tell two fine-tunes of one model apart without reading all of a large checkpoint.
+    """
 
     architecture: str
     vision_model_type: str
     text_model_type: str
     config_sha256: str
+    weights_sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +179,8 @@ class Bundle:
                 raise BundleError(f"{path} is too large to be a bundle.json: convert the checkpoint again.")
             raw = msgspec.json.decode(path.read_bytes())
         except FileNotFoundError:
-            hint = " It looks like a checkpoint: run `acestep-gguf convert` first." if is_checkpoint(folder) else ""
-            raise BundleError(f"{folder} is not a bundle: it has no {BUNDLE_FILE}.{hint}") from None
+            hint = "run `acestep-gguf convert` first" if is_checkpoint(folder) else "is the path right?"
+            raise BundleError(f"{folder} is not a bundle, it has no {BUNDLE_FILE}: {hint}") from None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BundleError(f"{path} cannot be read ({error}): convert the checkpoint again.") from error
         _check_version(path, raw)
@@ -205,7 +210,9 @@ class Bundle:
             if name == wanted:
                 return record
         have = ", ".join(self.decoders.files)
-        raise BundleError(f"this bundle has no {wanted} decoder: choose from {have}, or add it with `convert -q`.")
+        raise BundleError(
+            f"this bundle has no {wanted} decoder: choose from {have}, or add it with `convert -q`."
+        )
 
     def records(self) -> Iterator[FileRecord]:
         """All files that belong to the bundle."""
@@ -227,7 +234,9 @@ def check_file(folder: Path, record: FileRecord) -> Path:
     except OSError as error:
         raise BundleError(f"{path} is missing: copy the whole bundle, or convert again.") from error
     if size != record.bytes:
-        raise BundleError(f"{path} has {size} bytes, not {record.bytes}: it is half-copied or damaged, copy it again.")
+        raise BundleError(
+            f"{path} has {size} bytes, not {record.bytes}: it is half-copied or damaged, copy it again."
+        )
     return path
 
 
