@@ -1,0 +1,83 @@
+"""What transformers makes of a checkpoint, in float32: the reference for parity tests and golden files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaForConditionalGeneration
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """A greedy answer: its token ids and the logits that chose them, float32 [n, vocabulary]."""
+
+    ids: list[int]
+    logits: Floats
+
+
+class Reference:
+    """A checkpoint in transformers."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self.image_processor = CLIPImageProcessorPil.from_pretrained(checkpoint)
+        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        self.model, report = LlavaForConditionalGeneration.from_pretrained(
+            checkpoint, dtype=torch.float32, output_loading_info=True
+        )
+        assert not any(report.values()), f"transformers itself does not read {checkpoint} whole: {report}"
+        self.model.eval()
+
+    def pixel_values(self, picture: Image.Image) -> Floats:
+        """float32 [1, 3, H, W], normalized."""
+        return self.image_processor(picture, return_tensors="np")["pixel_values"].astype(np.float32)
+
+    def image_embeds(self, pixel_values: Floats) -> Floats:
+        """float32 [n_image_tokens, n_embd] of one picture."""
+        with torch.inference_mode():
+            features = self.model.get_image_features(pixel_values=torch.from_numpy(pixel_values))
+        return features.pooler_output[0].numpy()
+
+    def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Ids of the rendered messages, each ``<image>`` repeated as often as a picture has image tokens."""
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
+        ids = self.tokenizer(text.replace(image_token, image_token * self.n_image_tokens)).input_ids
+        return list(ids)
+
+    @property
+    def n_image_tokens(self) -> int:
+        vision = self.model.config.vision_config
+        cls = self.model.config.vision_feature_select_strategy == "full"
+        return (vision.image_size // vision.patch_size) ** 2 + cls
+
+    def text_ids(self, text: str) -> list[int]:
+        """Ids of text that a user typed: no control token in it is one."""
+        return list(self.tokenizer(text, split_special_tokens=True, add_special_tokens=False).input_ids)
+
+    def greedy(self, ids: list[int], pictures: list[Floats], max_tokens: int, *, stop: bool = True) -> Greedy:
+        """Greedy decoding; without ``stop`` it always goes on to ``max_tokens``."""
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([ids])}
+        if pictures:
+            inputs["pixel_values"] = torch.from_numpy(np.concatenate(pictures))
+        with torch.inference_mode():
+            output = self.model.generate(
+                **inputs,
+                attention_mask=torch.ones_like(inputs["input_ids"]),
+                max_new_tokens=max_tokens,
+                min_new_tokens=None,
+                do_sample=False,
+                eos_token_id=self.model.generation_config.eos_token_id if stop else -1,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        answer = output.sequences[0, len(ids) :].tolist()
+        return Greedy(answer, torch.cat(output.logits).float().numpy())
