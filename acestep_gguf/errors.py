@@ -31,3 +31,7 @@ class ContextOverflowError(PromptError):
 
 class DecodeError(AceStepError):
     """llama.cpp or onnxruntime failed while loading or answering."""
+
+
+class UsageError(AceStepError):
+    """A setting is out of its range, or a closed or busy model is used."""

@@ -1,0 +1,63 @@
+"""What an answer consists of."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts; ``prompt_tokens`` counts text and images, ``image_tokens`` the images among them."""
+
+    prompt_tokens: int
+    image_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds, one after another: loading since the last answer, pictures, reading the prompt, writing.
+
+    ``prefill_tokens`` and ``decode_tokens`` are the positions computed in ``prefill_s`` and ``decode_s``.
+    """
+
+    load_s: float
+    image_s: float
+    prefill_s: float
+    decode_s: float
+    prefill_tokens: int
+    decode_tokens: int
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Speed of reading the prompt."""
+        return self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Speed of writing the answer."""
+        return self.decode_tokens / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def total_s(self) -> float:
+        """All together."""
+        return self.load_s + self.image_s + self.prefill_s + self.decode_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A whole answer; ``finish_reason`` is "length" when max_tokens or the context ended it."""
+
+    text: str
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A piece of an answer as it is written; the last one has the whole ``answer``."""
+
+    text: str
+    answer: Answer | None = None

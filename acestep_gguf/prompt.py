@@ -1,0 +1,221 @@
+"""Messages become a prompt: spans of token ids and of images, in the order in which the decoder reads them.
+
+Who wrote what decides what becomes a control token: only text of the chat template can, never text of a user.
+A rendered template has lost that, so it is rendered twice, once with each text of the messages replaced by a
+mark, and the plain rendering must be the same with the marks put back.
+"""
+
+import re
+import secrets
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+from jinja2.exceptions import TemplateError
+
+from acestep_gguf.bundle import PromptSpec
+from acestep_gguf.chat_template import ChatTemplate
+from acestep_gguf.errors import BundleError, PromptError
+from acestep_gguf.messages import Message, Turn, parse_messages
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """Tokens of text."""
+
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """The place of an image, by its number in the prompt's ``images``."""
+
+    image: int
+
+
+Span = TokenSpan | ImageSpan
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the decoder reads; ``images`` are as the caller gave them, in the order of their spans."""
+
+    spans: tuple[Span, ...]
+    images: tuple[Any, ...]
+
+    @property
+    def text_tokens(self) -> list[int]:
+        """All tokens of text."""
+        return [token for span in self.spans if isinstance(span, TokenSpan) for token in span.tokens]
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A piece of a rendered template; ``owned`` tells whether the template wrote it, not a user."""
+
+    text: str
+    owned: bool
+
+
+class PromptBuilder:
+    """Turns messages into prompts for one model.
+
+    Args:
+        spec: template and tokens of the bundle.
+        tokenize: token ids of a text, nothing of which becomes a control token (llama.Model.tokenize).
+
+    Raises:
+        PromptError: the bundle's chat template is not valid.
+    """
+
+    def __init__(self, spec: PromptSpec, tokenize: Callable[[str], list[int]]) -> None:
+        self._spec = spec
+        self._tokenize = tokenize
+        self._template = ChatTemplate(spec.chat_template, spec.template_tokens)
+        longest_first = sorted(filter(None, spec.control_tokens), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)))
+        self._control_ids = frozenset(spec.control_tokens.values())
+
+    def build(self, messages: Sequence[Message], images: Sequence[Any] = ()) -> Prompt:
+        """The prompt that asks for an answer to ``messages`` (see messages.py).
+
+        Raises:
+            PromptError: they are not sound messages, or the chat template does not take them.
+        """
+        turns = parse_messages(messages, images)
+        spans = self._spans(self.render(turns))
+        return Prompt(spans, tuple(image for turn in turns for image in turn.images))
+
+    def render(self, turns: Sequence[Turn]) -> list[Rendered]:
+        """The rendered template in pieces, with contents in the first form that the template takes.
+
+        Raises:
+            PromptError: it takes none.
+        """
+        problems: list[PromptError] = []
+        for content in (_as_given, _as_parts, self._as_string):
+            try:
+                return self._render(turns, content)
+            except PromptError as problem:
+                problems.append(problem)
+        raise problems[0]
+
+    def _render(self, turns: Sequence[Turn], content: Callable[[Turn], Any]) -> list[Rendered]:
+        marks = _Marks()
+        marked_turns = [replace(turn, parts=tuple(map(marks.mark, turn.parts))) for turn in turns]
+        plain, marked = (
+            self._template.render([{"role": turn.role, "content": content(turn)} for turn in version])
+            for version in (turns, marked_turns)
+        )
+        pieces = list(marks.split(marked))
+        if "".join(piece.text for piece in pieces) != plain:
+            raise PromptError("this model's chat template alters messages: none can be put to it safely.")
+        if marks.unseen:
+            raise PromptError("this model's chat template leaves out a message: give others or reorder them.")
+        n_images = sum(len(turn.images) for turn in turns)
+        n_places = sum(text == self._spec.image_token for text, control in self._split(pieces) if control)
+        if n_places != n_images:
+            raise PromptError(f"this model's chat template makes {n_places} places for {n_images} images.")
+        return pieces
+
+    def _as_string(self, turn: Turn) -> str:
+        """For templates that know only strings: images stand before the text."""
+        return f"{self._spec.image_token}\n" * len(turn.images) + turn.text
+
+    def _split(self, pieces: Sequence[Rendered]) -> Iterator[tuple[str, bool]]:
+        """Texts, and whether each is a control token: they are looked for in what the template owns only."""
+        for piece in pieces:
+            end = 0
+            for match in self._control.finditer(piece.text) if piece.owned else ():
+                yield piece.text[end : match.start()], False
+                yield match.group(), True
+                end = match.end()
+            yield piece.text[end:], False
+
+    def _spans(self, pieces: Sequence[Rendered]) -> tuple[Span, ...]:
+        """Text between two control tokens is tokenized as one string, whoever wrote its parts."""
+        spans: list[Span] = []
+        tokens: list[int] = []
+        text = ""
+        n_images = 0
+        for fragment, control in self._split(pieces):
+            if not control:
+                text += fragment
+                continue
+            tokens += self._text_tokens(text)
+            text = ""
+            if fragment != self._spec.image_token:
+                tokens.append(self._spec.control_tokens[fragment])
+                continue
+            spans += [TokenSpan(tuple(tokens)), ImageSpan(n_images)]
+            tokens, n_images = [], n_images + 1
+        spans.append(TokenSpan(tuple(tokens + self._text_tokens(text))))
+        return tuple(span for span in spans if span != TokenSpan(()))
+
+    def _text_tokens(self, text: str) -> list[int]:
+        if self._spec.normalizer is not None:
+            text = unicodedata.normalize(self._spec.normalizer, text)
+        tokens = self._tokenize(text) if text else []
+        if not self._control_ids.isdisjoint(tokens):
+            raise BundleError("the decoder makes control tokens of plain text: convert the checkpoint again.")
+        return tokens
+
+
+class _Marks:
+    """Stand-ins for the texts of messages; nobody can write them, since they hold a random number.
+
+    White space at the ends of a text stays outside its mark, so that a template which trims does the same to
+    both renderings.
+    """
+
+    def __init__(self) -> None:
+        self._nonce = secrets.token_hex(16)
+        self._texts: list[str] = []
+        self.unseen: set[int] = set()
+
+    def mark(self, part: Any) -> Any:
+        """A text with a mark in the place of what is between its white space; an image as it is."""
+        if not isinstance(part, str) or not (core := part.strip()):
+            return part
+        number = len(self._texts)
+        self._texts.append(core)
+        self.unseen.add(number)
+        start = part.index(core)
+        return f"{part[:start]}\ue000{self._nonce}.{number}\ue001{part[start + len(core) :]}"
+
+    def split(self, rendered: str) -> Iterator[Rendered]:
+        """The rendering with the texts put back in the place of their marks."""
+        pieces = re.split(f"\ue000{self._nonce}\\.(\\d+)\ue001", rendered)
+        for index, piece in enumerate(pieces):
+            if index % 2 == 0:
+                yield Rendered(piece, owned=True)
+            else:
+                self.unseen.discard(int(piece))
+                yield Rendered(self._texts[int(piece)], owned=False)
+
+
+def _as_given(turn: Turn) -> Any:
+    return turn.text if turn.is_string else _as_parts(turn)
+
+
+def _as_parts(turn: Turn) -> Any:
+    return _Parts(
+        _Part(type="text", text=part) if isinstance(part, str) else _Part(type="image") for part in turn.parts
+    )
+
+
+def _refuse(_: object, *__: object) -> NoReturn:
+    raise TemplateError("it writes lists of parts as text")
+
+
+class _Parts(list[Any]):
+    """Parts that a template may look into, but not print as a Python list, which it would do by mistake."""
+
+    __str__ = __repr__ = __format__ = _refuse
+
+
+class _Part(dict[str, str]):
+    """One part, the same."""
+
+    __str__ = __repr__ = __format__ = _refuse

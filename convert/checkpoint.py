@@ -1,0 +1,134 @@
+"""A checkpoint folder: its JSON files, and its tensors over one or many safetensors files."""
+
+import hashlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+
+from acestep_gguf.convert.json_file import read_json, read_text
+from acestep_gguf.convert.safetensors_file import SafetensorsFile, SafetensorsTensor
+from acestep_gguf.errors import CheckpointError
+from acestep_gguf.names import BUNDLE_FILE
+
+CONFIG_FILE: Final = "config.json"
+SINGLE_FILE: Final = "model.safetensors"
+INDEX_FILE: Final = "model.safetensors.index.json"
+
+# Of each tensor, this much goes into the weights' hash: training moves every row that it touches.
+N_SAMPLED_BYTES: Final = 4096
+N_COMPARED_BYTES: Final = 2**22
+
+
+class Checkpoint:
+    """An open checkpoint; a context that closes its files.
+
+    Raises:
+        CheckpointError: not a checkpoint, or its safetensors files are damaged or contradict each other.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        _check_is_checkpoint(folder)
+        self.config = read_json(folder / CONFIG_FILE)
+        self._files: list[SafetensorsFile] = []
+        self.tensors: dict[str, SafetensorsTensor] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files:
+            file.close()
+
+    def open_weights(self) -> None:
+        """Read the headers of all weight files into ``tensors``.
+
+        Raises:
+            CheckpointError: missing or damaged, a tensor stands twice, or the index names what is not there.
+        """
+        weight_map = self._read_index()
+        for name in sorted(set(weight_map.values())) if weight_map else [SINGLE_FILE]:
+            file = SafetensorsFile(self.folder / name)
+            self._files.append(file)
+            for tensor in file.tensors.values():
+                if tensor.name in self.tensors:
+                    other = self.tensors[tensor.name].file.path.name
+                    raise CheckpointError(
+                        f"tensor {tensor.name} is both in {other} and in {name}: remove one."
+                    )
+                self.tensors[tensor.name] = tensor
+        for name, file_name in weight_map.items():
+            if name not in self.tensors or self.tensors[name].file.path.name != file_name:
+                raise CheckpointError(f"{INDEX_FILE} says that {file_name} has {name}, but it has not.")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The JSON object in the file ``name``, None when there is no such file."""
+        path = self.folder / name
+        return read_json(path) if path.exists() else None
+
+    def read_text(self, name: str) -> str | None:
+        """The text in the file ``name``, None when there is no such file."""
+        path = self.folder / name
+        return read_text(path) if path.exists() else None
+
+    def config_sha256(self) -> str:
+        """Hash of config.json."""
+        return hashlib.sha256(read_text(self.folder / CONFIG_FILE).encode()).hexdigest()
+
+    def weights_sha256(self) -> str:
+        """Hash over names, dtypes, shapes and first bytes of all tensors: it tells fine-tunes apart."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name]
+            digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+            digest.update(tensor.read_bytes(0, N_SAMPLED_BYTES).data)
+        return digest.hexdigest()
+
+    @staticmethod
+    def are_equal(left: SafetensorsTensor, right: SafetensorsTensor) -> bool:
+        """Whether two tensors are the same, bit for bit."""
+        if (left.dtype, left.shape) != (right.dtype, right.shape):
+            return False
+        return all(
+            np.array_equal(
+                left.read_bytes(start, start + N_COMPARED_BYTES),
+                right.read_bytes(start, start + N_COMPARED_BYTES),
+            )
+            for start in range(0, left.n_bytes, N_COMPARED_BYTES)
+        )
+
+    def _read_index(self) -> dict[str, str]:
+        """Tensor name to file name; empty for a checkpoint in a single file."""
+        if (self.folder / SINGLE_FILE).exists():
+            return {}
+        if not (self.folder / INDEX_FILE).exists():
+            raise CheckpointError(
+                f"{self.folder} has neither {SINGLE_FILE} nor {INDEX_FILE}: "
+                "get the weights as safetensors (pickled .bin and .pt files are not read)."
+            )
+        weight_map = read_json(self.folder / INDEX_FILE).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise CheckpointError(f"{INDEX_FILE} has no weight_map: get an undamaged checkpoint.")
+        for name, file_name in weight_map.items():
+            if not isinstance(file_name, str) or not _is_shard_name(file_name):
+                raise CheckpointError(
+                    f"{INDEX_FILE} puts {name} into {file_name!r}, which is no weight file here."
+                )
+        return weight_map
+
+
+def _check_is_checkpoint(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder: give the folder of a Hugging Face checkpoint.")
+    if (folder / BUNDLE_FILE).exists():
+        raise CheckpointError(f"{folder} is a bundle already: give the checkpoint that it was made from.")
+    if not (folder / CONFIG_FILE).exists():
+        raise CheckpointError(f"{folder} has no config.json: give the folder of a Hugging Face checkpoint.")
+
+
+def _is_shard_name(name: str) -> bool:
+    return name.endswith(".safetensors") and not any(char in name for char in "/\\:\0")

@@ -1,0 +1,126 @@
+"""Chat template, stop tokens and template variables as a PromptSpec."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from acestep_gguf.bundle import PromptSpec
+from acestep_gguf.convert.checkpoint import Checkpoint
+from acestep_gguf.convert.config import LlavaConfig
+from acestep_gguf.convert.image_processor import PROCESSOR_FILE
+from acestep_gguf.convert.tokenizer import TOKENIZER_FILE, Vocabulary
+from acestep_gguf.errors import CheckpointError
+
+TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
+
+# What transformers hands to a chat template beside the messages.
+TEMPLATE_TOKENS: Final = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "image_token",
+)
+
+
+def read_prompt_spec(checkpoint: Checkpoint, config: LlavaConfig, vocabulary: Vocabulary) -> PromptSpec:
+    """How messages become tokens.
+
+    Raises:
+        CheckpointError: there is no chat template, or a stop token is not in the vocabulary.
+    """
+    tokenizer_config = {
+        **(checkpoint.read_json("special_tokens_map.json") or {}),
+        **(checkpoint.read_json(TOKENIZER_CONFIG_FILE) or {}),
+    }
+    processor_config = checkpoint.read_json(PROCESSOR_FILE) or {}
+    image_token = vocabulary.tokens[config.image_token_index]
+    _check_image_token(image_token, processor_config, tokenizer_config)
+    template_tokens = _template_tokens(tokenizer_config)
+    stop_ids = _stop_ids(checkpoint, config, vocabulary, template_tokens.get("eos_token"))
+    stop_tokens = tuple(vocabulary.tokens[token_id] for token_id in stop_ids)
+    return PromptSpec(
+        image_token=image_token,
+        chat_template=_chat_template(checkpoint, processor_config, tokenizer_config),
+        template_tokens=template_tokens,
+        control_tokens=vocabulary.special | dict(zip(stop_tokens, stop_ids, strict=True)),
+        stop_tokens=stop_tokens,
+        normalizer=vocabulary.normalizer,
+    )
+
+
+def _chat_template(
+    checkpoint: Checkpoint, processor_config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+) -> str:
+    """The processor's template before the tokenizer's: only the former is sure to know about pictures."""
+    candidates = (
+        checkpoint.read_text("chat_template.jinja"),
+        (checkpoint.read_json("chat_template.json") or {}).get("chat_template"),
+        processor_config.get("chat_template"),
+        tokenizer_config.get("chat_template"),
+    )
+    for candidate in candidates:
+        template = _default_template(candidate) if isinstance(candidate, list) else candidate
+        if isinstance(template, str) and template:
+            return template
+    raise CheckpointError(
+        f"{checkpoint.folder} has no chat template: add a chat_template.jinja to the checkpoint."
+    )
+
+
+def _default_template(named: list[Any]) -> str | None:
+    for entry in named:
+        match entry:
+            case {"name": "default", "template": str(template)}:
+                return template
+    return None
+
+
+def _template_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    extra = tokenizer_config.get("extra_special_tokens")
+    named = {**tokenizer_config, **extra} if isinstance(extra, dict) else tokenizer_config
+    names = {*TEMPLATE_TOKENS, *(extra if isinstance(extra, dict) else ())}
+    texts = {name: _token_text(named.get(name)) for name in sorted(names)}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def _token_text(value: Any) -> str | None:
+    """A token's text; tokenizer_config.json has it bare or as an AddedToken."""
+    match value:
+        case str(text) | {"content": str(text)}:
+            return text
+    return None
+
+
+def _check_image_token(
+    image_token: str, processor_config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
+) -> None:
+    for config in (processor_config, tokenizer_config):
+        named = _token_text(config.get("image_token"))
+        if named not in (None, image_token):
+            raise CheckpointError(f"the processor's image token is {named!r}, config.json's {image_token!r}.")
+
+
+def _stop_ids(
+    checkpoint: Checkpoint, config: LlavaConfig, vocabulary: Vocabulary, eos_token: str | None
+) -> tuple[int, ...]:
+    """generation_config.json's eos tokens, else config.json's, and the tokenizer's; at least one."""
+    generation_config = checkpoint.read_json("generation_config.json") or {}
+    ids = [*_as_ids(generation_config.get("eos_token_id"))] or [*_as_ids(config.text_config.eos_token_id)]
+    if eos_token is not None:
+        eos_id = vocabulary.id(eos_token)
+        if eos_id is None:
+            raise CheckpointError(f"the eos_token {eos_token!r} is not in {TOKENIZER_FILE}: add it there.")
+        ids.append(eos_id)
+    if not ids:
+        raise CheckpointError(f"{checkpoint.folder} names no eos token: add one to {TOKENIZER_CONFIG_FILE}.")
+    if bad := [token_id for token_id in ids if not 0 <= token_id < len(vocabulary.tokens)]:
+        raise CheckpointError(f"the eos token {bad[0]} is not in the vocabulary: get the files of one model.")
+    return tuple(dict.fromkeys(ids))
+
+
+def _as_ids(value: Any) -> Iterable[int]:
+    ids = value if isinstance(value, list) else [value]
+    return (token_id for token_id in ids if type(token_id) is int)

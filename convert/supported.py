@@ -1,0 +1,88 @@
+"""Which checkpoints can be converted, and a sentence for those that cannot."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from acestep_gguf.errors import CheckpointError, UnsupportedModelError
+
+SUPPORTED: Final = "LlavaForConditionalGeneration with a CLIP vision tower and a Qwen2 decoder"
+
+MUSIC: Final = (
+    "this is ACE-Step, which makes music from text: it has no picture input, so there is nothing to convert; "
+    f"give a checkpoint of {SUPPORTED}."
+)
+QWEN_VL: Final = (
+    "Qwen-VL models have a window-attention tower and M-RoPE positions of their own, and llama.cpp's own "
+    "tools (convert_hf_to_gguf.py --mmproj, llama-mtmd-cli) run them; "
+    f"this software converts {SUPPORTED}."
+)
+# By model_type of config.json.
+SENTENCES: Final = {
+    "qwen2_vl": QWEN_VL,
+    "qwen2_5_vl": QWEN_VL,
+    "qwen3_vl": QWEN_VL,
+}
+
+
+def check_not_other_software(folder: Path) -> None:
+    """Refuse folders of music and diffusion models, which need not have a config.json at their top.
+
+    Raises:
+        UnsupportedModelError: it is one.
+    """
+    if not folder.is_dir():
+        return
+    if any(
+        path.name.lower().replace("_", "-").startswith(("acestep-", "ace-step-")) for path in folder.iterdir()
+    ):
+        raise UnsupportedModelError(f"{folder}: {MUSIC}")
+    if (folder / "model_index.json").exists():
+        raise UnsupportedModelError(
+            f"{folder} is a diffusion pipeline (model_index.json), which makes pictures or sound and answers "
+            f"no questions: give a checkpoint of {SUPPORTED}."
+        )
+
+
+def check_architecture(config: dict[str, Any], folder: Path) -> None:
+    """Refuse what is not the supported architecture, by ``model_type`` and ``architectures``.
+
+    Raises:
+        UnsupportedModelError: a model that this software does not run.
+        CheckpointError: config.json does not say what it is.
+    """
+    names = [config.get("model_type"), config.get("_class_name"), *(config.get("architectures") or [])]
+    names = [name for name in names if isinstance(name, str)]
+    if any(name.lower().replace("_", "").replace("-", "").startswith("acestep") for name in names):
+        raise UnsupportedModelError(f"{folder}: {MUSIC}")
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise CheckpointError(f"{folder}/config.json has no model_type: give a checkpoint of {SUPPORTED}.")
+    if model_type in SENTENCES:
+        raise UnsupportedModelError(f"{folder} is a {model_type} checkpoint: {SENTENCES[model_type]}")
+    if model_type != "llava":
+        what = "a" if "vision_config" in config else "a language model without a vision tower, a"
+        raise UnsupportedModelError(f"{folder} is {what} {model_type} checkpoint: supported is {SUPPORTED}.")
+    _check_not_quantized(config, folder)
+    _check_part(config, "vision_config", "clip_vision_model", "clip_vision_model", folder)
+    _check_part(config, "text_config", "llama", "qwen2", folder)
+
+
+def _check_part(config: dict[str, Any], key: str, default: str, supported: str, folder: Path) -> None:
+    part = config.get(key)
+    if part is not None and not isinstance(part, dict):
+        raise CheckpointError(f"{folder}/config.json: {key} is not an object: get an undamaged checkpoint.")
+    model_type = (part or {}).get("model_type", default)
+    if model_type != supported:
+        raise UnsupportedModelError(
+            f"{folder} has a {key} of type {model_type}, not {supported}: supported is {SUPPORTED}."
+        )
+    _check_not_quantized(part or {}, folder)
+
+
+def _check_not_quantized(config: dict[str, Any], folder: Path) -> None:
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else "unnamed"
+        raise UnsupportedModelError(
+            f"{folder} is already quantized ({method}): convert the bfloat16, float16 or float32 checkpoint."
+        )

@@ -1,0 +1,186 @@
+"""tokenizer.json as a GGUF vocabulary: tokens, their types, and merges.
+
+Only what llama.cpp tokenizes in the same way is taken: byte-level BPE with Qwen2's pre-tokenizer, and no
+normalizer or NFC. Everything else is refused by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from gguf import TokenType
+
+from acestep_gguf.convert.checkpoint import Checkpoint
+from acestep_gguf.errors import CheckpointError, UnsupportedModelError
+
+TOKENIZER_FILE: Final = "tokenizer.json"
+
+# The split patterns that llama.cpp knows, and its names for them (tokenizer.ggml.pre).
+PRE_TOKENIZERS: Final = {
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+": "qwen2",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """What GGUF's ``tokenizer.ggml.*`` holds; ``special`` maps the text of each control token to its id."""
+
+    pre: str
+    tokens: list[str]
+    types: list[int]
+    merges: list[str]
+    special: dict[str, int]
+    normalizer: Literal["NFC"] | None
+
+    def id(self, token: str | None) -> int | None:
+        """A token's id, None when there is no such token."""
+        return self.tokens.index(token) if token in self.tokens else None
+
+
+def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int) -> Vocabulary:
+    """Read tokenizer.json; rows of the embeddings beyond its tokens become unused tokens, as in llama.cpp.
+
+    The image placeholder is a control token whatever tokenizer.json says: text that a user typed must not
+    become one.
+
+    Raises:
+        CheckpointError: missing, or it contradicts itself or ``vocab_size``.
+        UnsupportedModelError: a tokenizer that llama.cpp would not follow exactly.
+    """
+    raw = checkpoint.read_json(TOKENIZER_FILE)
+    if raw is None:
+        raise CheckpointError(
+            f"{checkpoint.folder} has no {TOKENIZER_FILE}: save the tokenizer as a fast one."
+        )
+    model = raw.get("model")
+    if not isinstance(model, dict):
+        raise _damaged("it has no model")
+    _check_model(model)
+
+    tokens: list[str | None] = [None] * vocab_size
+    types = [int(TokenType.UNUSED)] * vocab_size
+    for token, token_id in _token_ids(model.get("vocab")).items():
+        _put(tokens, token_id, token)
+        types[token_id] = TokenType.NORMAL
+    special = {}
+    for added in _added_tokens(raw):
+        _put(tokens, added.id, added.content)
+        is_control = added.special or added.id == image_token_id
+        types[added.id] = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
+        if is_control:
+            special[added.content] = added.id
+    if image_token_id not in special.values():
+        raise CheckpointError(
+            f"the image token {image_token_id} of config.json is no added token of the tokenizer."
+        )
+
+    texts = [f"[PAD{token_id}]" if token is None else token for token_id, token in enumerate(tokens)]
+    if len(set(texts)) != len(texts) or any("\0" in text for text in texts):
+        raise _damaged("two ids have the same token, or one has a NUL character")
+    return Vocabulary(
+        pre=_pre_tokenizer(raw.get("pre_tokenizer")),
+        tokens=texts,
+        types=types,
+        merges=_merges(model.get("merges"), set(texts)),
+        special=special,
+        normalizer=_normalizer(raw.get("normalizer")),
+    )
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    if model.get("type", "BPE") != "BPE":
+        raise UnsupportedModelError(f"the tokenizer is {model['type']}: only byte-level BPE is supported.")
+    for option in (
+        "dropout",
+        "unk_token",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "byte_fallback",
+        "ignore_merges",
+    ):
+        if model.get(option):
+            raise UnsupportedModelError(
+                f"the tokenizer's BPE has {option}: only Qwen2's plain BPE is supported."
+            )
+
+
+def _token_ids(vocab: Any) -> dict[str, int]:
+    if not isinstance(vocab, dict) or not all(type(token_id) is int for token_id in vocab.values()):
+        raise _damaged("its vocab does not map tokens to ids")
+    if len(set(vocab.values())) != len(vocab):
+        raise _damaged("two tokens have the same id")
+    return vocab
+
+
+@dataclass(frozen=True, slots=True)
+class _AddedToken:
+    id: int
+    content: str
+    special: bool
+
+
+def _added_tokens(raw: Mapping[str, Any]) -> list[_AddedToken]:
+    added = []
+    for entry in raw.get("added_tokens") or []:
+        match entry:
+            case {"id": int(token_id), "content": str(content), "special": bool(special)} if content:
+                added.append(_AddedToken(token_id, content, special))
+            case _:
+                raise _damaged("an added token has no id, content or special flag")
+        if any(entry.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
+            raise UnsupportedModelError(f"added token {content!r} strips spaces or matches whole words only.")
+    return added
+
+
+def _put(tokens: list[str | None], token_id: int, token: str) -> None:
+    if not 0 <= token_id < len(tokens):
+        raise CheckpointError(
+            f"token {token!r} has the id {token_id}, config.json has {len(tokens)} rows only."
+        )
+    if tokens[token_id] not in (None, token):
+        raise _damaged(f"{tokens[token_id]!r} and {token!r} have the same id")
+    tokens[token_id] = token
+
+
+def _merges(raw: Any, tokens: set[str]) -> list[str]:
+    """Merges as "left right"; tokenizers wrote them so, and writes them as pairs since 0.20."""
+    if not isinstance(raw, list):
+        raise _damaged("it has no merges")
+    merges = []
+    for merge in raw:
+        match merge.split(" ") if isinstance(merge, str) else merge:
+            case [str(left), str(right)] if left and right and " " not in left + right:
+                merges.append(f"{left} {right}")
+            case _:
+                raise _damaged(f"{merge!r} is no merge")
+        if not {left, right, left + right} <= tokens:
+            raise _damaged(f"merge {merge!r} is not about tokens of its vocab")
+    return merges
+
+
+def _pre_tokenizer(raw: Any) -> str:
+    match raw:
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        } if regex in PRE_TOKENIZERS:
+            return PRE_TOKENIZERS[regex]
+    raise UnsupportedModelError("the tokenizer's pre-tokenizer is not Qwen2's: only Qwen2's is supported.")
+
+
+def _normalizer(raw: Any) -> Literal["NFC"] | None:
+    match raw:
+        case None | {"type": "Sequence", "normalizers": []}:
+            return None
+        case {"type": "NFC"} | {"type": "Sequence", "normalizers": [{"type": "NFC"}]}:
+            return "NFC"
+    kind = raw.get("type") if isinstance(raw, dict) else raw
+    raise UnsupportedModelError(f"the tokenizer's normalizer is {kind}: only NFC or none is supported.")
+
+
+def _damaged(problem: str) -> CheckpointError:
+    return CheckpointError(f"{TOKENIZER_FILE} is damaged ({problem}): get the file again.")

@@ -1,0 +1,1 @@
+"""Recipes, block quantizers and GGUF writing: from tensors to quantized files."""

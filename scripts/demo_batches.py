@@ -1,0 +1,136 @@
+"""Endless training batches for the demo checkpoint, made in a worker process.
+
+Batch number n depends on n alone, so a resumed run goes on with pictures it has not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import torch
+from demo_checkpoint import IMAGE, N_IMAGE_TOKENS, TURN_END, TURN_START
+from demo_questions import SINGLES, Question, pair_questions, questions, random_pair
+from demo_scenes import IGNORE, SIDE, Mark, Picture, draw, patch_labels
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset
+from transformers import Qwen2Tokenizer
+
+# share of the sequences; the pictures of "pair" are two scenes
+MIX = {"scene": 0.36, "pair": 0.26, "number": 0.11, "word": 0.09, "chart": 0.18}
+MOST_QUESTIONS = 7
+SINGLE_SHARE = 0.15  # sequences of one question, as most users will ask
+SYSTEM_SHARE = 0.05
+SYSTEM = "You are a helpful assistant."
+SEQUENCES = 16  # in a batch
+POOL = 16  # batches made at once and cut by length, so that little is padding
+PARTS = 2  # batches to a training step: one of long and one of short chats, so of all kinds
+Drawn = tuple[Image.Image, list[Mark]]
+
+
+@dataclass
+class Batch:
+    pixels: Tensor  # [images, SIDE, SIDE, 3] uint8
+    patch_labels: Tensor  # [images, patches, 2, labels]
+    input_ids: Tensor  # [sequences, tokens]; no columns in a batch of pictures only
+    labels: Tensor
+
+
+def render(picture: Picture, rng: Random) -> Drawn:
+    """A 112-pixel picture, from smooth to slightly rough, or shrunk from a larger one."""
+    scale = rng.choice((1, 1, 1, 2, 4))
+    if scale == 1:
+        return draw(picture, rng, oversample=rng.choice((1, 2, 2, 3)))
+    image, marks = draw(picture, rng, (SIDE * scale, SIDE * scale), rng.choice((1, 2)))
+    return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), marks
+
+
+def informal(text: str, rng: Random) -> str:
+    """Sometimes without the capital letter or the final mark, as people type."""
+    if rng.random() < 0.1:
+        text = text[0].lower() + text[1:]
+    return text[:-1] if rng.random() < 0.1 else text
+
+
+class Batches(IterableDataset[Batch]):
+    def __init__(self, tokenizer: Qwen2Tokenizer, start: int, pictures_only: bool) -> None:
+        self.tokenizer = tokenizer
+        self.start = start  # in pools
+        self.pictures_only = pictures_only
+        self.pad: int = tokenizer.pad_token_id
+
+    def __iter__(self) -> Iterator[Batch]:
+        torch.set_num_threads(1)
+        pool = self.start
+        while True:
+            rng = Random(f"train/{self.pictures_only}/{pool}")
+            yield from self._pictures(rng) if self.pictures_only else self._chats(rng)
+            pool += 1
+
+    def _pictures(self, rng: Random) -> Iterator[Batch]:
+        kinds = list(SINGLES)
+        for _ in range(POOL):
+            pictures = [SINGLES[rng.choice(kinds)](rng, False) for _ in range(2 * SEQUENCES)]
+            empty = torch.empty(0, 0, dtype=torch.long)
+            yield Batch(*_pixels([render(one, rng) for one in pictures]), empty, empty)
+
+    def _chats(self, rng: Random) -> Iterator[Batch]:
+        chats = [self._chat(rng) for _ in range(POOL * SEQUENCES)]
+        chats.sort(key=lambda chat: len(chat[1]))
+        groups = [chats[i : i + SEQUENCES] for i in range(0, len(chats), SEQUENCES)]
+        pairs = list(zip(groups[: POOL // 2], groups[: POOL // 2 - 1 : -1], strict=True))
+        rng.shuffle(pairs)
+        for group in (group for pair in pairs for group in pair):
+            drawn = [one for images, _, _ in group for one in images]
+            yield Batch(
+                *_pixels(drawn),
+                _padded([ids for _, ids, _ in group], self.pad),
+                _padded([labels for _, _, labels in group], IGNORE),
+            )
+
+    def _chat(self, rng: Random) -> tuple[list[Drawn], list[int], list[int]]:
+        kind = rng.choices(list(MIX), list(MIX.values()))[0]
+        if kind == "pair":
+            first, second, answer = random_pair(rng)
+            drawn = [render(first, rng), render(second, rng)]
+            asked = pair_questions(first, second, answer, rng)
+        else:
+            picture = SINGLES[kind](rng, False)
+            drawn = [render(picture, rng)]
+            asked = questions(picture, rng)
+        most = 1 if rng.random() < SINGLE_SHARE else MOST_QUESTIONS
+        asked = rng.sample(asked, min(most, len(asked)))
+        return drawn, *encode(self.tokenizer, asked, len(drawn), rng)
+
+
+def encode(
+    tokenizer: Qwen2Tokenizer, asked: list[Question], n_images: int, rng: Random
+) -> tuple[list[int], list[int]]:
+    """Token ids of a chat in the checkpoint's template, and labels on the answers only."""
+    ids: list[int] = []
+    labels: list[int] = []
+    before = f"{TURN_START}system\n{SYSTEM}{TURN_END}\n" if rng.random() < SYSTEM_SHARE else ""
+    images = f"{IMAGE * N_IMAGE_TOKENS}\n" * n_images
+    for one in asked:
+        text = informal(one.text, rng)
+        prompt = f"{before}{TURN_START}user\n{images}{text}{TURN_END}\n{TURN_START}assistant\n"
+        prompt_ids = tokenizer(prompt).input_ids
+        answer_ids = tokenizer(one.answer + TURN_END).input_ids
+        ids += prompt_ids + answer_ids
+        labels += [IGNORE] * len(prompt_ids) + answer_ids
+        before, images = "\n", ""
+    return ids, labels
+
+
+def _pixels(drawn: list[Drawn]) -> tuple[Tensor, Tensor]:
+    pixels = np.stack([np.asarray(image) for image, _ in drawn])
+    labels = np.stack([patch_labels(marks) for _, marks in drawn])
+    return torch.from_numpy(pixels), torch.from_numpy(labels)
+
+
+def _padded(rows: list[list[int]], filler: int) -> Tensor:
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
