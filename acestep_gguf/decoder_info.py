@@ -84,6 +84,10 @@ def decoder_info(header: GGUFHeader) -> DecoderInfo:
     )
     _check(header, info.embedding_length // info.head_count % 2 == 0, "the heads have an odd size")
     _check(header, info.head_count % info.head_count_kv == 0, "head_count_kv does not divide head_count")
+    head_size = info.embedding_length // info.head_count
+    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
+        size = header.metadata.get(f"{architecture}.{key}", head_size)
+        _check(header, size == head_size, f"{key} is {size}, not the size of a head")
     _check_tensors(header, info)
     return info
 
@@ -99,6 +103,8 @@ def check_vocabulary(header: GGUFHeader, prompt: PromptSpec, image: ImageSpec) -
     _check(header, _get(header, "tokenizer.ggml.model", str) == "gpt2", "its tokenizer is no byte-level BPE")
     if not isinstance(types, memoryview) or len(types) != len(tokens):
         raise _damaged(header, "it has not one token type for each token")
+    # llama.cpp reads tokens as C strings, and asserts that no two are the same.
+    _check(header, all(tokens) and not any(b"\0" in token for token in tokens), "a token is empty")
     _check(header, len(set(tokens)) == len(tokens), "a token appears twice")
     for key, value in header.metadata.items():
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):

@@ -29,8 +29,8 @@ class AceStep:
 
     One answer at a time: ``generate`` and ``stream`` may be called from any thread, and wait for the answer
     that is being written. A stream holds its turn from its first chunk until it is exhausted or closed.
-    ``close`` waits too, and ends streams that its own thread left open; every call after it raises UsageError.
-    Leaving a ``with`` block closes.
+    ``close`` waits too, and ends streams that its own thread left open; every call after it raises
+    UsageError. Leaving a ``with`` block closes.
 
     Args:
         bundle: folder that ``acestep-gguf convert`` wrote.

@@ -1,4 +1,4 @@
-"""A picture becomes image embeds, once: the tower is loaded for the first picture, and embeds are remembered."""
+"""A picture becomes image embeds; the tower is loaded for the first one, and the last ones are remembered."""
 
 import hashlib
 from collections import OrderedDict

@@ -83,9 +83,10 @@ class VisionTower:
         return image_embeds
 
     def _check_signature(self, path: Path) -> None:
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        expected = [("tensor(float)", list(self._input_shape)), ("tensor(float)", list(self._output_shape))]
-        if [(node.type, list(node.shape)) for node in (*inputs, *outputs)] != expected or len(inputs) != 1:
+        # The first dimension counts pictures and has a name, not a number.
+        expected = [(1, "tensor(float)", [*shape[1:]]) for shape in (self._input_shape, self._output_shape)]
+        sides = (self._session.get_inputs(), self._session.get_outputs())
+        if [(len(side), side[0].type, side[0].shape[1:]) for side in sides] != expected:
             raise BundleError(
                 f"{path} does not take and give what bundle.json says: convert the checkpoint again."
             )

@@ -9,6 +9,7 @@ import numpy as np
 
 from acestep_gguf.convert.json_file import read_json, read_text
 from acestep_gguf.convert.safetensors_file import SafetensorsFile, SafetensorsTensor
+from acestep_gguf.convert.supported import check_no_pipeline
 from acestep_gguf.errors import CheckpointError
 from acestep_gguf.names import BUNDLE_FILE
 
@@ -25,12 +26,18 @@ class Checkpoint:
     """An open checkpoint; a context that closes its files.
 
     Raises:
-        CheckpointError: not a checkpoint, or its safetensors files are damaged or contradict each other.
+        CheckpointError: not a checkpoint.
+        UnsupportedModelError: the folder of a music or diffusion pipeline.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        _check_is_checkpoint(folder)
+        try:
+            _check_is_checkpoint(folder)
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder} cannot be read ({error.strerror}): check its permissions."
+            ) from error
         self.config = read_json(folder / CONFIG_FILE)
         self._files: list[SafetensorsFile] = []
         self.tensors: dict[str, SafetensorsTensor] = {}
@@ -127,6 +134,7 @@ def _check_is_checkpoint(folder: Path) -> None:
     if (folder / BUNDLE_FILE).exists():
         raise CheckpointError(f"{folder} is a bundle already: give the checkpoint that it was made from.")
     if not (folder / CONFIG_FILE).exists():
+        check_no_pipeline(folder)
         raise CheckpointError(f"{folder} has no config.json: give the folder of a Hugging Face checkpoint.")
 
 

@@ -25,7 +25,7 @@ from acestep_gguf.convert.decoder import decoder_metadata
 from acestep_gguf.convert.image_processor import read_image_spec
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.prompt import read_prompt_spec
-from acestep_gguf.convert.supported import check_architecture, check_not_other_software
+from acestep_gguf.convert.supported import check_architecture
 from acestep_gguf.convert.tensor_names import ModelTensors, find_tensors
 from acestep_gguf.convert.tokenizer import Vocabulary, read_vocabulary
 from acestep_gguf.convert.vision import check_activations, write_vision
@@ -73,7 +73,6 @@ def convert_checkpoint(
     """
     _check_ftypes(ftypes)
     log = log or (lambda _: None)
-    check_not_other_software(checkpoint)
     with Checkpoint(checkpoint) as opened:
         model = _read_model(opened, image_size, name)
         there = OutputFolder.read(out, name=model.name, size_label=model.size_label)

@@ -65,13 +65,16 @@ class SafetensorsTensor:
         """Rows ``start`` to ``stop`` as float32 [stop - start, shape[-1]]; a vector is one row. Thread-safe.
 
         Raises:
-            CheckpointError: the file ended early, or cannot be read.
+            CheckpointError: a weight is NaN or infinite, or the file ended early or cannot be read.
         """
         dtype, decode = DECODERS[self.dtype]
         n_per_row = self.shape[-1]
         raw = np.empty((stop - start, n_per_row), dtype)
         self.file.read_into(raw, self.offset + start * n_per_row * raw.itemsize)
-        return decode(raw)
+        rows = decode(raw)
+        if not np.isfinite(rows).all():
+            raise CheckpointError(f"tensor {self.name} has NaN or infinite weights: get the file again.")
+        return rows
 
     def read_bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Raw bytes ``start`` to ``stop`` of the tensor."""

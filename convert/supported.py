@@ -24,17 +24,13 @@ SENTENCES: Final = {
 }
 
 
-def check_not_other_software(folder: Path) -> None:
-    """Refuse folders of music and diffusion models, which need not have a config.json at their top.
+def check_no_pipeline(folder: Path) -> None:
+    """Refuse folders of music and diffusion pipelines, which have no config.json at their top.
 
     Raises:
         UnsupportedModelError: it is one.
     """
-    if not folder.is_dir():
-        return
-    if any(
-        path.name.lower().replace("_", "-").startswith(("acestep-", "ace-step-")) for path in folder.iterdir()
-    ):
+    if _holds_ace_step(folder):
         raise UnsupportedModelError(f"{folder}: {MUSIC}")
     if (folder / "model_index.json").exists():
         raise UnsupportedModelError(
@@ -50,11 +46,14 @@ def check_architecture(config: dict[str, Any], folder: Path) -> None:
         UnsupportedModelError: a model that this software does not run.
         CheckpointError: config.json does not say what it is.
     """
-    names = [config.get("model_type"), config.get("_class_name"), *(config.get("architectures") or [])]
-    names = [name for name in names if isinstance(name, str)]
-    if any(name.lower().replace("_", "").replace("-", "").startswith("acestep") for name in names):
+    model_type, architectures = config.get("model_type"), config.get("architectures")
+    names = [
+        model_type,
+        config.get("_class_name"),
+        *(architectures if isinstance(architectures, list) else []),
+    ]
+    if any(map(_is_ace_step, names)) or (model_type != "llava" and _holds_ace_step(folder)):
         raise UnsupportedModelError(f"{folder}: {MUSIC}")
-    model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError(f"{folder}/config.json has no model_type: give a checkpoint of {SUPPORTED}.")
     if model_type in SENTENCES:
@@ -86,3 +85,12 @@ def _check_not_quantized(config: dict[str, Any], folder: Path) -> None:
         raise UnsupportedModelError(
             f"{folder} is already quantized ({method}): convert the bfloat16, float16 or float32 checkpoint."
         )
+
+
+def _is_ace_step(name: object) -> bool:
+    """Whether a model's, class's or folder's name is ACE-Step's, such as "acestep-v15-turbo"."""
+    return isinstance(name, str) and name.lower().replace("_", "").replace("-", "").startswith("acestep")
+
+
+def _holds_ace_step(folder: Path) -> bool:
+    return any(_is_ace_step(path.name) for path in folder.iterdir() if path.is_dir())

@@ -209,7 +209,7 @@ def _name_here(hf_name: str, config: LlavaConfig) -> str | None:
                 row = part.rows[template]
                 return row and _numbered(row[0], bid)
             break
-    raise CheckpointError(f"tensor {hf_name} is unknown: get weights and config.json of one LLaVA model.")
+    raise CheckpointError(f"tensor {hf_name!r} is unknown: get weights and config.json of one LLaVA model.")
 
 
 def _template(name: str) -> tuple[str, int]:

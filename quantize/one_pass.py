@@ -59,7 +59,7 @@ def write_ggufs(
     """Write ``outputs``, whose layouts hold ``tensors`` (name, source) in the same order.
 
     Raises:
-        CheckpointError: a weight is not finite, or does not fit the type it gets.
+        CheckpointError: a weight does not fit the type it gets, or a source cannot be read.
     """
     for output in outputs:
         output.file.write(output.layout.header)
@@ -95,10 +95,6 @@ def _chunks(shapes: Sequence[tuple[int, ...]]) -> Iterator[_Chunk]:
 
 
 def _quantize_chunk(name: str, rows: NDArray[np.float32], qtypes: set[GGMLQuantizationType]) -> Blocks:
-    if not np.isfinite(rows).all():
-        raise CheckpointError(
-            f"tensor {name} has weights that are NaN or infinite: the checkpoint is damaged."
-        )
     blocks = {}
     for qtype in qtypes:
         quantized = quantize_rows(rows, qtype)

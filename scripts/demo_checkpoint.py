@@ -141,7 +141,8 @@ def image_features(model: LlavaForConditionalGeneration, pixel_values: torch.Ten
     for layer in tower.encoder.layers[:-1]:
         hidden = layer(hidden, attention_mask=None)
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
-    return hidden[:, 1:]
+    features: torch.Tensor = hidden[:, 1:]
+    return features
 
 
 def plain_copy(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:

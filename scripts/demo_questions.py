@@ -14,7 +14,6 @@ from demo_scenes import (
     WORDS,
     Chart,
     Label,
-    Object,
     Picture,
     Scene,
     draw,
@@ -251,7 +250,9 @@ def _reading(label: Label, rng: Random) -> Iterator[Question]:
 
 
 def _bars(chart: Chart, rng: Random) -> Iterator[Question]:
-    tallest_first = [colour for _, colour in sorted(zip(chart.levels, chart.colours), reverse=True)]
+    tallest_first = [
+        colour for _, colour in sorted(zip(chart.levels, chart.colours, strict=True), reverse=True)
+    ]
     yield Question("counting", rng.choice(COUNT_BARS).format("bars"), str(len(chart.colours)))
     yield Question("colour", rng.choice(COLOUR_OF).format("background"), chart.background)
     for word, colour in (("tallest", tallest_first[0]), ("shortest", tallest_first[-1])):
@@ -273,9 +274,10 @@ def random_pair(rng: Random, held_out: bool = False) -> tuple[Scene, Scene, str]
     "The same" means the same background and objects in the same cells; exact size and place inside
     a cell are drawn anew for each picture. Half of the pairs are the same.
     """
+    same = rng.random() < 0.5
     while True:
         first = random_scene(rng, held_out)
-        if rng.random() < 0.5:
+        if same:
             return first, first, SAME
         second, answer = _change(first, rng)
         reserved = any(is_reserved(one) for one in second.objects)

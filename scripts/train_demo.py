@@ -15,8 +15,8 @@ import json
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,11 @@ class Trainer:
         self.labeller = PatchLabeller(self.model.config.vision_config.hidden_size)
         normalize = self.processor.image_processor
         self.mean, self.std = torch.tensor(normalize.image_mean), torch.tensor(normalize.image_std)
+        self.parameters = [*self.model.parameters(), *self.labeller.parameters()]
         self.optimizers = _optimizers(self.model, self.labeller)
+        # One thread to a part: threads that share every operation wait for each other thousands of
+        # times a step, which is slow when other programs use the cores too.
+        self.threads = ThreadPoolExecutor(PARTS, initializer=lambda: torch.set_num_threads(1))
 
     @property
     def share(self) -> float:
@@ -110,19 +114,26 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * schedule(self.share)
             optimizer.zero_grad(set_to_none=True)
-        means: dict[str, float] = Counter()
-        for part in parts:
-            with torch.autocast("cpu", torch.bfloat16):
-                losses = self.loss(part)
-            (torch.stack(list(losses.values())).sum() / len(parts)).backward()
-            for name, value in losses.items():
-                means[name] += value.item() / len(parts)
-            self.batches_seen["chats" if part.input_ids.numel() else "pictures"] += 1
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        results = list(self.threads.map(self.gradients, parts))
+        for i, parameter in enumerate(self.parameters):
+            found = [gradients[i] for gradients, _ in results if gradients[i] is not None]
+            parameter.grad = torch.stack(found).sum(0) / len(parts) if found else None
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
+        self.batches_seen["chats" if parts[0].input_ids.numel() else "pictures"] += len(parts)
         self.spent += time.monotonic() - started
-        return means
+        return {
+            name: sum(losses[name] for _, losses in results) / len(parts) for name in results[0][1]
+        }
+
+    def gradients(self, part: Batch) -> tuple[tuple[Tensor | None, ...], dict[str, float]]:
+        """Runs in a thread of its own; threads share the weights."""
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            losses = self.loss(part)
+        total = torch.stack(list(losses.values())).sum()
+        gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
+        return gradients, {name: value.item() for name, value in losses.items()}
 
     # ---- state ----
 
@@ -217,9 +228,10 @@ def schedule(share: float) -> float:
 
 def _optimizers(model: nn.Module, labeller: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, AdamW for all else."""
-    inside, matrices, others = ".layers.", [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in (*model.named_parameters(), *labeller.named_parameters()):
-        (matrices if inside in name and parameter.ndim == 2 else others).append(parameter)
+        (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
     muon = torch.optim.Muon(matrices, lr=PEAK_LR["muon"], weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(others, lr=PEAK_LR["adamw"], betas=(0.9, 0.98), weight_decay=0.01)
     for optimizer in (muon, adamw):

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoTokenizer, CLIPImageProcessorPil, LlavaForConditionalGeneration
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from tests.fidelity import ANSWER_TOKENS, Arrays, conversations, images_of, pictures
+from tests.texts import TEXTS
 
 Floats = NDArray[np.float32]
 
@@ -27,8 +30,9 @@ class Reference:
     """A checkpoint in transformers."""
 
     def __init__(self, checkpoint: Path) -> None:
-        self.image_processor = CLIPImageProcessorPil.from_pretrained(checkpoint)
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        # "pil" names the reference also where torchvision is installed.
+        self.processor = AutoProcessor.from_pretrained(checkpoint, backend="pil")
+        self.tokenizer = self.processor.tokenizer
         self.model, report = LlavaForConditionalGeneration.from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True
         )
@@ -37,7 +41,7 @@ class Reference:
 
     def pixel_values(self, picture: Image.Image) -> Floats:
         """float32 [1, 3, H, W], normalized."""
-        return self.image_processor(picture, return_tensors="np")["pixel_values"].astype(np.float32)
+        return self.processor.image_processor(picture, return_tensors="np")["pixel_values"].astype(np.float32)
 
     def image_embeds(self, pixel_values: Floats) -> Floats:
         """float32 [n_image_tokens, n_embd] of one picture."""
@@ -47,20 +51,16 @@ class Reference:
 
     def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:
         """Ids of the rendered messages, each ``<image>`` repeated as often as a picture has image tokens."""
-        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        image_token = self.tokenizer.convert_ids_to_tokens(self.model.config.image_token_id)
-        ids = self.tokenizer(text.replace(image_token, image_token * self.n_image_tokens)).input_ids
-        return list(ids)
-
-    @property
-    def n_image_tokens(self) -> int:
-        vision = self.model.config.vision_config
-        cls = self.model.config.vision_feature_select_strategy == "full"
-        return (vision.image_size // vision.patch_size) ** 2 + cls
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return list(self.processor(text=[text], images=images_of(messages) or None)["input_ids"][0])
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of text that a user typed: no control token in it is one."""
         return list(self.tokenizer(text, split_special_tokens=True, add_special_tokens=False).input_ids)
+
+    def text(self, ids: list[int]) -> str:
+        """The answer that token ids spell."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def greedy(self, ids: list[int], pictures: list[Floats], max_tokens: int, *, stop: bool = True) -> Greedy:
         """Greedy decoding; without ``stop`` it always goes on to ``max_tokens``."""
@@ -81,3 +81,23 @@ class Reference:
             )
         answer = output.sequences[0, len(ids) :].tolist()
         return Greedy(answer, torch.cat(output.logits).float().numpy())
+
+
+def expected_arrays(name: str, checkpoint: Path) -> Arrays:
+    """All that fidelity.assert_same compares, by transformers."""
+    reference = Reference(checkpoint)
+    images = pictures(name)
+    arrays: Arrays = {}
+    for i, image in enumerate(images):
+        arrays[f"pixels.{i}"] = reference.pixel_values(image)
+        arrays[f"embeds.{i}"] = reference.image_embeds(arrays[f"pixels.{i}"])
+    for i, text in enumerate(TEXTS):
+        arrays[f"text.{i}"] = np.array(reference.text_ids(text), np.int32)
+    for i, conversation in enumerate(conversations(images)):
+        ids = reference.prompt_ids(conversation)
+        shown = [reference.pixel_values(image) for image in images_of(conversation)]
+        greedy = reference.greedy(ids, shown, ANSWER_TOKENS, stop=False)
+        arrays[f"prompt.{i}"] = np.array(ids, np.int32)
+        arrays[f"answer.{i}"] = np.array(greedy.ids, np.int32)
+        arrays[f"logits.{i}"] = greedy.logits
+    return arrays

@@ -1,0 +1,171 @@
+"""The command line: options here, the work in ``verbs``, imported in the bodies so that --help is fast."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from acestep_gguf.errors import AceStepError
+from acestep_gguf.names import Ftype
+from acestep_gguf.params import CacheType, FlashAttention
+
+app = typer.Typer(
+    name="acestep-gguf",
+    help="Turns a LLaVA-layout checkpoint into a small bundle, and answers questions about pictures from it.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `convert` wrote.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def main() -> None:
+    """Run the command line; an error that we raise on purpose is one line, without a traceback."""
+    try:
+        app()
+    except AceStepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("acestep-gguf"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Hugging Face folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle, new or to be added to.")],
+    *,
+    quant: Annotated[
+        list[str] | None,
+        typer.Option("-q", "--quant", help="Decoder, may be repeated; by default Q4_K_M, Q5_K_M, Q8_0."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of pictures in pixels, if not the checkpoint's.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model, by default the folder's.")] = None,
+    threads: Annotated[
+        int | None, typer.Option("-t", "--threads", help="Threads, by default one for each core.")
+    ] = None,
+) -> None:
+    """Convert a checkpoint into a bundle."""
+    from acestep_gguf.convert.pipeline import DEFAULT_FTYPES, convert_checkpoint
+
+    ftypes = cast(list[Ftype], quant) if quant else DEFAULT_FTYPES  # convert_checkpoint refuses others
+    convert_checkpoint(checkpoint, out, ftypes, image_size=image_size, name=name, threads=threads, log=print)
+
+
+@app.command()
+def run(
+    bundle: BundleFolder,
+    question: Annotated[str | None, typer.Argument(help="By default read from standard input.")] = None,
+    *,
+    image: Annotated[list[Path] | None, typer.Option(help="Picture, may be repeated.")] = None,
+    quant: Annotated[
+        Ftype | None, typer.Option("-q", "--quant", help="Decoder; by default the bundle's default.")
+    ] = None,
+    as_json: AsJson = False,
+    n_predict: Annotated[int, typer.Option("-n", "--n-predict", help="Tokens of the answer at most.")] = 512,
+    temp: Annotated[float, typer.Option("--temp", help="0 always takes the most probable token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from so many tokens; 0: from all.")] = 40,
+    top_p: Annotated[float, typer.Option(help="Draw from tokens of this probability together.")] = 0.95,
+    min_p: Annotated[float, typer.Option(help="Least probability, relative to the most probable.")] = 0.05,
+    seed: Annotated[int | None, typer.Option("-s", "--seed", help="Of the draw. Default: random.")] = None,
+    repeat_penalty: Annotated[float, typer.Option(help="Against repetition; 1: off.")] = 1.0,
+    ctx_size: Annotated[
+        int | None,
+        typer.Option("-c", "--ctx-size", help="Tokens of prompt and answer; by default up to 8192."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="Default: one for each CPU.")] = None,
+    batch_size: Annotated[int, typer.Option("-b", "--batch-size", help="As in llama.cpp.")] = 2048,
+    ubatch_size: Annotated[int, typer.Option("-ub", "--ubatch-size", help="As in llama.cpp.")] = 512,
+    n_gpu_layers: Annotated[
+        int, typer.Option("-ngl", "--n-gpu-layers", help="Layers on a GPU; -1: all.")
+    ] = 0,
+    cache_type_k: Annotated[
+        CacheType, typer.Option("-ctk", "--cache-type-k", help="Type of the K cache.")
+    ] = "f16",
+    cache_type_v: Annotated[
+        CacheType, typer.Option("-ctv", "--cache-type-v", help="Type of the V cache.")
+    ] = "f16",
+    flash_attn: Annotated[
+        FlashAttention, typer.Option("-fa", "--flash-attn", help="Flash attention.")
+    ] = "auto",
+    system_prompt: Annotated[
+        str | None,
+        typer.Option("-sys", "--system-prompt", help="What to tell the model before the question."),
+    ] = None,
+) -> None:
+    """Answer a question about pictures."""
+    from acestep_gguf.verbs.run import run as run_verb
+
+    run_verb(
+        bundle,
+        question,
+        image or [],
+        system_prompt=system_prompt,
+        as_json=as_json,
+        engine_options={
+            "quant": quant,
+            "n_ctx": ctx_size,
+            "n_threads": threads,
+            "n_batch": batch_size,
+            "n_ubatch": ubatch_size,
+            "n_gpu_layers": n_gpu_layers,
+            "type_k": cache_type_k,
+            "type_v": cache_type_v,
+            "flash_attn": flash_attn,
+        },
+        answer_options={
+            "max_tokens": n_predict,
+            "temperature": temp,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "seed": seed,
+            "repeat_penalty": repeat_penalty,
+        },
+    )
+
+
+@app.command()
+def info(bundle: BundleFolder, as_json: AsJson = False) -> None:
+    """Show what is in a bundle."""
+    from acestep_gguf.verbs.info import info as info_verb
+
+    print(info_verb(bundle, as_json=as_json))
+
+
+@app.command()
+def demo(
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Folder of the bundle. Default: in your cache folder.")
+    ] = None,
+) -> None:
+    """Convert the small model that comes with this software, and ask it about three pictures."""
+    from acestep_gguf.convert import convert_checkpoint
+    from acestep_gguf.verbs.demo import demo as demo_verb
+
+    demo_verb(directory, lambda checkpoint, out: convert_checkpoint(checkpoint, out, name="Demo", log=print))
+
+
+if __name__ == "__main__":
+    main()

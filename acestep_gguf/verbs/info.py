@@ -1,0 +1,99 @@
+"""``acestep-gguf info``: what is in a bundle, without loading it."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from acestep_gguf.bundle import Bundle, check_file
+from acestep_gguf.decoder_info import decoder_info
+from acestep_gguf.gguf_header import read_gguf_header
+
+
+def info(folder: Path, *, as_json: bool) -> str:
+    """A table, or a JSON object, about the bundle in ``folder``.
+
+    Raises:
+        BundleError: no bundle, or one of its files is missing or damaged.
+    """
+    facts = bundle_facts(folder)
+    return msgspec.json.format(msgspec.json.encode(facts), indent=2).decode() if as_json else _table(facts)
+
+
+def bundle_facts(folder: Path) -> dict[str, Any]:
+    """The facts that ``info`` shows; sizes in bytes."""
+    bundle = Bundle.read(folder)
+    for record in bundle.records():
+        check_file(folder, record)
+    default = bundle.decoder()
+    model = decoder_info(read_gguf_header(folder / default.file))
+    return {
+        "name": bundle.name,
+        "architecture": bundle.source.architecture,
+        "vision_model_type": bundle.source.vision_model_type,
+        "text_model_type": bundle.source.text_model_type,
+        "parameters": model.n_params,
+        "context_length": model.context_length,
+        "embedding_length": model.embedding_length,
+        "block_count": model.block_count,
+        "vocabulary": model.n_vocab,
+        "decoders": [
+            {
+                "ftype": ftype,
+                "file": record.file,
+                "bytes": record.bytes,
+                "bits_per_weight": record.bits_per_weight,
+                "default": ftype == bundle.decoders.default,
+            }
+            for ftype, record in bundle.decoders.files.items()
+        ],
+        "vision": [
+            {
+                "precision": precision,
+                "file": record.file,
+                "bytes": record.bytes + record.data.bytes,
+                "cosine_to_float32": record.cosine_to_float32,
+                "default": precision == bundle.vision.default,
+            }
+            for precision, record in bundle.vision.files.items()
+        ],
+        "image": {
+            "height": bundle.image.size.height,
+            "width": bundle.image.size.width,
+            "tokens": bundle.image.n_image_tokens,
+        },
+    }
+
+
+def _table(facts: dict[str, Any]) -> str:
+    image = facts["image"]
+    rows = [
+        ("model", f"{facts['name']} ({facts['architecture']})"),
+        ("decoder", f"{facts['text_model_type']}, {_count(facts['parameters'])} parameters"),
+        ("", f"{facts['block_count']} blocks of {facts['embedding_length']}"),
+        ("", f"vocabulary of {facts['vocabulary']} tokens, context of {facts['context_length']} tokens"),
+        ("tower", facts["vision_model_type"]),
+        ("pictures", f"{image['width']} x {image['height']} pixels, {image['tokens']} tokens each"),
+        ("", ""),
+        *(
+            (file["ftype"], _file(file, f"{file['bits_per_weight']:.2f} bits/weight"))
+            for file in facts["decoders"]
+        ),
+        *(
+            (file["precision"], _file(file, f"cosine {file['cosine_to_float32']:.4f}"))
+            for file in facts["vision"]
+        ),
+    ]
+    return "\n".join(f"{label:<10}{text}".rstrip() for label, text in rows)
+
+
+def _file(file: dict[str, Any], quality: str) -> str:
+    mark = "  default" if file["default"] else ""
+    return f"{file['bytes'] / 1e6:>10.1f} MB  {quality:<20}{file['file']}{mark}"
+
+
+def _count(number: int) -> str:
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return str(number)

@@ -1,0 +1,89 @@
+"""``acestep-gguf run``: one question, one answer."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from acestep_gguf.answer import Answer, Chunk
+from acestep_gguf.engine import AceStep
+from acestep_gguf.errors import PromptError
+from acestep_gguf.messages import Message, user_message
+
+MAX_STDIN_BYTES: Final = 4 * 2**20
+
+
+def run(
+    bundle: Path,
+    question: str | None,
+    images: Sequence[Path],
+    *,
+    system_prompt: str | None,
+    as_json: bool,
+    engine_options: dict[str, Any],
+    answer_options: dict[str, Any],
+) -> None:
+    """Answer on stdout, as it is written or as one JSON object; a line of statistics on stderr."""
+    messages = _messages(question if question is not None else read_stdin(), images, system_prompt)
+    end_at_once_on_ctrl_c()
+    with AceStep(bundle, **engine_options) as model:
+        if as_json:
+            print(json.dumps(asdict(model.generate(messages, **answer_options)), ensure_ascii=False))
+            return
+        answer = print_chunks(model.stream(messages, **answer_options))
+    print(statistics(answer), file=sys.stderr)
+
+
+def _messages(question: str, images: Sequence[Path], system_prompt: str | None) -> list[Message]:
+    system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    return [*system, user_message(question, images)]
+
+
+def read_stdin() -> str:
+    """The question on standard input.
+
+    Raises:
+        PromptError: there is none, or it is too long or not UTF-8.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise PromptError("there is no question: give it after the bundle, or on standard input.")
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(data) > MAX_STDIN_BYTES:
+        raise PromptError(f"the question on standard input is longer than {MAX_STDIN_BYTES >> 20} MiB.")
+    try:
+        question = data.decode().strip()
+    except UnicodeDecodeError as error:
+        raise PromptError(f"the question on standard input is not UTF-8 ({error.reason}).") from error
+    if not question:
+        raise PromptError("the question on standard input is empty: give it after the bundle instead.")
+    return question
+
+
+def end_at_once_on_ctrl_c() -> None:
+    """Python's own handler would wait for the end of a call of llama.cpp, which can take minutes."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def print_chunks(chunks: Iterable[Chunk]) -> Answer:
+    """Print an answer as it is written."""
+    for chunk in chunks:
+        print(chunk.text, end="", flush=True)
+        answer = chunk.answer
+    print()
+    assert answer is not None  # noqa: S101 (so it is in the last chunk)
+    return answer
+
+
+def statistics(answer: Answer) -> str:
+    """Counts, seconds and speeds of an answer, on one line."""
+    usage, timings = answer.usage, answer.timings
+    return (
+        f"[load {timings.load_s:.2f} s | pictures {timings.image_s:.2f} s | "
+        f"prompt {usage.prompt_tokens} tokens ({usage.image_tokens} of pictures) {timings.prefill_s:.2f} s, "
+        f"{timings.prefill_tokens_per_s:.1f} tokens/s | "
+        f"answer {usage.completion_tokens} tokens {timings.decode_s:.2f} s, "
+        f"{timings.decode_tokens_per_s:.1f} tokens/s | {answer.finish_reason}]"
+    )

@@ -1,0 +1,51 @@
+"""A tiny bundle for every test that needs one: random weights, made once, through the converter."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from acestep_gguf.bundle import Bundle
+from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.engine import AceStep
+from tests.tiny_checkpoints import TinyCheckpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TinyCheckpoint().write(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only; tests that damage a bundle take ``bundle_copy``."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    convert_checkpoint(tiny_checkpoint, folder, ("Q4_K_M", "Q8_0", "F32"))
+    return folder
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def decoder_file(tiny_bundle: Path) -> Path:
+    return tiny_bundle / Bundle.read(tiny_bundle).decoder("F32").file
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path) -> Iterator[AceStep]:
+    with AceStep(tiny_bundle, quant="F32", n_threads=1, n_ctx=256) as opened:
+        yield opened
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "picture.png"
+    image = Image.linear_gradient("L").resize((60, 40)).convert("RGB")
+    image.paste((200, 30, 30), (5, 5, 25, 30))
+    image.save(path)
+    return path

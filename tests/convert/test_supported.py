@@ -1,0 +1,88 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acestep_gguf.convert.checkpoint import Checkpoint
+from acestep_gguf.convert.supported import check_architecture
+from acestep_gguf.errors import CheckpointError, UnsupportedModelError
+
+PUBLISHED = Path(__file__).parent / "published_configs"
+VISION = {"model_type": "clip_vision_model"}
+TEXT = {"model_type": "qwen2"}
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"model_type": "acestep"}, "makes music from text"),
+        ({"model_type": "x", "architectures": ["AceStepConditionGenerationModel"]}, "makes music from text"),
+        ({"_class_name": "ACEStepTransformer2DModel"}, "makes music from text"),
+        ({"model_type": "qwen2_vl"}, "M-RoPE"),
+        ({"model_type": "qwen2_5_vl", "vision_config": {}}, "M-RoPE"),
+        ({"model_type": "qwen2"}, "a language model without a vision tower"),
+        ({"model_type": "llava_next", "vision_config": {}}, "is a llava_next checkpoint"),
+        ({"model_type": "llava", "vision_config": VISION}, "text_config of type llama, not qwen2"),
+        (
+            {"model_type": "llava", "vision_config": VISION, "text_config": {"model_type": "mistral"}},
+            "mistral",
+        ),
+        ({"model_type": "llava", "vision_config": {"model_type": "pixtral"}, "text_config": TEXT}, "pixtral"),
+        ({"model_type": "llava", "quantization_config": {"quant_method": "gptq"}}, "already quantized .gptq"),
+        (
+            {
+                "model_type": "llava",
+                "vision_config": VISION,
+                "text_config": TEXT | {"quantization_config": {"quant_method": "awq"}},
+            },
+            "already quantized .awq",
+        ),
+        ({"model_type": "llava", "quantization_config": []}, "already quantized .unnamed"),
+    ],
+)
+def test_other_models_get_a_sentence(tmp_path: Path, config: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=sentence):
+        check_architecture(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("llava-1.5-7b-hf.config.json", "text_config of type llama"),
+        ("llava-interleave-qwen-0.5b-hf.config.json", "vision_config of type siglip_vision_model"),
+        ("llava-interleave-qwen-7b-hf.config.json", "vision_config of type siglip_vision_model"),
+        ("qwen2.5-32b-instruct.config.json", "a language model without a vision tower, a qwen2 checkpoint"),
+    ],
+)
+def test_published_checkpoints_of_other_kinds_get_a_sentence(
+    tmp_path: Path, name: str, sentence: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=sentence):
+        check_architecture(json.loads((PUBLISHED / name).read_text()), tmp_path)
+
+
+@pytest.mark.parametrize("config", [{}, {"model_type": 3}, {"model_type": "llava", "vision_config": []}])
+def test_config_that_does_not_say_what_it_is_is_damaged(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError):
+        check_architecture(config, tmp_path)
+
+
+def test_supported_architecture_passes_beside_anything(tmp_path: Path) -> None:
+    (tmp_path / "acestep-bundle").mkdir()
+    check_architecture({"model_type": "llava", "vision_config": VISION, "text_config": TEXT}, tmp_path)
+
+
+def test_folder_of_the_published_music_model_gets_a_sentence(tmp_path: Path) -> None:
+    for name in ("acestep-v15-turbo", "acestep-5Hz-lm-1.7B", "vae"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UnsupportedModelError, match="makes music from text"):
+        Checkpoint(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="makes music from text"):
+        check_architecture({}, tmp_path)
+
+
+def test_diffusion_pipeline_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(UnsupportedModelError, match="is a diffusion pipeline"):
+        Checkpoint(tmp_path)

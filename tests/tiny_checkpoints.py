@@ -1,0 +1,455 @@
+"""Tiny random LLaVA checkpoints in every layout that transformers has written, made without torch.
+
+The same options give the same bytes. transformers loads every one of them without missing or unexpected keys.
+"""
+
+import json
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Layout = Literal["v4", "v4.52", "v5"]
+Dtype = Literal["BF16", "F16", "F32"]
+
+# Prefixes of decoder, output matrix, tower and projector.
+PREFIXES: dict[Layout, tuple[str, str, str, str]] = {
+    "v4": (
+        "language_model.model.",
+        "language_model.lm_head.",
+        "vision_tower.vision_model.",
+        "multi_modal_projector.",
+    ),
+    "v4.52": (
+        "model.language_model.",
+        "lm_head.",
+        "model.vision_tower.vision_model.",
+        "model.multi_modal_projector.",
+    ),
+    "v5": (
+        "language_model.model.",
+        "language_model.lm_head.",
+        "vision_tower.",
+        "multi_modal_projector.",
+    ),
+}
+TORCH_DTYPE: dict[Dtype, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
+USER_DEFINED_TOKEN = "<tool_call>"
+N_MERGES = 200
+CORPUS = """
+describe the picture what colour is the square how many circles are there is the red star left of the blue one
+there are three pictures the tallest bar is the second one and the shortest is the first read the number
+the answer is nothing more than this image shows one two three four five six seven eight nine ten and the word
+naïve café übergroß 日本語の文章です 这是一张图片 картинка с красным кругом
+print("hello world") def function(argument): return argument
+"""
+CHAT_TEMPLATE = (
+    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyCheckpoint:
+    """Options of a checkpoint; ``write`` makes it."""
+
+    layout: Layout = "v4"
+    dtype: Dtype = "BF16"
+    n_shards: int = 1
+    seed: int = 0
+    chat_template_in: Literal["tokenizer_config.json", "chat_template.json", "chat_template.jinja"] | None = (
+        None
+    )
+
+    tied: bool = False
+    yarn: bool = False
+    hidden_size: int = 256
+    intermediate_size: int = 512
+    n_layers: int = 2
+    n_heads: int = 4
+    n_kv_heads: int = 2
+    n_padding_rows: int = 11
+
+    activation: Literal["gelu", "quick_gelu", "gelu_pytorch_tanh"] = "gelu"
+    vision_hidden_size: int = 64
+    vision_intermediate_size: int = 160
+    vision_n_layers: int = 3
+    vision_n_heads: int = 4
+    image_size: int = 28
+    patch_size: int = 14
+    feature_layer: int | tuple[int, ...] = -2
+    strategy: Literal["default", "full"] = "default"
+    projector_bias: bool = True
+    pads_to_square: bool = False
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embeddings."""
+        return len(_bpe()[0]) + len(SPECIAL_TOKENS) + 1 + self.n_padding_rows
+
+    @property
+    def is_v5(self) -> bool:
+        """Whether config and processor files are version 5's."""
+        return self.layout == "v5"
+
+    def token_id(self, token: str) -> int:
+        """Id of an added token."""
+        return len(_bpe()[0]) + (*SPECIAL_TOKENS, USER_DEFINED_TOKEN).index(token)
+
+    def write(self, folder: Path) -> Path:
+        """Write the checkpoint into ``folder``, which is created, and return it."""
+        folder.mkdir(parents=True)
+        files = {
+            "config.json": self.config(),
+            "generation_config.json": {
+                "eos_token_id": [self.token_id("<|im_end|>"), self.token_id("<|endoftext|>")],
+                "pad_token_id": self.token_id("<|endoftext|>"),
+            },
+            "tokenizer.json": self.tokenizer(),
+            "tokenizer_config.json": self.tokenizer_config(),
+            **self.processor_files(),
+        }
+        template_in = self.chat_template_in or ("chat_template.jinja" if self.is_v5 else "chat_template.json")
+        if template_in == "chat_template.jinja":
+            (folder / template_in).write_text(CHAT_TEMPLATE)
+        else:
+            files.setdefault(template_in, {})["chat_template"] = CHAT_TEMPLATE
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1))
+        self._write_weights(folder)
+        return folder
+
+    def config(self) -> dict[str, Any]:
+        """config.json. Like transformers 4, it leaves out what is a config class's default."""
+        rope: dict[str, Any] = {"rope_type": "default"}
+        if self.yarn:
+            rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+        text: dict[str, Any] = {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.n_layers,
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "max_position_embeddings": 512,
+            "eos_token_id": self.token_id("<|im_end|>"),
+        }
+        vision: dict[str, Any] = {
+            "model_type": "clip_vision_model",
+            "hidden_size": self.vision_hidden_size,
+            "intermediate_size": self.vision_intermediate_size,
+            "num_hidden_layers": self.vision_n_layers,
+            "num_attention_heads": self.vision_n_heads,
+            "image_size": self.image_size,
+            "patch_size": self.patch_size,
+        }
+        config: dict[str, Any] = {
+            "architectures": ["LlavaForConditionalGeneration"],
+            "model_type": "llava",
+            "text_config": text,
+            "vision_config": vision,
+            "image_seq_length": self.n_image_tokens,
+        }
+        feature_layer = (
+            self.feature_layer if isinstance(self.feature_layer, int) else list(self.feature_layer)
+        )
+        if self.is_v5:
+            text["rope_parameters"] = {"rope_theta": 1e6, **rope}
+            text |= {"tie_word_embeddings": self.tied, "bos_token_id": None, "use_sliding_window": False}
+            vision |= {"hidden_act": self.activation, "layer_norm_eps": 1e-5}
+            config |= {
+                "dtype": TORCH_DTYPE[self.dtype],
+                "image_token_index": self.token_id("<image>"),
+                "multimodal_projector_bias": self.projector_bias,
+                "projector_hidden_act": "gelu",
+                "tie_word_embeddings": self.tied,
+                "vision_feature_layer": feature_layer,
+                "vision_feature_select_strategy": self.strategy,
+            }
+            return config
+        text |= {"rope_theta": 1e6, "torch_dtype": TORCH_DTYPE[self.dtype]}
+        if self.yarn:
+            text["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+        config |= {"torch_dtype": TORCH_DTYPE[self.dtype], "image_token_index": self.token_id("<image>")}
+        not_default = (
+            (text, "tie_word_embeddings", self.tied, False),
+            (vision, "hidden_act", self.activation, "quick_gelu"),
+            (config, "multimodal_projector_bias", self.projector_bias, True),
+            (config, "vision_feature_layer", feature_layer, -2),
+            (config, "vision_feature_select_strategy", self.strategy, "default"),
+        )
+        for part, key, value, default in not_default:
+            if value != default:
+                part[key] = value
+        return config
+
+    def tokenizer(self) -> dict[str, Any]:
+        """tokenizer.json, in Qwen2's format."""
+        vocab, merges = _bpe()
+        added = [(token, True) for token in SPECIAL_TOKENS] + [(USER_DEFINED_TOKEN, False)]
+        byte_level = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        }
+        split = {
+            "type": "Split",
+            "pattern": {"Regex": REGEX},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                {
+                    "id": self.token_id(token),
+                    "content": token,
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": special,
+                }
+                for token, special in added
+            ],
+            "normalizer": {"type": "NFC"},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": byte_level,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": "",
+                "end_of_word_suffix": "",
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "vocab": {token: token_id for token_id, token in enumerate(vocab)},
+                "merges": [list(pair) if self.is_v5 else " ".join(pair) for pair in merges],
+            },
+        }
+
+    def tokenizer_config(self) -> dict[str, Any]:
+        """tokenizer_config.json."""
+        config: dict[str, Any] = {
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "model_max_length": 512,
+            "tokenizer_class": "Qwen2Tokenizer",
+            "processor_class": "LlavaProcessor",
+        }
+        if self.is_v5:
+            return config | {"backend": "tokenizers", "add_prefix_space": None, "unk_token": "<|endoftext|>"}
+        tokens = self.tokenizer()["added_tokens"]
+        return config | {
+            "added_tokens_decoder": {str(token.pop("id")): token for token in tokens},
+            "clean_up_tokenization_spaces": False,
+            "errors": "replace",
+            "split_special_tokens": False,
+            "unk_token": None,
+        }
+
+    def processor_files(self) -> dict[str, dict[str, Any]]:
+        """preprocessor_config.json and processor_config.json, or only the latter."""
+        kind = "LlavaImageProcessor" if self.pads_to_square else "CLIPImageProcessor"
+        side = self.image_size
+        image_processor: dict[str, Any] = {
+            "image_processor_type": kind,
+            "crop_size": {"height": side, "width": side},
+            "do_center_crop": True,
+            "do_convert_rgb": True,
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "resample": 3,
+            "rescale_factor": 0.00392156862745098,
+            "size": {"shortest_edge": side},
+        }
+        if self.pads_to_square:
+            image_processor["do_pad"] = True
+        processor = {
+            "image_token": "<image>",
+            "num_additional_image_tokens": 1,
+            "patch_size": self.patch_size,
+            "processor_class": "LlavaProcessor",
+            "vision_feature_select_strategy": self.strategy,
+        }
+        if self.is_v5:
+            return {"processor_config.json": processor | {"image_processor": image_processor}}
+        return {"preprocessor_config.json": image_processor, "processor_config.json": processor}
+
+    @property
+    def n_image_tokens(self) -> int:
+        """Tokens of one picture."""
+        return (self.image_size // self.patch_size) ** 2 + (self.strategy == "full")
+
+    def tensors(self) -> dict[str, NDArray[np.float32]]:
+        """All weights by their names in this layout, float32, not yet rounded to ``dtype``."""
+        rng = np.random.default_rng(self.seed)
+        decoder, head, tower, projector = PREFIXES[self.layout]
+        tensors: dict[str, NDArray[np.float32]] = {}
+
+        def matrix(name: str, *shape: int) -> None:
+            tensors[name] = (rng.standard_normal(shape) / np.prod(shape[1:]) ** 0.5).astype(np.float32)
+
+        def vector(name: str, size: int, mean: float = 0.0) -> None:
+            tensors[name] = (mean + 0.1 * rng.standard_normal(size)).astype(np.float32)
+
+        def linear(name: str, n_out: int, n_in: int, bias: bool = True) -> None:
+            matrix(f"{name}.weight", n_out, n_in)
+            if bias:
+                vector(f"{name}.bias", n_out)
+
+        def layer_norm(name: str, size: int) -> None:
+            vector(f"{name}.weight", size, mean=1.0)
+            vector(f"{name}.bias", size)
+
+        n_embd, n_ff, n_kv = (
+            self.hidden_size,
+            self.intermediate_size,
+            self.hidden_size // self.n_heads * self.n_kv_heads,
+        )
+        matrix(f"{decoder}embed_tokens.weight", self.vocab_size, n_embd)
+        for bid in range(self.n_layers):
+            layer = f"{decoder}layers.{bid}."
+            vector(f"{layer}input_layernorm.weight", n_embd, mean=1.0)
+            linear(f"{layer}self_attn.q_proj", n_embd, n_embd)
+            linear(f"{layer}self_attn.k_proj", n_kv, n_embd)
+            linear(f"{layer}self_attn.v_proj", n_kv, n_embd)
+            linear(f"{layer}self_attn.o_proj", n_embd, n_embd, bias=False)
+            vector(f"{layer}post_attention_layernorm.weight", n_embd, mean=1.0)
+            linear(f"{layer}mlp.gate_proj", n_ff, n_embd, bias=False)
+            linear(f"{layer}mlp.up_proj", n_ff, n_embd, bias=False)
+            linear(f"{layer}mlp.down_proj", n_embd, n_ff, bias=False)
+        vector(f"{decoder}norm.weight", n_embd, mean=1.0)
+        if not self.tied:
+            matrix(f"{head}weight", self.vocab_size, n_embd)
+
+        v_embd = self.vision_hidden_size
+        vector(f"{tower}embeddings.class_embedding", v_embd)
+        matrix(f"{tower}embeddings.patch_embedding.weight", v_embd, 3, self.patch_size, self.patch_size)
+        matrix(
+            f"{tower}embeddings.position_embedding.weight",
+            (self.image_size // self.patch_size) ** 2 + 1,
+            v_embd,
+        )
+        layer_norm(f"{tower}pre_layrnorm", v_embd)
+        for bid in range(self.vision_n_layers):
+            layer = f"{tower}encoder.layers.{bid}."
+            layer_norm(f"{layer}layer_norm1", v_embd)
+            for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                linear(f"{layer}self_attn.{name}", v_embd, v_embd)
+            layer_norm(f"{layer}layer_norm2", v_embd)
+            linear(f"{layer}mlp.fc1", self.vision_intermediate_size, v_embd)
+            linear(f"{layer}mlp.fc2", v_embd, self.vision_intermediate_size)
+        layer_norm(f"{tower}post_layernorm", v_embd)
+
+        n_features = 1 if isinstance(self.feature_layer, int) else len(self.feature_layer)
+        linear(f"{projector}linear_1", n_embd, v_embd * n_features, bias=self.projector_bias)
+        linear(f"{projector}linear_2", n_embd, n_embd, bias=self.projector_bias)
+        return tensors
+
+    def _write_weights(self, folder: Path) -> None:
+        tensors = self.tensors()
+        if self.n_shards == 1:
+            write_safetensors(folder / "model.safetensors", tensors, self.dtype)
+            return
+        names = sorted(tensors)
+        weight_map: dict[str, str] = {}
+        for shard in range(self.n_shards):
+            file_name = f"model-{shard + 1:05}-of-{self.n_shards:05}.safetensors"
+            part = {name: tensors[name] for name in names[shard :: self.n_shards]}
+            write_safetensors(folder / file_name, part, self.dtype)
+            weight_map |= dict.fromkeys(part, file_name)
+        index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]], dtype: Dtype) -> None:
+    """Write ``tensors`` rounded to ``dtype``."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    blobs = []
+    end = 0
+    for name, tensor in tensors.items():
+        blob = encode(tensor, dtype)
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + len(blob)],
+        }
+        end += len(blob)
+        blobs.append(blob)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(blobs))
+
+
+def encode(tensor: NDArray[np.float32], dtype: Dtype) -> bytes:
+    """``tensor`` as little-endian ``dtype``, rounded to nearest even."""
+    if dtype == "F32":
+        return tensor.astype("<f4").tobytes()
+    if dtype == "F16":
+        return tensor.astype("<f2").tobytes()
+    bits = tensor.astype("<f4").view("<u4")
+    rounded: NDArray[np.uint32] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return rounded.astype("<u2").tobytes()
+
+
+@cache
+def _bpe() -> tuple[list[str], list[tuple[str, str]]]:
+    """Vocabulary and merges, learnt from CORPUS: the byte alphabet, then the most frequent pairs."""
+    alphabet = byte_alphabet()
+    words = Counter(tuple(alphabet[byte] for byte in f" {word}".encode()) for word in CORPUS.split())
+    vocab = list(alphabet)
+    merges: list[tuple[str, str]] = []
+    while len(merges) < N_MERGES:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, count in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += count
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        vocab.append("".join(best))
+        words = Counter({_merged(word, best): count for word, count in words.items()})
+    return vocab, merges
+
+
+def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    merged: list[str] = []
+    for symbol in word:
+        if merged and (merged[-1], symbol) == pair:
+            merged[-1] += symbol
+        else:
+            merged.append(symbol)
+    return tuple(merged)
+
+
+def byte_alphabet() -> list[str]:
+    """The printable character that stands for each byte in byte-level BPE (GPT-2's ``bytes_to_unicode``)."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
