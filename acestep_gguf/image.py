@@ -136,9 +136,9 @@ def preprocess(image: Image.Image, spec: ImageSpec) -> FloatArray:
 
 def _read_file(path: Path) -> bytes:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
+            raise ImageError(f"{path} is not a file: give a JPEG, PNG or WEBP.")
         with path.open("rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ImageError(f"{path} is not a file: give a JPEG, PNG or WEBP.")
             return file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         raise ImageError(f"{path} cannot be read ({error}): give a JPEG, PNG or WEBP.") from error

@@ -22,7 +22,7 @@ FloatArray = npt.NDArray[np.float32]
 
 LOAD_MODE_NONE: Final = 0
 LOAD_MODE_MMAP: Final = 1
-LOG_LEVEL_ERROR: Final = 3
+LOG_LEVEL_ERROR: Final = 4  # enum ggml_log_level
 LOG_LEVEL_CONTINUE: Final = 5
 SEQUENCE: Final = 0  # we only ever use one sequence
 PENALTY_LAST_N: Final = 64  # llama.cpp's default window of the repeat penalty

@@ -23,47 +23,77 @@ from acestep_gguf.quantize.staging import PARTIAL_SUFFIX
 class OutputFolder:
     """The parts of ``bundle`` that are whole; files that are missing or of a wrong size are made again."""
 
+    path: Path
     bundle: Bundle | None = None
     decoders: dict[Ftype, DecoderFile] = field(default_factory=dict)
     vision: Vision | None = None
 
     @classmethod
-    def read(cls, folder: Path, *, name: str, size_label: str) -> Self:
-        """Look at ``folder``, where a model of this name is to be written.
+    def read(cls, path: Path) -> Self:
+        """Look at the folder ``path``, which need not exist.
 
         Raises:
-            BundleError: it is neither empty nor a bundle, or a damaged one.
+            BundleError: it is no folder, or a damaged bundle.
         """
-        if not folder.exists():
-            return cls()
-        if not folder.is_dir():
-            raise BundleError(f"{folder} is not a folder: give another output folder.")
-        if not (folder / BUNDLE_FILE).exists():
-            _check_no_foreign_files(folder, name, size_label)
-            return cls()
-        bundle = Bundle.read(folder)
-        decoders = {
-            ftype: record for ftype, record in bundle.decoders.files.items() if _is_sound(folder, record)
-        }
-        vision_records = [record for file in bundle.vision.files.values() for record in (file, file.data)]
-        is_vision_sound = all(_is_sound(folder, record) for record in vision_records)
-        return cls(bundle=bundle, decoders=decoders, vision=bundle.vision if is_vision_sound else None)
+        if path.exists() and not path.is_dir():
+            raise BundleError(f"{path} is not a folder: give another output folder.")
+        if not (path / BUNDLE_FILE).exists():
+            return cls(path=path)
+        bundle = Bundle.read(path)
+        decoders = {ftype: file for ftype, file in bundle.decoders.files.items() if _is_sound(path, file)}
+        is_vision_sound = all(
+            _is_sound(path, record) for file in bundle.vision.files.values() for record in (file, file.data)
+        )
+        vision = bundle.vision if is_vision_sound else None
+        return cls(path=path, bundle=bundle, decoders=decoders, vision=vision)
 
-    def check_same_model(self, folder: Path, source: Source, image: ImageSpec, prompt: PromptSpec) -> None:
-        """Refuse to mix models in one bundle.
+    @property
+    def ftypes(self) -> tuple[Ftype, ...]:
+        """What the bundle had, whole or not."""
+        return tuple(self.bundle.decoders.files) if self.bundle else ()
+
+    def model_name(self, asked: str | None, default: str) -> str:
+        """The name under which a model is added: a bundle keeps its own.
 
         Raises:
-            BundleError: the bundle was made from something else.
+            BundleError: another name is asked for.
         """
         if self.bundle is None:
+            return asked or default
+        if asked not in (None, self.bundle.name):
+            raise BundleError(
+                f"{self.path} is named {self.bundle.name}: leave the name out, or give a new folder."
+            )
+        return self.bundle.name
+
+    def check_fits(
+        self, *, name: str, size_label: str, source: Source, image: ImageSpec, prompt: PromptSpec
+    ) -> None:
+        """Refuse to mix models in one bundle, and bundles with other files.
+
+        Raises:
+            BundleError: the folder was made from something else, or is no bundle and not empty.
+        """
+        if self.bundle is None:
+            self._check_no_foreign_files(name, size_label)
             return
         if self.bundle.image.size != image.size:
             raise BundleError(
-                f"{folder} was made for pictures of {self.bundle.image.size.height} pixels, not "
+                f"{self.path} was made for pictures of {self.bundle.image.size.height} pixels, not "
                 f"{image.size.height}: give another output folder."
             )
         if (self.bundle.source, self.bundle.image, self.bundle.prompt) != (source, image, prompt):
-            raise BundleError(f"{folder} was made from another checkpoint: give another output folder.")
+            raise BundleError(f"{self.path} was made from another checkpoint: give another output folder.")
+
+    def _check_no_foreign_files(self, name: str, size_label: str) -> None:
+        """A conversion that was killed may have left files, but only files that this one writes again."""
+        vision = vision_file_name("float32")
+        own = {vision, f"{vision}.data", *(decoder_file_name(name, size_label, ftype) for ftype in FTYPES)}
+        for path in self.path.iterdir() if self.path.exists() else ():
+            if path.name not in own and not path.name.endswith(PARTIAL_SUFFIX):
+                raise BundleError(
+                    f"{self.path} holds {path.name} and is no bundle: give a new or empty folder."
+                )
 
 
 def _is_sound(folder: Path, record: FileRecord) -> bool:
@@ -72,14 +102,3 @@ def _is_sound(folder: Path, record: FileRecord) -> bool:
     except BundleError:
         return False
     return True
-
-
-def _check_no_foreign_files(folder: Path, name: str, size_label: str) -> None:
-    """A conversion that was killed may have left files, but only files that this one writes again."""
-    vision = vision_file_name("float32")
-    own = {vision, f"{vision}.data", *(decoder_file_name(name, size_label, ftype) for ftype in FTYPES)}
-    for path in folder.iterdir():
-        if path.name not in own and not path.name.endswith(PARTIAL_SUFFIX):
-            raise BundleError(
-                f"{folder} holds {path.name} and is no bundle: give a new or empty output folder."
-            )

@@ -74,10 +74,16 @@ def convert_checkpoint(
     _check_ftypes(ftypes)
     log = log or (lambda _: None)
     with Checkpoint(checkpoint) as opened:
-        model = _read_model(opened, image_size, name)
-        there = OutputFolder.read(out, name=model.name, size_label=model.size_label)
-        there.check_same_model(out, model.source, model.image, model.prompt)
-        missing = [ftype for ftype in dict.fromkeys(ftypes) if ftype not in there.decoders]
+        there = OutputFolder.read(out)
+        model = _read_model(opened, image_size, there.model_name(name, checkpoint.resolve().name))
+        there.check_fits(
+            name=model.name,
+            size_label=model.size_label,
+            source=model.source,
+            image=model.image,
+            prompt=model.prompt,
+        )
+        missing = [ftype for ftype in dict.fromkeys([*ftypes, *there.ftypes]) if ftype not in there.decoders]
         if there.bundle and there.vision and not missing:
             log(f"{out} has {', '.join(ftypes)} already.")
             return there.bundle
@@ -112,7 +118,7 @@ class _Model:
         return cast(str, model_weight_count_rounded_notation(n_weights))
 
 
-def _read_model(checkpoint: Checkpoint, image_size: int | None, name: str | None) -> _Model:
+def _read_model(checkpoint: Checkpoint, image_size: int | None, name: str) -> _Model:
     check_architecture(checkpoint.config, checkpoint.folder)
     config = parse_config(checkpoint.config, checkpoint.folder / "config.json")
     check_activations(config)
@@ -129,7 +135,7 @@ def _read_model(checkpoint: Checkpoint, image_size: int | None, name: str | None
         weights_sha256=checkpoint.weights_sha256(),
     )
     return _Model(
-        name=name or checkpoint.folder.resolve().name,
+        name=name,
         config=config,
         tensors=tensors,
         vocabulary=vocabulary,

@@ -15,8 +15,8 @@ import json
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,7 @@ class Trainer:
         self.labeller = PatchLabeller(self.model.config.vision_config.hidden_size)
         normalize = self.processor.image_processor
         self.mean, self.std = torch.tensor(normalize.image_mean), torch.tensor(normalize.image_std)
-        self.parameters = [*self.model.parameters(), *self.labeller.parameters()]
         self.optimizers = _optimizers(self.model, self.labeller)
-        # One thread to a part: threads that share every operation wait for each other thousands of
-        # times a step, which is slow when other programs use the cores too.
-        self.threads = ThreadPoolExecutor(PARTS, initializer=lambda: torch.set_num_threads(1))
 
     @property
     def share(self) -> float:
@@ -114,26 +110,19 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * schedule(self.share)
             optimizer.zero_grad(set_to_none=True)
-        results = list(self.threads.map(self.gradients, parts))
-        for i, parameter in enumerate(self.parameters):
-            found = [gradients[i] for gradients, _ in results if gradients[i] is not None]
-            parameter.grad = torch.stack(found).sum(0) / len(parts) if found else None
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        means: defaultdict[str, float] = defaultdict(float)
+        for part in parts:
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = self.loss(part)
+            torch.autograd.backward(torch.stack(list(losses.values())).sum() / len(parts))
+            for name, value in losses.items():
+                means[name] += value.item() / len(parts)
+            self.batches_seen["chats" if part.input_ids.numel() else "pictures"] += 1
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
-        self.batches_seen["chats" if parts[0].input_ids.numel() else "pictures"] += len(parts)
         self.spent += time.monotonic() - started
-        return {
-            name: sum(losses[name] for _, losses in results) / len(parts) for name in results[0][1]
-        }
-
-    def gradients(self, part: Batch) -> tuple[tuple[Tensor | None, ...], dict[str, float]]:
-        """Runs in a thread of its own; threads share the weights."""
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            losses = self.loss(part)
-        total = torch.stack(list(losses.values())).sum()
-        gradients = torch.autograd.grad(total, self.parameters, allow_unused=True)
-        return gradients, {name: value.item() for name, value in losses.items()}
+        return means
 
     # ---- state ----
 

@@ -10,6 +10,7 @@ from PIL import Image
 from acestep_gguf.bundle import Bundle
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine import AceStep
+from acestep_gguf.llama import Model
 from tests.tiny_checkpoints import TinyCheckpoint
 
 
@@ -34,6 +35,12 @@ def bundle_copy(tiny_bundle: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def decoder_file(tiny_bundle: Path) -> Path:
     return tiny_bundle / Bundle.read(tiny_bundle).decoder("F32").file
+
+
+@pytest.fixture(scope="session")
+def weights(decoder_file: Path) -> Iterator[Model]:
+    with Model(decoder_file) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,14 @@ The same options give the same bytes. transformers loads every one of them witho
 
 import json
 import struct
-from collections import Counter
 from dataclasses import dataclass
-from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tests.tiny_tokenizer import n_tokens, token_id, tokenizer_json
 
 Layout = Literal["v4", "v4.52", "v5"]
 Dtype = Literal["BF16", "F16", "F32"]
@@ -41,20 +40,6 @@ PREFIXES: dict[Layout, tuple[str, str, str, str]] = {
 }
 TORCH_DTYPE: dict[Dtype, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
-REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+"
-)
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
-USER_DEFINED_TOKEN = "<tool_call>"
-N_MERGES = 200
-CORPUS = """
-describe the picture what colour is the square how many circles are there is the red star left of the blue one
-there are three pictures the tallest bar is the second one and the shortest is the first read the number
-the answer is nothing more than this image shows one two three four five six seven eight nine ten and the word
-naïve café übergroß 日本語の文章です 这是一张图片 картинка с красным кругом
-print("hello world") def function(argument): return argument
-"""
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}"
     "{%- if message['content'] is string -%}{{- message['content'] -}}"
@@ -101,16 +86,12 @@ class TinyCheckpoint:
     @property
     def vocab_size(self) -> int:
         """Rows of the embeddings."""
-        return len(_bpe()[0]) + len(SPECIAL_TOKENS) + 1 + self.n_padding_rows
+        return n_tokens() + self.n_padding_rows
 
     @property
     def is_v5(self) -> bool:
         """Whether config and processor files are version 5's."""
         return self.layout == "v5"
-
-    def token_id(self, token: str) -> int:
-        """Id of an added token."""
-        return len(_bpe()[0]) + (*SPECIAL_TOKENS, USER_DEFINED_TOKEN).index(token)
 
     def write(self, folder: Path) -> Path:
         """Write the checkpoint into ``folder``, which is created, and return it."""
@@ -118,10 +99,10 @@ class TinyCheckpoint:
         files = {
             "config.json": self.config(),
             "generation_config.json": {
-                "eos_token_id": [self.token_id("<|im_end|>"), self.token_id("<|endoftext|>")],
-                "pad_token_id": self.token_id("<|endoftext|>"),
+                "eos_token_id": [token_id("<|im_end|>"), token_id("<|endoftext|>")],
+                "pad_token_id": token_id("<|endoftext|>"),
             },
-            "tokenizer.json": self.tokenizer(),
+            "tokenizer.json": tokenizer_json(merges_as_pairs=self.is_v5),
             "tokenizer_config.json": self.tokenizer_config(),
             **self.processor_files(),
         }
@@ -150,7 +131,7 @@ class TinyCheckpoint:
             "num_attention_heads": self.n_heads,
             "num_key_value_heads": self.n_kv_heads,
             "max_position_embeddings": 512,
-            "eos_token_id": self.token_id("<|im_end|>"),
+            "eos_token_id": token_id("<|im_end|>"),
         }
         vision: dict[str, Any] = {
             "model_type": "clip_vision_model",
@@ -177,7 +158,7 @@ class TinyCheckpoint:
             vision |= {"hidden_act": self.activation, "layer_norm_eps": 1e-5}
             config |= {
                 "dtype": TORCH_DTYPE[self.dtype],
-                "image_token_index": self.token_id("<image>"),
+                "image_token_index": token_id("<image>"),
                 "multimodal_projector_bias": self.projector_bias,
                 "projector_hidden_act": "gelu",
                 "tie_word_embeddings": self.tied,
@@ -188,7 +169,7 @@ class TinyCheckpoint:
         text |= {"rope_theta": 1e6, "torch_dtype": TORCH_DTYPE[self.dtype]}
         if self.yarn:
             text["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
-        config |= {"torch_dtype": TORCH_DTYPE[self.dtype], "image_token_index": self.token_id("<image>")}
+        config |= {"torch_dtype": TORCH_DTYPE[self.dtype], "image_token_index": token_id("<image>")}
         not_default = (
             (text, "tie_word_embeddings", self.tied, False),
             (vision, "hidden_act", self.activation, "quick_gelu"),
@@ -200,55 +181,6 @@ class TinyCheckpoint:
             if value != default:
                 part[key] = value
         return config
-
-    def tokenizer(self) -> dict[str, Any]:
-        """tokenizer.json, in Qwen2's format."""
-        vocab, merges = _bpe()
-        added = [(token, True) for token in SPECIAL_TOKENS] + [(USER_DEFINED_TOKEN, False)]
-        byte_level = {
-            "type": "ByteLevel",
-            "add_prefix_space": False,
-            "trim_offsets": False,
-            "use_regex": False,
-        }
-        split = {
-            "type": "Split",
-            "pattern": {"Regex": REGEX},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [
-                {
-                    "id": self.token_id(token),
-                    "content": token,
-                    "single_word": False,
-                    "lstrip": False,
-                    "rstrip": False,
-                    "normalized": False,
-                    "special": special,
-                }
-                for token, special in added
-            ],
-            "normalizer": {"type": "NFC"},
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": byte_level,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": "",
-                "end_of_word_suffix": "",
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "vocab": {token: token_id for token_id, token in enumerate(vocab)},
-                "merges": [list(pair) if self.is_v5 else " ".join(pair) for pair in merges],
-            },
-        }
 
     def tokenizer_config(self) -> dict[str, Any]:
         """tokenizer_config.json."""
@@ -262,7 +194,7 @@ class TinyCheckpoint:
         }
         if self.is_v5:
             return config | {"backend": "tokenizers", "add_prefix_space": None, "unk_token": "<|endoftext|>"}
-        tokens = self.tokenizer()["added_tokens"]
+        tokens = tokenizer_json(merges_as_pairs=False)["added_tokens"]
         return config | {
             "added_tokens_decoder": {str(token.pop("id")): token for token in tokens},
             "clean_up_tokenization_spaces": False,
@@ -417,39 +349,3 @@ def encode(tensor: NDArray[np.float32], dtype: Dtype) -> bytes:
     bits = tensor.astype("<f4").view("<u4")
     rounded: NDArray[np.uint32] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     return rounded.astype("<u2").tobytes()
-
-
-@cache
-def _bpe() -> tuple[list[str], list[tuple[str, str]]]:
-    """Vocabulary and merges, learnt from CORPUS: the byte alphabet, then the most frequent pairs."""
-    alphabet = byte_alphabet()
-    words = Counter(tuple(alphabet[byte] for byte in f" {word}".encode()) for word in CORPUS.split())
-    vocab = list(alphabet)
-    merges: list[tuple[str, str]] = []
-    while len(merges) < N_MERGES:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, count in words.items():
-            for pair in pairwise(word):
-                pairs[pair] += count
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        merges.append(best)
-        vocab.append("".join(best))
-        words = Counter({_merged(word, best): count for word, count in words.items()})
-    return vocab, merges
-
-
-def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    merged: list[str] = []
-    for symbol in word:
-        if merged and (merged[-1], symbol) == pair:
-            merged[-1] += symbol
-        else:
-            merged.append(symbol)
-    return tuple(merged)
-
-
-def byte_alphabet() -> list[str]:
-    """The printable character that stands for each byte in byte-level BPE (GPT-2's ``bytes_to_unicode``)."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

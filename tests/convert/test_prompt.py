@@ -11,8 +11,7 @@ from acestep_gguf.convert.prompt import read_prompt_spec
 from acestep_gguf.convert.tokenizer import read_vocabulary
 from acestep_gguf.errors import CheckpointError
 from tests.tiny_checkpoints import CHAT_TEMPLATE, TinyCheckpoint
-
-TINY = TinyCheckpoint()
+from tests.tiny_tokenizer import token_id
 
 
 def read(folder: Path) -> PromptSpec:
@@ -40,7 +39,7 @@ def test_both_versions_say_the_same_but_for_unk(tmp_path: Path) -> None:
     )
     assert v4.image_token == "<image>"
     assert v4.stop_tokens == ("<|im_end|>", "<|endoftext|>")
-    assert v4.control_tokens["<|im_start|>"] == TINY.token_id("<|im_start|>")
+    assert v4.control_tokens["<|im_start|>"] == token_id("<|im_start|>")
     assert "<tool_call>" not in v4.control_tokens
 
 
@@ -80,13 +79,13 @@ def test_stop_tokens_without_a_generation_config(tiny: Path) -> None:
 
 
 def test_one_eos_token_and_the_tokenizers(tiny: Path) -> None:
-    changed(tiny, "generation_config.json", eos_token_id=TINY.token_id("<|endoftext|>"))
+    changed(tiny, "generation_config.json", eos_token_id=token_id("<|endoftext|>"))
     assert read(tiny).stop_tokens == ("<|endoftext|>", "<|im_end|>")
 
 
 def test_stop_token_that_is_not_special_becomes_a_control_token(tiny: Path) -> None:
-    changed(tiny, "generation_config.json", eos_token_id=TINY.token_id("<tool_call>"))
-    assert read(tiny).control_tokens["<tool_call>"] == TINY.token_id("<tool_call>")
+    changed(tiny, "generation_config.json", eos_token_id=token_id("<tool_call>"))
+    assert read(tiny).control_tokens["<tool_call>"] == token_id("<tool_call>")
 
 
 def test_tokens_written_as_added_tokens(tiny: Path) -> None:

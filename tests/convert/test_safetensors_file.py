@@ -28,7 +28,7 @@ def entry(dtype: str, shape: list[Any], begin: int, end: int) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
 def test_rows_are_read_exactly(tmp_path: Path, dtype: Dtype) -> None:
     # Values that every dtype holds exactly.
-    first = np.arange(-24, 24, dtype=np.float32).reshape(8, 6) / 8
+    first = np.arange(-24, 24, dtype=np.float32).reshape(8, 6) / np.float32(8)
     second = np.arange(5, dtype=np.float32)
     write_safetensors(tmp_path / "a.safetensors", {"first": first, "second": second}, dtype)
     file = SafetensorsFile(tmp_path / "a.safetensors")

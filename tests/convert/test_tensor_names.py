@@ -37,7 +37,7 @@ def test_every_layout_has_the_same_tensors(tmp_path: Path, layout: Layout) -> No
     assert found["output.weight"][0] == f"{head}weight"
     assert found["v.blk.0.ffn_up.weight"] == (f"{tower}encoder.layers.0.mlp.fc1.weight", (160, 64))
     assert found["mm.2.bias"] == (f"{projector}linear_2.bias", (256,))
-    # Two decoder layers of 12 tensors and 3 beside them; two of three tower layers of 16 and 5 + 4 beside them.
+    # Two decoder layers of 12 tensors and 3 beside them; two tower layers of 16 and 5 + 4 beside them.
     assert len(found) == 2 * 12 + 3 + 2 * 16 + 5 + 4
     assert find(TinyCheckpoint().write(tmp_path / "other")).keys() == found.keys()
 

@@ -10,13 +10,14 @@ from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.tokenizer import Vocabulary, read_vocabulary
 from acestep_gguf.errors import AceStepError, CheckpointError, UnsupportedModelError
 from tests.tiny_checkpoints import Layout, TinyCheckpoint
+from tests.tiny_tokenizer import token_id
 
 TINY = TinyCheckpoint()
 
 
 def read(folder: Path, *, vocab_size: int = TINY.vocab_size, image_token: str = "<image>") -> Vocabulary:
     with Checkpoint(folder) as checkpoint:
-        return read_vocabulary(checkpoint, vocab_size, TINY.token_id(image_token))
+        return read_vocabulary(checkpoint, vocab_size, token_id(image_token))
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -35,13 +36,13 @@ def test_tokens_and_their_types(tiny: Path) -> None:
     assert len(vocabulary.tokens) == len(vocabulary.types) == TINY.vocab_size
     assert vocabulary.tokens[:3] == ["Ā", "ā", "Ă"]
     assert vocabulary.types[0] == TokenType.NORMAL
-    assert vocabulary.types[TINY.token_id("<image>")] == TokenType.CONTROL
-    assert vocabulary.types[TINY.token_id("<tool_call>")] == TokenType.USER_DEFINED
+    assert vocabulary.types[token_id("<image>")] == TokenType.CONTROL
+    assert vocabulary.types[token_id("<tool_call>")] == TokenType.USER_DEFINED
     last = TINY.vocab_size - 1
     assert (vocabulary.tokens[last], vocabulary.types[last]) == (f"[PAD{last}]", TokenType.UNUSED)
     assert vocabulary.types.count(TokenType.UNUSED) == TINY.n_padding_rows
     assert vocabulary.special == {
-        token: TINY.token_id(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
+        token: token_id(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
     }
 
 
@@ -54,7 +55,7 @@ def test_merges_as_strings_and_as_pairs(tmp_path: Path, layout: Layout) -> None:
 
 def test_image_token_is_a_control_token_even_if_it_was_not_added_as_special(tiny: Path) -> None:
     vocabulary = read(tiny, image_token="<tool_call>")
-    assert vocabulary.types[TINY.token_id("<tool_call>")] == TokenType.CONTROL
+    assert vocabulary.types[token_id("<tool_call>")] == TokenType.CONTROL
     assert "<tool_call>" in vocabulary.special
 
 

@@ -1,0 +1,282 @@
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFReader
+
+from acestep_gguf.bundle import Bundle, check_file
+from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.errors import AceStepError, BundleError, CheckpointError, UnsupportedModelError, UsageError
+from acestep_gguf.llama import Model
+from acestep_gguf.names import Ftype
+from tests.tiny_checkpoints import Dtype, Layout, TinyCheckpoint, write_safetensors
+
+GOLDEN = Path(__file__).parent / "golden" / "tiny_bundle.json"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What a bundle holds, file by file: values (long ones as hashes), types and hashes of tensors."""
+    bundle = json.loads((folder / "bundle.json").read_text())
+    files = {}
+    for path in sorted(folder.glob("*.gguf")):
+        reader = GGUFReader(path)
+        # Fused multiply-adds change how ggml rounds the scales of K-quants, so their bytes differ between
+        # CPUs: here only their types count, test_one_pass.py compares their bytes with llama.cpp's.
+        files[path.name] = {
+            "keys": {key: short(field.contents()) for key, field in reader.fields.items()},
+            "tensors": {
+                tensor.name: [tensor.tensor_type.name, tensor.shape.tolist()]
+                + ([] if "_K" in tensor.tensor_type.name else [sha256(np.asarray(tensor.data).tobytes())])
+                for tensor in reader.tensors
+            },
+        }
+    for decoder in bundle["decoders"]["files"].values():
+        del decoder["sha256"]
+    # The graph's bytes depend on onnx's version, its weights do not.
+    del bundle["vision"]["files"]["float32"]["bytes"], bundle["vision"]["files"]["float32"]["sha256"]
+    return {"bundle": bundle, "files": files}
+
+
+def short(value: Any) -> Any:
+    return sha256(json.dumps(value).encode()) if isinstance(value, list) else value
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that no test changes."""
+    folder = tmp_path_factory.mktemp("shared")
+    checkpoint = TinyCheckpoint(yarn=True).write(folder / "checkpoint")
+    convert_checkpoint(checkpoint, folder / "bundle", name="Tiny")
+    return folder / "bundle"
+
+
+def test_golden_manifest(bundle_folder: Path) -> None:
+    """After an intended change: ``UPDATE_GOLDEN=1 pytest tests/convert``, and read the diff."""
+    got = manifest(bundle_folder)
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(got, indent=1, ensure_ascii=False) + "\n")
+    assert got == json.loads(GOLDEN.read_text())
+
+
+def test_bundle_records_what_is_there(bundle_folder: Path) -> None:
+    bundle = Bundle.read(bundle_folder)
+    for record in bundle.records():
+        assert sha256(check_file(bundle_folder, record).read_bytes()) == record.sha256
+    assert {path.name for path in bundle_folder.iterdir()} == {
+        "bundle.json",
+        *(record.file for record in bundle.records()),
+    }
+    assert bundle.decoders.default == "Q4_K_M"
+    assert list(bundle.decoders.files) == ["Q4_K_M", "Q5_K_M", "Q8_0"]
+
+
+@pytest.mark.parametrize("layout", ["v4", "v4.52", "v5"])
+@pytest.mark.parametrize("n_shards", [1, 3])
+def test_every_layout_gives_the_same_files(tmp_path: Path, layout: Layout, n_shards: int) -> None:
+    def hashes(**options: Any) -> list[str]:
+        folder = tmp_path / "-".join(map(str, options.values()))
+        bundle = convert_checkpoint(
+            TinyCheckpoint(chat_template_in="chat_template.jinja", **options).write(folder / "checkpoint"),
+            folder / "bundle",
+            ["Q8_0"],
+            name="Tiny",
+        )
+        return [bundle.decoder().sha256, bundle.vision.files["float32"].data.sha256]
+
+    # Each layout draws the same weights in the same order.
+    assert hashes(layout=layout, n_shards=n_shards) == hashes(layout="v4")
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_every_dtype_is_stored_exactly(tmp_path: Path, dtype: Dtype) -> None:
+    tiny = TinyCheckpoint(dtype=dtype)
+    bundle = convert_checkpoint(tiny.write(tmp_path / "checkpoint"), tmp_path / "bundle", ["F32"])
+    tensors = {
+        tensor.name: tensor for tensor in GGUFReader(tmp_path / "bundle" / bundle.decoder().file).tensors
+    }
+    weights = tiny.tensors()["language_model.model.layers.0.mlp.down_proj.weight"]
+    tolerance = {"BF16": 2**-8, "F16": 2**-10, "F32": 0.0}[dtype]
+    np.testing.assert_allclose(tensors["blk.0.ffn_down.weight"].data, weights, rtol=tolerance, atol=1e-6)
+    assert dtype != "F32" or tensors["blk.0.ffn_down.weight"].data.tobytes() == weights.tobytes()
+
+
+@pytest.mark.parametrize("ftype", ["Q4_K_M", "Q5_K_M", "Q8_0", "F16", "BF16", "F32"])
+def test_llama_cpp_loads_it(tmp_path: Path, ftype: Ftype) -> None:
+    tiny = TinyCheckpoint(yarn=True, tied=True, layout="v5")
+    bundle = convert_checkpoint(tiny.write(tmp_path / "checkpoint"), tmp_path / "bundle", [ftype])
+    model = Model(tmp_path / "bundle" / bundle.decoder().file)
+    assert model.n_vocab == tiny.vocab_size
+    assert model.n_embd == 256
+    model.close()
+
+
+def test_missing_decoders_are_added_and_the_rest_is_kept(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    first = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bundle").iterdir()}
+    second = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M", "Q8_0"])
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bundle").iterdir()}
+    assert [name for name in before if after[name] != before[name]] == ["bundle.json"]
+    assert second.decoders.default == "Q8_0"
+    assert list(second.decoders.files) == ["Q4_K_M", "Q8_0"]
+    assert second.decoders.files["Q8_0"] == first.decoders.files["Q8_0"]
+    assert Bundle.read(tmp_path / "bundle") == second
+
+
+def test_nothing_is_done_twice(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bundle").iterdir()}
+    lines: list[str] = []
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], log=lines.append)
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bundle").iterdir()} == before
+    assert lines == [f"{tmp_path / 'bundle'} has Q8_0 already."]
+
+
+@pytest.mark.parametrize("suffix", [".gguf", ".onnx", ".onnx.data"])
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_files_that_are_damaged_are_made_again(tmp_path: Path, suffix: str, is_missing: bool) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    before = contents(tmp_path / "bundle")
+    (path,) = (path for path in (tmp_path / "bundle").iterdir() if path.name.endswith(suffix))
+    if is_missing:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    assert contents(tmp_path / "bundle") == before
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"tied": True}, {"layout": "v5"}, {"chat_template_in": "tokenizer_config.json"}]
+)
+def test_bundle_of_another_checkpoint_is_refused(tmp_path: Path, other: dict[str, Any]) -> None:
+    convert_checkpoint(TinyCheckpoint().write(tmp_path / "one"), tmp_path / "bundle", ["Q8_0"], name="Tiny")
+    before = contents(tmp_path / "bundle")
+    checkpoint = TinyCheckpoint(**other).write(tmp_path / "other")
+    if other.get("chat_template_in"):
+        config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+        (checkpoint / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "another"}))
+    with pytest.raises(BundleError, match="was made from another checkpoint"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M"], name="Tiny")
+    assert contents(tmp_path / "bundle") == before
+
+
+def test_bundle_for_another_picture_size_is_refused(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    with pytest.raises(BundleError, match="pictures of 28 pixels, not 56"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], image_size=56)
+
+
+def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "diary.txt").write_text("dear diary")
+    with pytest.raises(BundleError, match=r"holds diary\.txt and is no bundle"):
+        convert_checkpoint(checkpoint, tmp_path / "out")
+    with pytest.raises(BundleError, match="is no bundle"):
+        convert_checkpoint(checkpoint, checkpoint)
+    with pytest.raises(BundleError, match="is not a folder"):
+        convert_checkpoint(checkpoint, tmp_path / "out" / "diary.txt")
+
+
+def test_leftovers_of_a_killed_conversion_are_written_over(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    expected = convert_checkpoint(checkpoint, tmp_path / "expected", ["Q8_0"])
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / f".{expected.decoder().file}.partial").write_bytes(b"half")
+    (tmp_path / "bundle" / "vision-float32.onnx").write_bytes(b"whole, but from before")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    assert contents(tmp_path / "bundle") == contents(tmp_path / "expected")
+
+
+def test_damaged_decoder_is_made_again_even_if_another_is_asked_for(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M"])
+    (tmp_path / "bundle" / bundle.decoder().file).unlink()
+    again = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    assert again.decoders.default == "Q4_K_M"
+    assert again.decoder() == bundle.decoder()
+
+
+def test_name_goes_into_file_names_and_metadata(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "My Checkpoint")
+    bundle = convert_checkpoint(checkpoint, tmp_path / "a", ["Q8_0"])
+    assert bundle.decoder().file == "My-Checkpoint-1.4M-Q8_0.gguf"
+    named = convert_checkpoint(checkpoint, tmp_path / "b", ["Q8_0"], name="Tiny")
+    assert named.decoder().file == "Tiny-1.4M-Q8_0.gguf"
+    reader = GGUFReader(tmp_path / "b" / named.decoder().file)
+    assert reader.fields["general.name"].contents() == "Tiny"
+    with pytest.raises(BundleError, match="is named Tiny"):
+        convert_checkpoint(checkpoint, tmp_path / "b", ["Q4_K_M"], name="Other")
+    # Without a name, what is there keeps its own.
+    assert convert_checkpoint(checkpoint, tmp_path / "b", ["F16"]).decoder("F16").file == "Tiny-1.4M-F16.gguf"
+
+
+def test_rows_that_do_not_fit_are_told(tmp_path: Path) -> None:
+    lines: list[str] = []
+    tiny = TinyCheckpoint(intermediate_size=352)
+    convert_checkpoint(tiny.write(tmp_path / "c"), tmp_path / "bundle", ["Q4_K_M"], log=lines.append)
+    assert "Q4_K_M: 2 tensors got another type, because their rows do not fit the recipe's." in lines
+
+
+@pytest.mark.parametrize("ftypes", [[], ["Q3_K_M"], ["q8_0"]])
+def test_file_types_that_do_not_exist_are_refused(tmp_path: Path, ftypes: list[Any]) -> None:
+    with pytest.raises(UsageError, match="Q4_K_M, Q5_K_M"):
+        convert_checkpoint(TinyCheckpoint().write(tmp_path / "c"), tmp_path / "bundle", ftypes)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("config.json", None, CheckpointError),
+        ("config.json", "{", CheckpointError),
+        ("config.json", '{"model_type": "qwen2_5_vl"}', UnsupportedModelError),
+        ("tokenizer.json", None, CheckpointError),
+        ("tokenizer.json", "[]", CheckpointError),
+        ("preprocessor_config.json", None, CheckpointError),
+        ("chat_template.json", None, CheckpointError),
+        ("generation_config.json", "null", CheckpointError),
+        ("model.safetensors", None, CheckpointError),
+        ("model.safetensors", "\x08\0\0\0\0\0\0\0{}      ", CheckpointError),
+        ("model.safetensors", "", CheckpointError),
+    ],
+)
+def test_an_unusable_checkpoint_leaves_nothing_behind(
+    tmp_path: Path, name: str, content: str | None, error: type[AceStepError]
+) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    (checkpoint / name).unlink()
+    if content is not None:
+        (checkpoint / name).write_text(content)
+    with pytest.raises(error) as raised:
+        convert_checkpoint(checkpoint, tmp_path / "new" / "bundle")
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_damage_found_on_the_way_leaves_the_bundle_as_it_was(tmp_path: Path) -> None:
+    tiny = TinyCheckpoint(dtype="F32")
+    checkpoint = tiny.write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    before = contents(tmp_path / "bundle")
+    weights = tiny.tensors()
+    weights["language_model.model.layers.1.mlp.down_proj.weight"][200, 200] = np.nan
+    write_safetensors(checkpoint / "model.safetensors", weights, "F32")
+    with pytest.raises(CheckpointError, match=r"down_proj\.weight has NaN"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M"])
+    assert contents(tmp_path / "bundle") == before

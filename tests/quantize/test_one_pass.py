@@ -1,0 +1,91 @@
+"""Every tensor of every file, byte for byte what llama.cpp makes of our F32 file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.errors import CheckpointError
+from acestep_gguf.names import Ftype
+from tests.quantize.llama_quantize import llama_quantize, read_tensors
+from tests.tiny_checkpoints import TinyCheckpoint, write_safetensors
+
+DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
+
+# Shapes that hit every rule of the recipes, and the types that must come up.
+SHAPES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "more bits": ({"n_layers": 16}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
+    "tied": ({"n_layers": 4, "tied": True}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
+    "rows of 32": (
+        {"n_layers": 8, "hidden_size": 288, "n_heads": 6, "n_kv_heads": 3, "intermediate_size": 512},
+        {"Q4_K", "Q5_0", "Q5_1", "Q6_K", "Q8_0"},
+    ),
+    "rows of 32, tied": (
+        {"n_layers": 8, "hidden_size": 192, "n_heads": 6, "intermediate_size": 352, "tied": True},
+        {"Q5_0", "Q5_1", "Q8_0"},
+    ),
+    "rows of 8": (
+        {"n_layers": 3, "hidden_size": 48, "n_heads": 2, "n_kv_heads": 1, "intermediate_size": 72},
+        {"F16"},
+    ),
+}
+
+
+def assert_as_llama_cpp(
+    checkpoint: Path, folder: Path, ftypes: Sequence[Ftype] = ("Q4_K_M", "Q5_K_M", "Q8_0", "F16", "BF16")
+) -> set[str]:
+    """Convert to ``ftypes``, compare each with llama.cpp's, and return the types that came up."""
+    bundle = convert_checkpoint(checkpoint, folder / "bundle", [*ftypes, "F32"], name="Tiny")
+    paths = {ftype: folder / "bundle" / record.file for ftype, record in bundle.decoders.files.items()}
+    qtypes = set()
+    for ftype in ftypes:
+        expected = read_tensors(llama_quantize(paths["F32"], folder / "expected.gguf", ftype))
+        ours = read_tensors(paths[ftype])
+        assert ours.keys() == expected.keys()
+        assert [name for name in ours if ours[name] != expected[name]] == []
+        qtypes |= {qtype for qtype, _ in ours.values()}
+    return qtypes
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_tensor_is_byte_for_byte_llama_cpps(tmp_path: Path, shape: str) -> None:
+    options, qtypes = SHAPES[shape]
+    checkpoint = TinyCheckpoint(dtype="F32", **options).write(tmp_path / "checkpoint")
+    assert assert_as_llama_cpp(checkpoint, tmp_path) >= qtypes
+
+
+def test_the_rule_for_80_layers_is_llama_cpps(tmp_path: Path) -> None:
+    tiny = TinyCheckpoint(n_layers=80, intermediate_size=256, n_kv_heads=1, dtype="F32")
+    assert assert_as_llama_cpp(tiny.write(tmp_path / "checkpoint"), tmp_path, ["Q4_K_M"]) >= {"Q5_K"}
+
+
+@pytest.mark.skipif(not (DEMO / "model.safetensors").exists(), reason="the demo checkpoint is not there")
+def test_every_tensor_of_the_demo_is_byte_for_byte_llama_cpps(tmp_path: Path) -> None:
+    assert assert_as_llama_cpp(DEMO, tmp_path) >= {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_threads_change_nothing(tmp_path: Path, n_threads: int) -> None:
+    checkpoint = TinyCheckpoint(n_layers=3).write(tmp_path / "checkpoint")
+    bundles = [
+        convert_checkpoint(checkpoint, tmp_path / str(threads), threads=threads, name="Tiny")
+        for threads in (2, n_threads)
+    ]
+    assert bundles[0] == bundles[1]
+
+
+def test_weights_too_large_for_a_type_are_named(tmp_path: Path) -> None:
+    tiny = TinyCheckpoint()
+    checkpoint = tiny.write(tmp_path / "checkpoint")
+    weights = tiny.tensors()
+    weights["language_model.model.layers.1.mlp.up_proj.weight"][5, 5] = 1e30
+    write_safetensors(checkpoint / "model.safetensors", weights, "F32")
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_up\.weight has weights too large for F16"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["F16"])
+    assert not (tmp_path / "bundle").exists()
+    bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["F32"])
+    stored = read_tensors(tmp_path / "bundle" / bundle.decoder().file)["blk.1.ffn_up.weight"][1]
+    assert np.frombuffer(stored, "<f4").max() == np.float32(1e30)
