@@ -11,11 +11,13 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from acestep_gguf.errors import BundleError
-from acestep_gguf.names import BUNDLE_FILE, Ftype, VisionPrecision
+from acestep_gguf.errors import BundleError, PromptError
+from acestep_gguf.names import BUNDLE_FILE, Ftype, VisionPrecision, partial_name
 
 SCHEMA_VERSION = 1
 MAX_BUNDLE_JSON_BYTES = 16 * 2**20
+
+NO_TOWER = "this bundle has no vision tower: ask without pictures."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +123,10 @@ class PromptSpec:
     Hugging Face hands to templates (``bos_token``, ``eos_token``, …). ``control_tokens`` maps the text of
     each special token to its id: only these, and only where the template wrote them, become control tokens.
     ``stop_tokens`` end an answer. ``normalizer`` is applied to text before llama.cpp tokenizes it.
+    ``image_token`` is None in a bundle without a vision tower.
     """
 
-    image_token: str
+    image_token: str | None
     chat_template: str
     template_tokens: dict[str, str]
     control_tokens: dict[str, int]
@@ -132,7 +135,7 @@ class PromptSpec:
 
     def __post_init__(self) -> None:
         for token in (self.image_token, *self.stop_tokens):
-            if token not in self.control_tokens:
+            if token is not None and token not in self.control_tokens:
                 raise ValueError(f"{token!r} is not among control_tokens")
 
 
@@ -142,10 +145,11 @@ class Source:
 
     ``weights_sha256`` is over the checkpoint's tensor names, dtypes and shapes and the first 4 KiB of each
     tensor: enough to tell two fine-tunes of one model apart without reading all of a large checkpoint.
+    ``vision_model_type`` is None for a decoder without a vision tower.
     """
 
     architecture: str
-    vision_model_type: str
+    vision_model_type: str | None
     text_model_type: str
     config_sha256: str
     weights_sha256: str
@@ -153,16 +157,24 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """bundle.json. ``min_reader_version`` is the oldest schema version whose readers understand this file."""
+    """bundle.json. ``min_reader_version`` is the oldest schema version whose readers understand this file.
+
+    A decoder without a vision tower has neither ``vision`` nor ``image``.
+    """
 
     schema_version: int
     min_reader_version: int
     name: str
     source: Source
     decoders: Decoders
-    vision: Vision
-    image: ImageSpec
+    vision: Vision | None
+    image: ImageSpec | None
     prompt: PromptSpec
+
+    def __post_init__(self) -> None:
+        parts = (self.vision, self.image, self.prompt.image_token, self.source.vision_model_type)
+        if None in parts and any(part is not None for part in parts):
+            raise ValueError("vision, image, prompt.image_token and source.vision_model_type go together")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -192,7 +204,7 @@ class Bundle:
     def write(self, folder: Path) -> None:
         """Write ``folder/bundle.json`` under a temporary name and rename it into place."""
         text = msgspec.json.format(msgspec.json.encode(self), indent=2)
-        temporary = folder / f".{BUNDLE_FILE}.{os.getpid()}.tmp"
+        temporary = folder / partial_name(BUNDLE_FILE)
         with temporary.open("wb") as file:
             file.write(text + b"\n")
             file.flush()
@@ -214,10 +226,20 @@ class Bundle:
             f"this bundle has no {wanted} decoder: choose from {have}, or add it with `convert -q`."
         )
 
+    def tower(self) -> tuple[Vision, ImageSpec]:
+        """The files of the vision tower, and how a picture is prepared for it.
+
+        Raises:
+            PromptError: the bundle has no vision tower.
+        """
+        if self.vision is None or self.image is None:
+            raise PromptError(NO_TOWER)
+        return self.vision, self.image
+
     def records(self) -> Iterator[FileRecord]:
         """All files that belong to the bundle."""
         yield from self.decoders.files.values()
-        for vision in self.vision.files.values():
+        for vision in self.vision.files.values() if self.vision else ():
             yield vision
             yield vision.data
 

@@ -92,8 +92,8 @@ def decoder_info(header: GGUFHeader) -> DecoderInfo:
     return info
 
 
-def check_vocabulary(header: GGUFHeader, prompt: PromptSpec, image: ImageSpec) -> None:
-    """Check that the decoder has the vocabulary and the width that bundle.json says.
+def check_vocabulary(header: GGUFHeader, prompt: PromptSpec, image: ImageSpec | None) -> None:
+    """Check that the decoder has the vocabulary, and the width for its tower, that bundle.json says.
 
     Raises:
         BundleError: it has not.
@@ -113,7 +113,8 @@ def check_vocabulary(header: GGUFHeader, prompt: PromptSpec, image: ImageSpec) -
         known = 0 <= token < len(tokens) and tokens[token] == text.encode() and types[token] == CONTROL
         _check(header, known, f"control token {text!r} of bundle.json is not its token {token}")
     width = _get(header, f"{header.metadata['general.architecture']}.embedding_length", int)
-    _check(header, width == image.n_embd, f"its width is {width}, the tower's {image.n_embd}")
+    if image is not None:
+        _check(header, width == image.n_embd, f"its width is {width}, the tower's {image.n_embd}")
 
 
 def _check_hyperparameters(header: GGUFHeader, architecture: str) -> None:

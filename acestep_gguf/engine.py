@@ -157,6 +157,9 @@ class AceStep:
         """
         if max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}: give at least 1.")
+        for name, given in (("images", images), ("stop", stop)):
+            if not isinstance(given, list | tuple):
+                raise UsageError(f"{name} is no list: put even a single one into a list.")
         sampling = SamplingParams(
             temperature=temperature,
             top_k=top_k,
@@ -200,7 +203,7 @@ class AceStep:
             if self._closed:
                 raise UsageError("this AceStep is closed: make a new one.")
             prompt = self._prompts.build(messages, images)
-            n_image_tokens = len(prompt.images) * self.bundle.image.n_image_tokens
+            n_image_tokens = sum(self.bundle.tower()[1].n_image_tokens for _ in prompt.images)
             n_prompt = len(prompt.text_tokens) + n_image_tokens
             self._decoder.check_fits(n_prompt)
             encoding, prefilling, decoding = Stopwatch(), Stopwatch(), Stopwatch()

@@ -17,6 +17,10 @@ class BundleError(AceStepError):
     """A bundle, or a file in it, is missing, damaged, half-written or too new."""
 
 
+class ImatrixError(AceStepError):
+    """An importance matrix is missing, damaged or of another model."""
+
+
 class ImageError(AceStepError):
     """A picture is missing, not a JPEG, PNG or WEBP, damaged or too large."""
 

@@ -125,12 +125,13 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GGUFHeader:
-    """All of a GGUF file but its weights."""
+    """All of a GGUF file but its weights; ``encoded`` has each value of ``metadata`` as the file holds it."""
 
     path: Path
     version: int
     alignment: int
     metadata: Mapping[str, Value]
+    encoded: Mapping[str, memoryview]
     tensors: tuple[TensorInfo, ...]
     data_offset: int
     file_size: int
@@ -184,22 +185,27 @@ class _Reader:
         )
         n_tensors = self.count("tensors", least_bytes=24)
         n_metadata = self.count("metadata entries", least_bytes=13)
-        metadata = self.metadata(n_metadata)
+        metadata, encoded = self.metadata(n_metadata)
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
             raise self.damaged("general.alignment is not a power of two")
         infos = self.tensor_infos(n_tensors)
         data_offset = self.position + -self.position % alignment
         tensors = self.placed(infos, data_offset, alignment)
-        return GGUFHeader(self.path, version, alignment, metadata, tensors, data_offset, len(self.buffer))
+        return GGUFHeader(
+            self.path, version, alignment, metadata, encoded, tensors, data_offset, len(self.buffer)
+        )
 
-    def metadata(self, count: int) -> dict[str, Value]:
+    def metadata(self, count: int) -> tuple[dict[str, Value], dict[str, memoryview]]:
         metadata: dict[str, Value] = {}
+        encoded: dict[str, memoryview] = {}
         for _ in range(count):
             key = self.name()
             self.check(key not in metadata, f"metadata key {key!r} appears twice")
+            start = self.position
             metadata[key] = self.value(key, self.u32())
-        return metadata
+            encoded[key] = memoryview(self.buffer)[start : self.position]
+        return metadata, encoded
 
     def value(self, key: str, kind: int) -> Value:
         if kind == _STRING:

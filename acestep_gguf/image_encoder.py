@@ -31,6 +31,7 @@ class ImageEncoder:
         """The tower, loaded if it is not yet.
 
         Raises:
+            PromptError: the bundle has no tower.
             BundleError: its files are missing or damaged.
         """
         if self._tower is None:
@@ -41,11 +42,13 @@ class ImageEncoder:
         """Embeds of a picture, float32 [n_image_tokens, n_embd].
 
         Raises:
+            PromptError: the bundle has no tower.
             ImageError: missing, not a JPEG, PNG or WEBP, damaged or too large.
             BundleError: the tower's files are missing or damaged.
             DecodeError: onnxruntime failed.
         """
-        pixels = pixel_values(source, self._bundle.image)
+        _, image = self._bundle.tower()
+        pixels = pixel_values(source, image)
         key = hashlib.sha256(pixels.tobytes()).digest()
         if key not in self._embeds:
             self._embeds[key] = self.load().encode(pixels)

@@ -27,6 +27,11 @@ def decoder_file_name(name: str, size_label: str, ftype: Ftype) -> str:
     return f"{stem}-{size_label}-{ftype}.gguf"
 
 
+def partial_name(name: str) -> str:
+    """Name of a file of a bundle while it is written."""
+    return f".{name}.partial"
+
+
 def vision_file_name(precision: VisionPrecision) -> str:
     """Name of the ONNX file of the tower and projector; its weights lie beside it in ``….onnx.data``."""
     return f"vision-{precision}.onnx"

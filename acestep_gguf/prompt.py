@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from jinja2.exceptions import TemplateError
 
-from acestep_gguf.bundle import PromptSpec
+from acestep_gguf.bundle import NO_TOWER, PromptSpec
 from acestep_gguf.chat_template import ChatTemplate
 from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.messages import Message, Turn, parse_messages
@@ -81,9 +81,12 @@ class PromptBuilder:
         """The prompt that asks for an answer to ``messages`` (see messages.py).
 
         Raises:
-            PromptError: they are not sound messages, or the chat template does not take them.
+            PromptError: they are not sound messages, the chat template does not take them, or they have
+                images and the model has no vision tower.
         """
         turns = parse_messages(messages, images)
+        if self._spec.image_token is None and any(turn.images for turn in turns):
+            raise PromptError(NO_TOWER)
         spans = self._spans(self.render(turns))
         return Prompt(spans, tuple(image for turn in turns for image in turn.images))
 

@@ -38,11 +38,13 @@ class VisionTower:
     """The tower of a bundle, loaded.
 
     Raises:
+        PromptError: the bundle has none.
         BundleError: its files are missing, damaged, or not what bundle.json says.
     """
 
     def __init__(self, folder: Path, bundle: Bundle, *, n_threads: int) -> None:
-        record = bundle.vision.files[bundle.vision.default]
+        vision, image = bundle.tower()
+        record = vision.files[vision.default]
         path = check_file(folder, record)
         check_file(folder, record.data)
         _check_external_data(path, record)
@@ -56,9 +58,8 @@ class VisionTower:
             raise BundleError(
                 f"onnxruntime cannot load {path} ({_first_line(error)}): convert again."
             ) from error
-        size = bundle.image.size
-        self._input_shape = (1, 3, size.height, size.width)
-        self._output_shape = (1, bundle.image.n_image_tokens, bundle.image.n_embd)
+        self._input_shape = (1, 3, image.size.height, image.size.width)
+        self._output_shape = (1, image.n_image_tokens, image.n_embd)
         self._check_signature(path)
         self._input_name = self._session.get_inputs()[0].name
 
@@ -99,9 +100,7 @@ def _check_external_data(path: Path, record: VisionFile) -> None:
     so every such word in the file must be followed by the recorded name.
     """
     if record.bytes > MAX_ONNX_BYTES:
-        raise BundleError(
-            f"{path} has {record.bytes} bytes, too many for a graph: convert the checkpoint again."
-        )
+        raise BundleError(f"{path} is too large for a graph ({record.bytes} bytes): convert it again.")
     graph = path.read_bytes()
     name = record.data.file.encode()
     entry = b"\x0a\x08location\x12" + _varint(len(name)) + name

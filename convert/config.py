@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from acestep_gguf.convert.supported import BARE_DECODER
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 # Bounds far above every known model: they keep sizes computed from a hostile config harmless.
@@ -142,17 +143,29 @@ class TextConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlavaConfig:
+class ModelConfig:
+    """Of a decoder alone; without a vision tower, there is no image token either."""
+
+    text_config: TextConfig
+    image_token_index: TokenId | None = None
+    tie_word_embeddings: bool = False
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the embeddings are the output matrix, too."""
+        return self.tie_word_embeddings or self.text_config.tie_word_embeddings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlavaConfig(ModelConfig):
     """LlavaConfig. ``vision_feature_layer`` counts the embeddings as layer 0, as ``hidden_states`` does."""
 
     vision_config: VisionConfig
-    text_config: TextConfig
     image_token_index: TokenId = 32000
     projector_hidden_act: str = "gelu"
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     vision_feature_layer: int | list[int] = -2
     multimodal_projector_bias: bool = True
-    tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
         n_states = self.vision_config.num_hidden_layers + 1
@@ -178,27 +191,26 @@ class LlavaConfig:
         n_patches = (image_size // self.vision_config.patch_size) ** 2
         return n_patches + (self.vision_feature_select_strategy == "full")
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the embeddings are the output matrix, too."""
-        return self.tie_word_embeddings or self.text_config.tie_word_embeddings
 
-
-def parse_config(raw: dict[str, Any], path: Path) -> LlavaConfig:
-    """Parse config.json of a supported architecture.
+def parse_config(raw: dict[str, Any], path: Path) -> ModelConfig:
+    """Parse config.json of a supported architecture: a LlavaConfig, unless it is a decoder alone.
 
     Raises:
         CheckpointError: a value is missing, of a wrong type or contradicts another.
         UnsupportedModelError: the values ask for something that llama.cpp or the graph does not do.
     """
-    vision = raw.get("vision_config") or DEFAULT_VISION_CONFIG
-    text = dict(raw.get("text_config") or {})
+    is_bare = raw["model_type"] == BARE_DECODER
+    text = dict(raw if is_bare else raw.get("text_config") or {})
     text["rope_parameters"] = _rope_parameters(text, path)
-    merged = {**raw, "vision_config": vision, "text_config": text}
-    if "image_token_id" in raw:
-        merged.setdefault("image_token_index", raw["image_token_id"])
+    if is_bare:
+        merged = {"text_config": text}
+    else:
+        vision = raw.get("vision_config") or DEFAULT_VISION_CONFIG
+        merged = {**raw, "vision_config": vision, "text_config": text}
+        if "image_token_id" in raw:
+            merged.setdefault("image_token_index", raw["image_token_id"])
     try:
-        config = msgspec.convert(merged, type=LlavaConfig)
+        config = msgspec.convert(merged, type=ModelConfig if is_bare else LlavaConfig)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path} is damaged ({error}): get an undamaged checkpoint.") from error
     _check_runnable(config.text_config, path)

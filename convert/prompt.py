@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from acestep_gguf.bundle import PromptSpec
 from acestep_gguf.convert.checkpoint import Checkpoint
-from acestep_gguf.convert.config import LlavaConfig
+from acestep_gguf.convert.config import ModelConfig
 from acestep_gguf.convert.image_processor import PROCESSOR_FILE
 from acestep_gguf.convert.tokenizer import TOKENIZER_FILE, Vocabulary
 from acestep_gguf.errors import CheckpointError
@@ -25,7 +25,7 @@ TEMPLATE_TOKENS: Final = (
 )
 
 
-def read_prompt_spec(checkpoint: Checkpoint, config: LlavaConfig, vocabulary: Vocabulary) -> PromptSpec:
+def read_prompt_spec(checkpoint: Checkpoint, config: ModelConfig, vocabulary: Vocabulary) -> PromptSpec:
     """How messages become tokens.
 
     Raises:
@@ -36,8 +36,10 @@ def read_prompt_spec(checkpoint: Checkpoint, config: LlavaConfig, vocabulary: Vo
         **(checkpoint.read_json(TOKENIZER_CONFIG_FILE) or {}),
     }
     processor_config = checkpoint.read_json(PROCESSOR_FILE) or {}
-    image_token = vocabulary.tokens[config.image_token_index]
-    _check_image_token(image_token, processor_config, tokenizer_config)
+    image_token = None
+    if config.image_token_index is not None:
+        image_token = vocabulary.tokens[config.image_token_index]
+        _check_image_token(image_token, processor_config, tokenizer_config)
     template_tokens = _template_tokens(tokenizer_config)
     stop_ids = _stop_ids(checkpoint, config, vocabulary, template_tokens.get("eos_token"))
     stop_tokens = tuple(vocabulary.tokens[token_id] for token_id in stop_ids)
@@ -104,7 +106,7 @@ def _check_image_token(
 
 
 def _stop_ids(
-    checkpoint: Checkpoint, config: LlavaConfig, vocabulary: Vocabulary, eos_token: str | None
+    checkpoint: Checkpoint, config: ModelConfig, vocabulary: Vocabulary, eos_token: str | None
 ) -> tuple[int, ...]:
     """generation_config.json's eos tokens, else config.json's, and the tokenizer's; at least one."""
     generation_config = checkpoint.read_json("generation_config.json") or {}

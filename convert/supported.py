@@ -5,7 +5,9 @@ from typing import Any, Final
 
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
-SUPPORTED: Final = "LlavaForConditionalGeneration with a CLIP vision tower and a Qwen2 decoder"
+SUPPORTED: Final = (
+    "LlavaForConditionalGeneration with a CLIP vision tower and a Qwen2 decoder, or Qwen2ForCausalLM alone"
+)
 
 MUSIC: Final = (
     "this is ACE-Step, which makes music from text: it has no picture input, so there is nothing to convert; "
@@ -16,6 +18,9 @@ QWEN_VL: Final = (
     "tools (convert_hf_to_gguf.py --mmproj, llama-mtmd-cli) run them; "
     f"this software converts {SUPPORTED}."
 )
+# model_type of a decoder whose checkpoint has no vision tower.
+BARE_DECODER: Final = "qwen2"
+
 # By model_type of config.json.
 SENTENCES: Final = {
     "qwen2_vl": QWEN_VL,
@@ -58,10 +63,11 @@ def check_architecture(config: dict[str, Any], folder: Path) -> None:
         raise CheckpointError(f"{folder}/config.json has no model_type: give a checkpoint of {SUPPORTED}.")
     if model_type in SENTENCES:
         raise UnsupportedModelError(f"{folder} is a {model_type} checkpoint: {SENTENCES[model_type]}")
-    if model_type != "llava":
-        what = "a" if "vision_config" in config else "a language model without a vision tower, a"
-        raise UnsupportedModelError(f"{folder} is {what} {model_type} checkpoint: supported is {SUPPORTED}.")
     _check_not_quantized(config, folder)
+    if model_type == BARE_DECODER:
+        return
+    if model_type != "llava":
+        raise UnsupportedModelError(f"{folder} is a {model_type} checkpoint: supported is {SUPPORTED}.")
     _check_part(config, "vision_config", "clip_vision_model", "clip_vision_model", folder)
     _check_part(config, "text_config", "llama", "qwen2", folder)
 

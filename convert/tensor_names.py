@@ -5,11 +5,11 @@ Decoder names are GGUF's; names of the tower and projector are those of llama.cp
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from acestep_gguf.convert.checkpoint import Checkpoint
-from acestep_gguf.convert.config import LlavaConfig
+from acestep_gguf.convert.config import LlavaConfig, ModelConfig
 from acestep_gguf.convert.safetensors_file import DECODERS, SafetensorsTensor
 from acestep_gguf.errors import CheckpointError
 
@@ -113,11 +113,9 @@ PROJECTOR: Final = Part(
     },
 )
 PARTS: Final = (DECODER, HEAD, TOWER, PROJECTOR)
-
-# Longest first, so that "language_model.lm_head." is not taken for "language_model.".
-PREFIXES: Final = sorted(
-    ((prefix, part) for part in PARTS for prefix in part.prefixes), key=lambda pair: -len(pair[0])
-)
+# Of a decoder without a tower.
+BARE_DECODER: Final = replace(DECODER, prefixes=("model.",))
+BARE_HEAD: Final = replace(HEAD, prefixes=("lm_head.",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,22 +126,28 @@ class ModelTensors:
     vision: dict[str, SafetensorsTensor]
 
 
-def find_tensors(checkpoint: Checkpoint, config: LlavaConfig) -> ModelTensors:
+def find_tensors(checkpoint: Checkpoint, config: ModelConfig) -> ModelTensors:
     """Find every tensor that the config asks for.
 
     Raises:
         CheckpointError: one is missing, unknown, there twice, of another shape, or not a float.
     """
     found = _find_all(checkpoint, config)
-    decoder = _wanted(DECODER, config.text_config.num_hidden_layers)
+    decoder_part, head_part, *_ = _parts(config)
+    decoder = _wanted(decoder_part, config.text_config.num_hidden_layers)
     if not _is_tied(config, found):
-        decoder |= _wanted(HEAD)
+        decoder |= _wanted(head_part)
+    dims = _dims(config)
+    vision = _wanted_vision(config) if isinstance(config, LlavaConfig) else {}
+    return ModelTensors(_pick(decoder, found, dims), _pick(vision, found, dims))
+
+
+def _wanted_vision(config: LlavaConfig) -> "dict[str, _Wanted]":
     # Layers behind the last one that the projector sees are not needed.
     vision = _wanted(TOWER, max(config.feature_layers)) | _wanted(PROJECTOR)
     if not config.multimodal_projector_bias:
         vision = {name: row for name, row in vision.items() if name not in ("mm.1.bias", "mm.2.bias")}
-    dims = _dims(config)
-    return ModelTensors(_pick(decoder, found, dims), _pick(vision, found, dims))
+    return vision
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +193,7 @@ def _pick(
     return picked
 
 
-def _find_all(checkpoint: Checkpoint, config: LlavaConfig) -> dict[str, SafetensorsTensor]:
+def _find_all(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, SafetensorsTensor]:
     """The checkpoint's tensors by their names here, without those that the table drops."""
     found: dict[str, SafetensorsTensor] = {}
     for tensor in checkpoint.tensors.values():
@@ -201,15 +205,21 @@ def _find_all(checkpoint: Checkpoint, config: LlavaConfig) -> dict[str, Safetens
     return found
 
 
-def _name_here(hf_name: str, config: LlavaConfig) -> str | None:
-    for prefix, part in PREFIXES:
+def _parts(config: ModelConfig) -> tuple[Part, ...]:
+    return PARTS if isinstance(config, LlavaConfig) else (BARE_DECODER, BARE_HEAD)
+
+
+def _name_here(hf_name: str, config: ModelConfig) -> str | None:
+    prefixes = ((prefix, part) for part in _parts(config) for prefix in part.prefixes)
+    # Longest first, so that "language_model.lm_head." is not taken for "language_model.".
+    for prefix, part in sorted(prefixes, key=lambda pair: -len(pair[0])):
         if hf_name.startswith(prefix):
             template, bid = _template(hf_name.removeprefix(prefix))
             if template in part.rows and bid < _n_layers(part, config):
                 row = part.rows[template]
                 return row and _numbered(row[0], bid)
             break
-    raise CheckpointError(f"tensor {hf_name!r} is unknown: get weights and config.json of one LLaVA model.")
+    raise CheckpointError(f"tensor {hf_name!r} is unknown: get weights and config.json of one model.")
 
 
 def _template(name: str) -> tuple[str, int]:
@@ -224,17 +234,24 @@ def _numbered(template: str, bid: int) -> str:
     return template.replace("{bid}", str(bid))
 
 
-def _n_layers(part: Part, config: LlavaConfig) -> int:
-    return config.text_config.num_hidden_layers if part is DECODER else config.vision_config.num_hidden_layers
+def _n_layers(part: Part, config: ModelConfig) -> int:
+    if part is TOWER and isinstance(config, LlavaConfig):
+        return config.vision_config.num_hidden_layers
+    return config.text_config.num_hidden_layers
 
 
-def _dims(config: LlavaConfig) -> dict[str, int]:
-    text, vision = config.text_config, config.vision_config
-    return {
+def _dims(config: ModelConfig) -> dict[str, int]:
+    text = config.text_config
+    dims = {
         "n_vocab": text.vocab_size,
         "n_embd": text.hidden_size,
         "n_kv": text.key_value_size,
         "n_ff": text.intermediate_size,
+    }
+    if not isinstance(config, LlavaConfig):
+        return dims
+    vision = config.vision_config
+    return dims | {
         "rgb": vision.num_channels,
         "v_embd": vision.hidden_size,
         "v_ff": vision.intermediate_size,
@@ -244,7 +261,7 @@ def _dims(config: LlavaConfig) -> dict[str, int]:
     }
 
 
-def _is_tied(config: LlavaConfig, found: Mapping[str, SafetensorsTensor]) -> bool:
+def _is_tied(config: ModelConfig, found: Mapping[str, SafetensorsTensor]) -> bool:
     """Whether the embeddings are the output matrix; as in transformers, not if lm_head differs from them."""
     if not config.is_tied:
         return False

@@ -38,7 +38,7 @@ class Vocabulary:
         return self.tokens.index(token) if token in self.tokens else None
 
 
-def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int) -> Vocabulary:
+def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int | None) -> Vocabulary:
     """Read tokenizer.json; rows of the embeddings beyond its tokens become unused tokens, as in llama.cpp.
 
     The image placeholder is a control token whatever tokenizer.json says: text that a user typed must not
@@ -70,7 +70,7 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int
         types[added.id] = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
         if is_control:
             special[added.content] = added.id
-    if image_token_id not in special.values():
+    if image_token_id is not None and image_token_id not in special.values():
         raise CheckpointError(
             f"the image token {image_token_id} of config.json is no added token of the tokenizer."
         )

@@ -5,14 +5,20 @@ llama.cpp in llama-cpp-python 0.3.36, for decoders without experts; tests compar
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
 from typing import Final
 
 from gguf import GGMLQuantizationType as QType
 
 from acestep_gguf.names import Ftype
 from acestep_gguf.quantize.ggml import block_size
+from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
+
+EMBEDDINGS: Final = "token_embd.weight"
+OUTPUT: Final = "output.weight"
 
 BASE_TYPE: Final[dict[Ftype, QType]] = {
     "Q4_K_M": QType.Q4_K,
@@ -29,6 +35,9 @@ MORE_BITS: Final[dict[Ftype, QType]] = {"Q4_K_M": QType.Q6_K, "Q5_K_M": QType.Q6
 
 # For rows that the type's block does not divide.
 FALLBACK: Final[dict[QType, QType]] = {
+    QType.Q2_K: QType.Q4_0,
+    QType.Q3_K: QType.Q4_0,
+    QType.IQ4_XS: QType.IQ4_NL,
     QType.Q4_K: QType.Q5_0,
     QType.Q5_K: QType.Q5_1,
     QType.Q6_K: QType.Q8_0,
@@ -41,15 +50,19 @@ N_LAYERS_70B: Final = 80
 
 @dataclass(frozen=True, slots=True)
 class TensorShape:
-    """A tensor's GGUF name and its shape, rows first: ``shape[-1]`` is the row length."""
+    """A tensor's GGUF name and its shape, rows first: ``shape[-1]`` is the row length.
+
+    ``stored_type`` is what it keeps when no recipe may touch it.
+    """
 
     name: str
     shape: tuple[int, ...]
+    stored_type: QType = QType.F32
 
 
 @dataclass(frozen=True, slots=True)
 class TypeChoice:
-    """The type a tensor gets, and the one its recipe wanted: they differ where rows do not fit it."""
+    """The type a tensor gets, and the one that was wanted: they differ where rows do not fit it."""
 
     qtype: QType
     wanted: QType
@@ -60,47 +73,102 @@ class TypeChoice:
         return self.qtype is not self.wanted
 
 
-def choose_types(ftype: Ftype, tensors: Sequence[TensorShape]) -> dict[str, TypeChoice]:
+def choose_types(
+    ftype: Ftype, tensors: Sequence[TensorShape], steering: Steering = AS_THE_RECIPE
+) -> dict[str, TypeChoice]:
     """The type of every tensor, by name, in a decoder file of ``ftype``."""
-    names = {tensor.name for tensor in tensors}
-    is_tied = "output.weight" not in names
-    n_layers = _count_layers(names)
+    names = [tensor.name for tensor in tensors]
+    recipe = _Recipe(
+        ftype,
+        steering,
+        n_layers=sum(name.endswith(".attn_v.weight") for name in names),
+        is_tied=OUTPUT not in names,
+    )
     choices = {}
-    for tensor in tensors:
-        wanted = _wanted_type(ftype, tensor, n_layers=n_layers, is_tied=is_tied)
+    for tensor in sorted(tensors, key=lambda tensor: layer_order(tensor.name)):
+        wanted = recipe.type_of(tensor)
         choices[tensor.name] = TypeChoice(_fitting_type(wanted, tensor.shape[-1]), wanted)
     return choices
 
 
 def is_quantizable(tensor: TensorShape) -> bool:
-    """Whether a recipe may touch the tensor; norms, biases and single rows stay float32."""
-    n_rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
-    return n_rows > 1 and tensor.name.endswith("weight") and not tensor.name.endswith("_norm.weight")
+    """Whether a recipe may touch the tensor; norms, biases and single rows stay as they are."""
+    n_rows = prod(tensor.shape[:-1])
+    return n_rows > 1 and tensor.name.endswith("weight") and "_norm.weight" not in tensor.name
 
 
-def _wanted_type(ftype: Ftype, tensor: TensorShape, *, n_layers: int, is_tied: bool) -> QType:
-    if not is_quantizable(tensor):
-        return QType.F32
-    base = BASE_TYPE[ftype]
-    if base in FLOAT_TYPES:
+def layer_order(name: str) -> tuple[int, str]:
+    """Sorting key of llama-quantize's order: what is outside of the layers, then layer by layer."""
+    match = re.match(r"blk\.(\d+)", name)
+    return (int(match[1]) if match else -1, name)
+
+
+def describe_fallbacks(tensors: Sequence[TensorShape], choices: Mapping[str, TypeChoice]) -> list[str]:
+    """A line for each kind of fallback: how many tensors got which type instead of which, and why."""
+    kinds = defaultdict(list)
+    for tensor in tensors:
+        choice = choices[tensor.name]
+        if choice.is_fallback:
+            kinds[choice, tensor.shape[-1]].append(tensor.name)
+    return [
+        f"{len(names)} of {len(tensors)} tensors got {choice.qtype.name} instead of {choice.wanted.name}, "
+        f"because {block_size(choice.wanted)} does not divide their rows of {n_per_row} weights: "
+        + ", ".join(names[:3])
+        + (", …" if len(names) > 3 else "")
+        for (choice, n_per_row), names in kinds.items()
+    ]
+
+
+@dataclass(slots=True)
+class _Recipe:
+    """A recipe at work: it is asked for tensor after tensor, in layer order.
+
+    Like llama.cpp's, it counts attn_v and ffn_down as it meets them, so that one whose type is steered moves
+    the rule of the layers with more bits on by one.
+    """
+
+    ftype: Ftype
+    steering: Steering
+    n_layers: int
+    is_tied: bool
+    n_met: Counter[str] = field(default_factory=Counter)
+
+    def type_of(self, tensor: TensorShape) -> QType:
+        base, steering = BASE_TYPE[self.ftype], self.steering
+        if not is_quantizable(tensor):
+            return tensor.stored_type
+        if tensor.name == EMBEDDINGS and steering.token_embedding_type is not None:
+            return steering.token_embedding_type
+        if tensor.name == OUTPUT and steering.output_tensor_type is not None:
+            return steering.output_tensor_type
+        if base in FLOAT_TYPES:
+            return base
+        steered = steering.type_of(tensor.name)
+        if steered is not None:
+            return steered
+        return base if steering.pure else self._mixed_type(tensor, base)
+
+    def _mixed_type(self, tensor: TensorShape, base: QType) -> QType:
+        if tensor.name == OUTPUT or (self.is_tied and tensor.name == EMBEDDINGS):
+            # A tied embedding is the output matrix, too.
+            if self.steering.output_tensor_type is not None:
+                return self.steering.output_tensor_type
+            return QType.Q8_0 if base == QType.Q8_0 or tensor.shape[-1] % block_size(base) else QType.Q6_K
+        match = re.search(r"(attn_v|ffn_down)\.weight$", tensor.name)
+        if match is None:
+            return base
+        layer = self.n_met[match[1]]
+        self.n_met[match[1]] += 1
+        if self.ftype in MORE_BITS and self._is_sensitive(layer):
+            return MORE_BITS[self.ftype]
+        if match[1] == "attn_v" and base == QType.Q4_K and self.n_layers == N_LAYERS_70B:
+            return QType.Q5_K
         return base
-    if tensor.name == "output.weight" or (is_tied and tensor.name == "token_embd.weight"):
-        # A tied embedding is the output matrix, too.
-        return QType.Q8_0 if base == QType.Q8_0 or tensor.shape[-1] % block_size(base) else QType.Q6_K
-    if ftype in MORE_BITS and _is_sensitive(tensor.name, n_layers):
-        return MORE_BITS[ftype]
-    if base == QType.Q4_K and n_layers == N_LAYERS_70B and tensor.name.endswith("attn_v.weight"):
-        return QType.Q5_K
-    return base
 
-
-def _is_sensitive(name: str, n_layers: int) -> bool:
-    """attn_v and ffn_down in the first and last eighth of the layers and in every third between."""
-    match = re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight", name)
-    if match is None:
-        return False
-    layer = int(match[1])
-    return layer < n_layers // 8 or layer >= 7 * n_layers // 8 or (layer - n_layers // 8) % 3 == 2
+    def _is_sensitive(self, layer: int) -> bool:
+        """The first and last eighth of the layers and every third between."""
+        n_layers = self.n_layers
+        return layer < n_layers // 8 or layer >= 7 * n_layers // 8 or (layer - n_layers // 8) % 3 == 2
 
 
 def _fitting_type(wanted: QType, n_per_row: int) -> QType:
@@ -108,7 +176,3 @@ def _fitting_type(wanted: QType, n_per_row: int) -> QType:
         return wanted
     fallback = FALLBACK.get(wanted, wanted)
     return fallback if n_per_row % block_size(fallback) == 0 else LAST_FALLBACK
-
-
-def _count_layers(names: Iterable[str]) -> int:
-    return sum(name.endswith(".attn_v.weight") for name in names)

@@ -13,27 +13,28 @@ import numpy as np
 import torch
 from demo_checkpoint import IMAGE, N_IMAGE_TOKENS, TURN_END, TURN_START
 from demo_questions import SINGLES, Question, pair_questions, questions, random_pair
-from demo_scenes import IGNORE, SIDE, Mark, Picture, draw, patch_labels
+from demo_scenes import IGNORE, SIDE, Mark, Picture, draw, patch_labels, random_number, random_word
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 from transformers import Qwen2Tokenizer
 
 # share of the sequences; the pictures of "pair" are two scenes
-MIX = {"scene": 0.36, "pair": 0.26, "number": 0.11, "word": 0.09, "chart": 0.18}
+MIX = {"scene": 0.27, "pair": 0.24, "number": 0.18, "word": 0.13, "chart": 0.18}
 MOST_QUESTIONS = 7
 SINGLE_SHARE = 0.15  # sequences of one question, as most users will ask
 SYSTEM_SHARE = 0.05
 SYSTEM = "You are a helpful assistant."
 SEQUENCES = 16  # in a batch
 POOL = 16  # batches made at once and cut by length, so that little is padding
+EXTRA_TEXTS = 12  # numbers and words in a batch of chats for the patch labels alone: glyphs are slow to learn
 PARTS = 2  # batches to a training step: one of long and one of short chats, so of all kinds
 Drawn = tuple[Image.Image, list[Mark]]
 
 
 @dataclass
 class Batch:
-    pixels: Tensor  # [images, SIDE, SIDE, 3] uint8
+    pixels: Tensor  # [images, SIDE, SIDE, 3] uint8; those of the chats first
     patch_labels: Tensor  # [images, patches, 2, labels]
     input_ids: Tensor  # [sequences, tokens]; no columns in a batch of pictures only
     labels: Tensor
@@ -85,6 +86,8 @@ class Batches(IterableDataset[Batch]):
         rng.shuffle(pairs)
         for group in (group for pair in pairs for group in pair):
             drawn = [one for images, _, _ in group for one in images]
+            texts = [rng.choice((random_number, random_word))(rng) for _ in range(EXTRA_TEXTS)]
+            drawn += [render(text, rng) for text in texts]
             yield Batch(
                 *_pixels(drawn),
                 _padded([ids for _, ids, _ in group], self.pad),

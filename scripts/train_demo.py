@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from demo_batches import PARTS, POOL, Batch, Batches
 from demo_checkpoint import (
+    N_IMAGE_TOKENS,
     build_model,
     build_processor,
     build_tokenizer,
@@ -40,7 +41,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 STAGE_1_SHARE = 0.09  # of the time
 WARM_UP_SHARE = 0.01
 PEAK_LR = {"muon": 4e-3, "adamw": 1e-3}
-PATCH_LOSS_WEIGHT = 0.2  # in stage 2
+PATCH_LOSS_WEIGHT = 0.4  # in stage 2
 SAVE_EVERY, CHECK_EVERY = 300.0, 600.0  # seconds
 CHECKED_PER_SKILL = 40
 
@@ -63,19 +64,22 @@ class PatchLabeller(nn.Module):
 
 
 class Trainer:
-    def __init__(self, out: Path, seconds: float) -> None:
+    def __init__(self, out: Path, seconds: float, resume: bool) -> None:
         torch.manual_seed(1)
         self.out = out
         self.seconds = seconds
         self.spent = 0.0  # seconds of training so far, over all runs
         self.batches_seen = {"pictures": 0, "chats": 0}
-        tokenizer = build_tokenizer()
-        self.processor: LlavaProcessor = build_processor(tokenizer)
-        self.model: LlavaForConditionalGeneration = build_model(tokenizer)
+        if not resume:
+            build_processor(build_tokenizer()).save_pretrained(out / "processor")
+        self.processor: LlavaProcessor = LlavaProcessor.from_pretrained(out / "processor", backend="pil")
+        self.model: LlavaForConditionalGeneration = build_model(self.processor.tokenizer)
         self.labeller = PatchLabeller(self.model.config.vision_config.hidden_size)
         normalize = self.processor.image_processor
         self.mean, self.std = torch.tensor(normalize.image_mean), torch.tensor(normalize.image_std)
         self.optimizers = _optimizers(self.model, self.labeller)
+        if resume:
+            self.load()
 
     @property
     def share(self) -> float:
@@ -94,8 +98,9 @@ class Trainer:
             return {"patches": patches}
         llava = self.model.model
         embeds = llava.language_model.embed_tokens(batch.input_ids)
-        image = llava.multi_modal_projector(features).flatten(0, 1).to(embeds.dtype)
         at_image = batch.input_ids == self.model.config.image_token_id
+        in_chats = features[: at_image.sum() // N_IMAGE_TOKENS]
+        image = llava.multi_modal_projector(in_chats).flatten(0, 1).to(embeds.dtype)
         embeds = embeds.masked_scatter(at_image[..., None], image)
         # Padding is on the right and carries no label: the causal mask is mask enough.
         hidden = llava.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
@@ -241,9 +246,8 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(arguments.out, 60 * arguments.minutes)
-    if arguments.resume or arguments.no_training:
-        trainer.load()
+    resume = arguments.resume or arguments.no_training
+    trainer = Trainer(arguments.out, 60 * arguments.minutes, resume)
     if not arguments.no_training:
         trainer.run()
     if arguments.export:

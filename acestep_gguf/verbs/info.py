@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from acestep_gguf.bundle import Bundle, check_file
+from acestep_gguf.bundle import Bundle, Vision, check_file
 from acestep_gguf.decoder_info import decoder_info
 from acestep_gguf.gguf_header import read_gguf_header
 
@@ -47,22 +47,28 @@ def bundle_facts(folder: Path) -> dict[str, Any]:
             }
             for ftype, record in bundle.decoders.files.items()
         ],
-        "vision": [
-            {
-                "precision": precision,
-                "file": record.file,
-                "bytes": record.bytes + record.data.bytes,
-                "cosine_to_float32": record.cosine_to_float32,
-                "default": precision == bundle.vision.default,
-            }
-            for precision, record in bundle.vision.files.items()
-        ],
-        "image": {
+        "vision": _vision_facts(bundle.vision),
+        "image": bundle.image and {
             "height": bundle.image.size.height,
             "width": bundle.image.size.width,
             "tokens": bundle.image.n_image_tokens,
         },
     }
+
+
+def _vision_facts(vision: Vision | None) -> list[dict[str, Any]]:
+    if vision is None:
+        return []
+    return [
+        {
+            "precision": precision,
+            "file": record.file,
+            "bytes": record.bytes + record.data.bytes,
+            "cosine_to_float32": record.cosine_to_float32,
+            "default": precision == vision.default,
+        }
+        for precision, record in vision.files.items()
+    ]
 
 
 def _table(facts: dict[str, Any]) -> str:
@@ -72,8 +78,12 @@ def _table(facts: dict[str, Any]) -> str:
         ("decoder", f"{facts['text_model_type']}, {_count(facts['parameters'])} parameters"),
         ("", f"{facts['block_count']} blocks of {facts['embedding_length']}"),
         ("", f"vocabulary of {facts['vocabulary']} tokens, context of {facts['context_length']} tokens"),
-        ("tower", facts["vision_model_type"]),
-        ("pictures", f"{image['width']} x {image['height']} pixels, {image['tokens']} tokens each"),
+        ("tower", facts["vision_model_type"] or "none: it answers questions about text only"),
+        *(
+            [("pictures", f"{image['width']} x {image['height']} pixels, {image['tokens']} tokens each")]
+            if image
+            else []
+        ),
         ("", ""),
         *(
             (file["ftype"], _file(file, f"{file['bits_per_weight']:.2f} bits/weight"))

@@ -1,0 +1,127 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from acestep_gguf.bundle import Bundle
+from acestep_gguf.decoder_info import check_vocabulary, decoder_info
+from acestep_gguf.errors import BundleError, UnsupportedModelError
+from acestep_gguf.gguf_header import GGUFHeader, StringArray, read_gguf_header
+
+
+@pytest.fixture(scope="session")
+def header(decoder_file: Path) -> GGUFHeader:
+    return read_gguf_header(decoder_file)
+
+
+class Strings(StringArray):
+    """A string array that was never in a file."""
+
+    def __init__(self, strings: list[bytes]) -> None:
+        self._strings = strings
+
+    def __len__(self) -> int:
+        return len(self._strings)
+
+    def read(self) -> list[bytes]:
+        return self._strings
+
+
+def changed(header: GGUFHeader, **entries: Any) -> GGUFHeader:
+    metadata = dict(header.metadata)
+    for name, value in entries.items():
+        key = next((key for key in metadata if key.replace(".", "_") == name), name.replace("_", ".", 1))
+        metadata[key] = value
+    return replace(header, metadata={key: value for key, value in metadata.items() if value is not None})
+
+
+def test_the_shape_of_a_tiny_decoder(header: GGUFHeader) -> None:
+    info = decoder_info(header)
+    assert (info.architecture, info.embedding_length, info.block_count) == ("qwen2", 256, 2)
+    assert (info.head_count, info.head_count_kv, info.context_length) == (4, 2, 512)
+    assert info.bits_per_weight == 32
+    assert info.n_params == header.n_params
+
+
+CONTRADICTIONS: dict[str, dict[str, Any]] = {
+    "no architecture": {"general_architecture": None},
+    "architecture is a number": {"general_architecture": 5},
+    "no context length": {"qwen2_context_length": None},
+    "context length is true": {"qwen2_context_length": True},
+    "negative context length": {"qwen2_context_length": -1},
+    "absurd context length": {"qwen2_context_length": 2**40},
+    "no blocks": {"qwen2_block_count": 0},
+    "too many blocks": {"qwen2_block_count": 513},
+    "no heads": {"qwen2_attention_head_count": 0},
+    "heads that do not divide": {"qwen2_attention_head_count": 3},
+    "heads of odd size": {"qwen2_attention_head_count": 256},
+    "KV heads that do not divide": {"qwen2_attention_head_count_kv": 3},
+    "another rope size": {"qwen2_rope_dimension_count": 576},
+    "experts": {"qwen2_expert_count": 8},
+    "a key of another architecture": {"llama_block_count": 2},
+    "text for a number": {"qwen2_rope_freq_base": "large"},
+    "rope base not finite": {"qwen2_rope_freq_base": float("nan")},
+    "another vocabulary": {"tokenizer_ggml_tokens": Strings([b"a", b"b"])},
+    "no vocabulary": {"tokenizer_ggml_tokens": None},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("entries", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_contradictions_are_found_before_llama_cpp_sees_them(
+    header: GGUFHeader, entries: dict[str, Any]
+) -> None:
+    with pytest.raises(BundleError):
+        decoder_info(changed(header, **entries))
+
+
+def test_other_architectures_are_named(header: GGUFHeader) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'llama'.*qwen2"):
+        decoder_info(changed(header, general_architecture="llama"))
+
+
+def test_the_vocabulary_fits_the_bundle(header: GGUFHeader, tiny_bundle: Path) -> None:
+    bundle = Bundle.read(tiny_bundle)
+    check_vocabulary(header, bundle.prompt, bundle.image)
+    with pytest.raises(BundleError, match="width"):
+        check_vocabulary(header, bundle.prompt, replace(bundle.tower()[1], n_embd=128))
+    shifted = {text: token + 1 for text, token in bundle.prompt.control_tokens.items()}
+    for tokens in (shifted, {**shifted, "<image>": 10**9}, {**shifted, "<image>": -1}):
+        with pytest.raises(BundleError, match="control token"):
+            check_vocabulary(header, replace(bundle.prompt, control_tokens=tokens), bundle.image)
+
+
+VOCABULARIES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "a token twice": lambda tokens: [*tokens[:-1], tokens[0]],
+    "an empty token": lambda tokens: [b"", *tokens[1:]],
+    "a token with a null character": lambda tokens: [b"a\0b", *tokens[1:]],
+    "a token too few": lambda tokens: tokens[:-1],
+}
+
+
+@pytest.mark.parametrize("change", VOCABULARIES.values(), ids=VOCABULARIES)
+def test_vocabularies_on_which_llama_cpp_ends_the_process(
+    header: GGUFHeader, tiny_bundle: Path, change: Callable[[list[bytes]], list[bytes]]
+) -> None:
+    bundle = Bundle.read(tiny_bundle)
+    tokens = header.metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, StringArray)
+    damaged = changed(header, tokenizer_ggml_tokens=Strings(change(tokens.read())))
+    with pytest.raises(BundleError):
+        check_vocabulary(damaged, bundle.prompt, bundle.image)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"tokenizer_ggml_model": "llama"},
+        {"tokenizer_ggml_token_type": None},
+        {"tokenizer_ggml_eos_token_id": 10**6},
+        {"tokenizer_ggml_eos_token_id": "text"},
+    ],
+)
+def test_tokenizer_metadata(header: GGUFHeader, tiny_bundle: Path, entries: dict[str, Any]) -> None:
+    bundle = Bundle.read(tiny_bundle)
+    with pytest.raises(BundleError):
+        check_vocabulary(changed(header, **entries), bundle.prompt, bundle.image)

@@ -1,0 +1,110 @@
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from acestep_gguf.bundle import Bundle
+from acestep_gguf.errors import BundleError, DecodeError
+from acestep_gguf.vision import VisionTower
+
+
+@pytest.fixture(scope="session")
+def tower(tiny_bundle: Path) -> VisionTower:
+    return VisionTower(tiny_bundle, Bundle.read(tiny_bundle), n_threads=1)
+
+
+def pixels(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((1, 3, 28, 28)).astype(np.float32)
+
+
+def test_embeds_have_the_shape_that_the_bundle_says(tower: VisionTower) -> None:
+    embeds = tower.encode(pixels())
+    assert embeds.shape == (4, 256)
+    assert embeds.dtype == np.float32
+    assert np.array_equal(embeds, tower.encode(pixels()))
+    assert not np.array_equal(embeds, tower.encode(pixels(1)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((2, 3, 28, 28), np.float32),
+        np.zeros((1, 3, 28, 29), np.float32),
+        np.zeros((3, 28, 28), np.float32),
+        np.zeros((1, 3, 28, 28), np.float64),
+    ],
+)
+def test_other_shapes_are_refused(tower: VisionTower, wrong: np.ndarray) -> None:
+    with pytest.raises(DecodeError, match="pixel_values"):
+        tower.encode(wrong)
+
+
+def test_embeds_that_are_not_finite_are_refused(tower: VisionTower) -> None:
+    with pytest.raises(DecodeError, match="image embeds"):
+        tower.encode(np.full((1, 3, 28, 28), np.nan, np.float32))
+
+
+def load(folder: Path, bundle: Bundle) -> VisionTower:
+    return VisionTower(folder, bundle, n_threads=1)
+
+
+@pytest.mark.parametrize("name", ["vision-float32.onnx", "vision-float32.onnx.data"])
+def test_missing_and_half_written_files(bundle_copy: Path, name: str) -> None:
+    bundle = Bundle.read(bundle_copy)
+    path = bundle_copy / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="half-copied"):
+        load(bundle_copy, bundle)
+    path.unlink()
+    with pytest.raises(BundleError, match="missing"):
+        load(bundle_copy, bundle)
+
+
+def rewritten(folder: Path, model: bytes) -> Bundle:
+    """The bundle in ``folder``, with ``model`` as its graph and a record that fits."""
+    (folder / "vision-float32.onnx").write_bytes(model)
+    return with_record(folder, bytes=len(model), sha256=hashlib.sha256(model).hexdigest())
+
+
+def with_record(folder: Path, **changes: Any) -> Bundle:
+    bundle = Bundle.read(folder)
+    vision, _ = bundle.tower()
+    record = replace(vision.files["float32"], **changes)
+    return replace(bundle, vision=replace(vision, files={"float32": record}))
+
+
+def test_a_damaged_graph(bundle_copy: Path) -> None:
+    entry = (bundle_copy / "vision-float32.onnx").read_bytes()
+    for damaged in (entry[: len(entry) // 2], entry[:200] + b"\xff" * 50 + entry[250:]):
+        with pytest.raises(BundleError):
+            load(bundle_copy, rewritten(bundle_copy, damaged))
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "other.data"])
+def test_a_graph_that_reads_other_files_is_refused(bundle_copy: Path, location: str) -> None:
+    model = onnx.load(bundle_copy / "vision-float32.onnx", load_external_data=False)
+    for entry in model.graph.initializer[-1].external_data:
+        if entry.key == "location":
+            entry.value = location
+    with pytest.raises(BundleError, match="another file"):
+        load(bundle_copy, rewritten(bundle_copy, model.SerializeToString()))
+
+
+def test_a_huge_graph_is_refused(bundle_copy: Path) -> None:
+    path = bundle_copy / "vision-float32.onnx"
+    with path.open("r+b") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(BundleError, match="too large"):
+        load(bundle_copy, with_record(bundle_copy, bytes=1 << 30))
+
+
+def test_a_graph_for_other_pictures_is_refused(bundle_copy: Path) -> None:
+    bundle = Bundle.read(bundle_copy)
+    _, spec = bundle.tower()
+    for image in (replace(spec, n_image_tokens=5), replace(spec, n_embd=128)):
+        with pytest.raises(BundleError, match="does not take and give"):
+            load(bundle_copy, replace(bundle, image=image))
