@@ -210,20 +210,16 @@ def _call(name: str, arguments: Sequence[nodes.Node]) -> nodes.Call:
     return nodes.Call(function, list(arguments), [], None, None, lineno=line)
 
 
-def _size(value: Any) -> int:
-    """Characters and items in a value, at least 1; counting stops above MAX_SIZE."""
+def _size(value: Any, known: dict[int, int] | None = None) -> int:
+    """Characters and items in a value, at least 1; what is in it twice counts twice, but is counted once."""
     if isinstance(value, str | bytes):
         return len(value) + 1
-    if isinstance(value, Mapping):
-        return _size([*value.keys(), *value.values()])
-    if not isinstance(value, list | tuple | set | frozenset):
-        return 1
-    size = 1
-    for item in value:
-        size += _size(item)
-        if size > MAX_SIZE:
-            break
-    return size
+    known = {} if known is None else known
+    if id(value) not in known:
+        items = (*value.keys(), *value.values()) if isinstance(value, Mapping) else value
+        nested = isinstance(items, list | tuple | set | frozenset)
+        known[id(value)] = 1 + sum(_size(item, known) for item in items) if nested else 1
+    return known[id(value)]
 
 
 def _to_json(

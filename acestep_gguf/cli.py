@@ -22,6 +22,18 @@ app = typer.Typer(
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `convert` wrote.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+# As in llama-quantize.
+TensorTypes = Annotated[
+    list[str] | None,
+    typer.Option("--tensor-type", metavar="REGEX=TYPE", help="Type of the tensors with such a name; repeat."),
+]
+OutputTensorType = Annotated[str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")]
+TokenEmbeddingType = Annotated[str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.")]
+Pure = Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")]
+ImatrixFile = Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix of llama-imatrix.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show sizes, types, disk and memory; write nothing.")]
+LogJson = Annotated[bool, typer.Option("--log-json", help="Print what happens as JSON, an object a line.")]
+
 
 def main() -> None:
     """Run the command line; an error that we raise on purpose is one line, without a traceback."""
@@ -65,12 +77,71 @@ def convert(
     threads: Annotated[
         int | None, typer.Option("-t", "--threads", help="Threads, by default one for each core.")
     ] = None,
+    tensor_type: TensorTypes = None,
+    output_tensor_type: OutputTensorType = None,
+    token_embedding_type: TokenEmbeddingType = None,
+    pure: Pure = False,
+    imatrix: ImatrixFile = None,
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
 ) -> None:
-    """Convert a checkpoint into a bundle."""
-    from acestep_gguf.convert.pipeline import DEFAULT_FTYPES, convert_checkpoint
+    """Convert a checkpoint into a bundle; the same command carries on with an interrupted conversion."""
+    from acestep_gguf.convert.pipeline import DEFAULT_FTYPES, convert_checkpoint, plan_conversion
+    from acestep_gguf.quantize.steering import parse_steering
+    from acestep_gguf.verbs.convert import display
 
-    ftypes = cast(list[Ftype], quant) if quant else DEFAULT_FTYPES  # convert_checkpoint refuses others
-    convert_checkpoint(checkpoint, out, ftypes, image_size=image_size, name=name, threads=threads, log=print)
+    work = plan_conversion if dry_run else convert_checkpoint
+    with display(log_json=log_json) as show:
+        work(
+            checkpoint,
+            out,
+            cast(list[Ftype], quant) if quant else DEFAULT_FTYPES,  # other ftypes are refused there
+            image_size=image_size,
+            name=name,
+            steering=parse_steering(tensor_type or (), output_tensor_type, token_embedding_type, pure=pure),
+            imatrix=imatrix,
+            threads=threads,
+            on_event=show,
+        )
+
+
+@app.command()
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="IN.gguf", help="Decoder, best in F32, F16 or BF16.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write, or to replace.")],
+    ftype: Annotated[str, typer.Argument(metavar="FTYPE", help="Q4_K_M, Q5_K_M, Q8_0, F16, BF16 or F32.")],
+    *,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Change quantized tensors, too; this adds to the loss.")
+    ] = False,
+    tensor_type: TensorTypes = None,
+    output_tensor_type: OutputTensorType = None,
+    token_embedding_type: TokenEmbeddingType = None,
+    pure: Pure = False,
+    imatrix: ImatrixFile = None,
+    threads: Annotated[
+        int | None, typer.Option("-t", "--threads", help="Threads, by default one for each core.")
+    ] = None,
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+) -> None:
+    """Make a decoder of another ftype from a GGUF file; the same command carries on where it was stopped."""
+    from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
+    from acestep_gguf.quantize.steering import parse_steering
+    from acestep_gguf.verbs.convert import display
+
+    work = plan_quantization if dry_run else quantize_gguf
+    with display(log_json=log_json) as show:
+        work(
+            source,
+            out,
+            cast(Ftype, ftype.upper()),  # others are refused there
+            steering=parse_steering(tensor_type or (), output_tensor_type, token_embedding_type, pure=pure),
+            imatrix=imatrix,
+            allow_requantize=allow_requantize,
+            threads=threads,
+            on_event=show,
+        )
 
 
 @app.command()
@@ -162,9 +233,14 @@ def demo(
 ) -> None:
     """Convert the small model that comes with this software, and ask it about three pictures."""
     from acestep_gguf.convert import convert_checkpoint
+    from acestep_gguf.verbs.convert import display
     from acestep_gguf.verbs.demo import demo as demo_verb
 
-    demo_verb(directory, lambda checkpoint, out: convert_checkpoint(checkpoint, out, name="Demo", log=print))
+    def convert_demo(checkpoint: Path, out: Path) -> None:
+        with display(log_json=False) as show:
+            convert_checkpoint(checkpoint, out, name="Demo", on_event=show)
+
+    demo_verb(directory, convert_demo)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,10 @@ class CheckpointError(AceStepError):
     """A checkpoint is missing, damaged or contradicts itself."""
 
 
+class SourceLostError(CheckpointError):
+    """A file of a checkpoint was lost or cut short while it was read."""
+
+
 class UnsupportedModelError(AceStepError):
     """A checkpoint is sound, but of a model that this software does not run."""
 

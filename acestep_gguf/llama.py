@@ -5,6 +5,7 @@ No object of these classes may be used by two threads at once.
 """
 
 import ctypes
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -113,6 +114,7 @@ class Model(_Handle):
         use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
 
     Raises:
+        UsageError: layers on a GPU that llama.cpp does not have.
         DecodeError: llama.cpp refuses the file.
     """
 
@@ -120,12 +122,18 @@ class Model(_Handle):
         self, path: Path, *, n_gpu_layers: int = 0, use_mmap: bool = True, use_extra_bufts: bool = True
     ) -> None:
         log = _backend()
+        if not -1 <= n_gpu_layers < 2**31:
+            raise UsageError(f"n_gpu_layers is {n_gpu_layers}: give a number of layers, or -1 for all.")
+        if n_gpu_layers and not lib.llama_supports_gpu_offload():
+            raise UsageError(
+                "this llama-cpp-python was built without a GPU: build it with one, or use no layers."
+            )
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.load_mode = LOAD_MODE_MMAP if use_mmap else LOAD_MODE_NONE
         params.use_extra_bufts = use_extra_bufts
         log.take_errors()
-        pointer = lib.llama_model_load_from_file(str(path).encode(), params)
+        pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
         super().__init__(pointer)
         if pointer is None:
             raise DecodeError(f"llama.cpp cannot load {path}: {log.take_errors()}.")

@@ -1,5 +1,5 @@
 """Conversion: a Hugging Face checkpoint goes in, a bundle comes out."""
 
-from acestep_gguf.convert.pipeline import convert_checkpoint
+from acestep_gguf.convert.pipeline import convert_checkpoint, plan_conversion
 
-__all__ = ["convert_checkpoint"]
+__all__ = ["convert_checkpoint", "plan_conversion"]

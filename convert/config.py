@@ -8,11 +8,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from acestep_gguf.convert.supported import BARE_DECODER
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 # Bounds far above every known model: they keep sizes computed from a hostile config harmless.
@@ -192,25 +191,36 @@ class LlavaConfig(ModelConfig):
         return n_patches + (self.vision_feature_select_strategy == "full")
 
 
-def parse_config(raw: dict[str, Any], path: Path) -> ModelConfig:
-    """Parse config.json of a supported architecture: a LlavaConfig, unless it is a decoder alone.
+C = TypeVar("C", bound=ModelConfig)
+
+
+def parse_config(raw: dict[str, Any], path: Path) -> LlavaConfig:
+    """Parse config.json of a supported architecture with a vision tower.
 
     Raises:
         CheckpointError: a value is missing, of a wrong type or contradicts another.
         UnsupportedModelError: the values ask for something that llama.cpp or the graph does not do.
     """
-    is_bare = raw["model_type"] == BARE_DECODER
-    text = dict(raw if is_bare else raw.get("text_config") or {})
-    text["rope_parameters"] = _rope_parameters(text, path)
-    if is_bare:
-        merged = {"text_config": text}
-    else:
-        vision = raw.get("vision_config") or DEFAULT_VISION_CONFIG
-        merged = {**raw, "vision_config": vision, "text_config": text}
-        if "image_token_id" in raw:
-            merged.setdefault("image_token_index", raw["image_token_id"])
+    vision = raw.get("vision_config") or DEFAULT_VISION_CONFIG
+    text = _text_config(raw.get("text_config") or {}, path)
+    merged = {**raw, "vision_config": vision, "text_config": text}
+    if "image_token_id" in raw:
+        merged.setdefault("image_token_index", raw["image_token_id"])
+    return _checked(merged, LlavaConfig, path)
+
+
+def parse_decoder_config(raw: dict[str, Any], path: Path) -> ModelConfig:
+    """Parse config.json of a supported decoder without a vision tower. Raises the same."""
+    return _checked({"text_config": _text_config(raw, path)}, ModelConfig, path)
+
+
+def _text_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    return {**raw, "rope_parameters": _rope_parameters(raw, path)}
+
+
+def _checked(raw: dict[str, Any], kind: type[C], path: Path) -> C:
     try:
-        config = msgspec.convert(merged, type=ModelConfig if is_bare else LlavaConfig)
+        config = msgspec.convert(raw, type=kind)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path} is damaged ({error}): get an undamaged checkpoint.") from error
     _check_runnable(config.text_config, path)

@@ -62,6 +62,21 @@ class OnnxGraph:
         self._weights.append(_Weight(name, tuple(shape), offset, load))
         return name
 
+    @property
+    def n_weights(self) -> int:
+        """Number of weights."""
+        return len(self._weights)
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the data file."""
+        return self._weights[-1].offset + self._weights[-1].n_bytes
+
+    @property
+    def largest_weight_bytes(self) -> int:
+        """Size of the largest weight."""
+        return max(weight.n_bytes for weight in self._weights)
+
     def write_data(self, file: StagedFile) -> None:
         """Stream all weights into ``file``."""
         for weight in self._weights:
@@ -70,6 +85,7 @@ class OnnxGraph:
                 raise ValueError(f"{weight.name} has shape {array.shape}, not {weight.shape}")
             file.pad_to(weight.offset)
             file.write(array.data)
+            file.end_step()
 
     def to_model(
         self,

@@ -16,7 +16,7 @@ from acestep_gguf.bundle import (
 )
 from acestep_gguf.errors import BundleError
 from acestep_gguf.names import BUNDLE_FILE, FTYPES, Ftype, decoder_file_name, vision_file_name
-from acestep_gguf.quantize.staging import PARTIAL_SUFFIX
+from acestep_gguf.quantize.staging import leftovers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +41,9 @@ class OutputFolder:
             return cls(path=path)
         bundle = Bundle.read(path)
         decoders = {ftype: file for ftype, file in bundle.decoders.files.items() if _is_sound(path, file)}
+        decoder_files = [file.file for file in bundle.decoders.files.values()]
         is_vision_sound = all(
-            _is_sound(path, record) for file in bundle.vision.files.values() for record in (file, file.data)
+            _is_sound(path, record) for record in bundle.records() if record.file not in decoder_files
         )
         vision = bundle.vision if is_vision_sound else None
         return cls(path=path, bundle=bundle, decoders=decoders, vision=vision)
@@ -67,7 +68,7 @@ class OutputFolder:
         return self.bundle.name
 
     def check_fits(
-        self, *, name: str, size_label: str, source: Source, image: ImageSpec, prompt: PromptSpec
+        self, *, name: str, size_label: str, source: Source, image: ImageSpec | None, prompt: PromptSpec
     ) -> None:
         """Refuse to mix models in one bundle, and bundles with other files.
 
@@ -77,7 +78,7 @@ class OutputFolder:
         if self.bundle is None:
             self._check_no_foreign_files(name, size_label)
             return
-        if self.bundle.image.size != image.size:
+        if self.bundle.image and image and self.bundle.image.size != image.size:
             raise BundleError(
                 f"{self.path} was made for pictures of {self.bundle.image.size.height} pixels, not "
                 f"{image.size.height}: give another output folder."
@@ -89,8 +90,9 @@ class OutputFolder:
         """A conversion that was killed may have left files, but only files that this one writes again."""
         vision = vision_file_name("float32")
         own = {vision, f"{vision}.data", *(decoder_file_name(name, size_label, ftype) for ftype in FTYPES)}
+        left = leftovers(self.path)
         for path in self.path.iterdir() if self.path.exists() else ():
-            if path.name not in own and not path.name.endswith(PARTIAL_SUFFIX):
+            if path.name not in own and path not in left:
                 raise BundleError(
                     f"{self.path} holds {path.name} and is no bundle: give a new or empty folder."
                 )

@@ -1,44 +1,23 @@
 """checkpoint -> bundle: a conversion, step by step."""
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final, cast
+from time import perf_counter
+from typing import Final
 
-from gguf.utility import model_weight_count_rounded_notation
-
-from acestep_gguf.bundle import (
-    SCHEMA_VERSION,
-    Bundle,
-    DecoderFile,
-    Decoders,
-    ImageSpec,
-    PromptSpec,
-    Source,
-    Vision,
-)
+from acestep_gguf.bundle import SCHEMA_VERSION, Bundle, DecoderFile, Decoders, Vision
+from acestep_gguf.conversion_events import FileDone, Finished, Plan
 from acestep_gguf.convert.checkpoint import Checkpoint
-from acestep_gguf.convert.config import LlavaConfig, parse_config
-from acestep_gguf.convert.decoder import decoder_metadata
-from acestep_gguf.convert.image_processor import read_image_spec
 from acestep_gguf.convert.output_folder import OutputFolder
-from acestep_gguf.convert.prompt import read_prompt_spec
-from acestep_gguf.convert.supported import check_architecture
-from acestep_gguf.convert.tensor_names import ModelTensors, find_tensors
-from acestep_gguf.convert.tokenizer import Vocabulary, read_vocabulary
-from acestep_gguf.convert.vision import check_activations, write_vision
-from acestep_gguf.errors import UsageError
-from acestep_gguf.names import FTYPES, Ftype, decoder_file_name
-from acestep_gguf.quantize.gguf_layout import GgufLayout, lay_out
+from acestep_gguf.convert.plan import ConversionPlan, Options, make_plan
+from acestep_gguf.errors import BundleError
+from acestep_gguf.names import FTYPES, Ftype, partial_name
 from acestep_gguf.quantize.one_pass import GgufOutput, write_ggufs
-from acestep_gguf.quantize.recipes import TensorShape, choose_types
-from acestep_gguf.quantize.staging import Staging
+from acestep_gguf.quantize.planning import OnEvent, ProgressTally, check_disk
+from acestep_gguf.quantize.staging import LOCK_FILE, Staging, journal_path, leftovers
+from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
 
 DEFAULT_FTYPES: Final[tuple[Ftype, ...]] = ("Q4_K_M", "Q5_K_M", "Q8_0")
-
-Log = Callable[[str], None]
 
 
 def convert_checkpoint(
@@ -48,13 +27,17 @@ def convert_checkpoint(
     *,
     image_size: int | None = None,
     name: str | None = None,
+    steering: Steering = AS_THE_RECIPE,
+    imatrix: Path | None = None,
     threads: int | None = None,
-    log: Log | None = None,
+    on_event: OnEvent = lambda _: None,
 ) -> Bundle:
     """Convert the folder ``checkpoint`` into the bundle ``out``, with one decoder for each of ``ftypes``.
 
     Everything that can be known to be wrong is found before anything is written. When ``out`` is a bundle of
-    the same checkpoint, the decoders that it lacks are added. After an error, ``out`` is as it was before.
+    the same checkpoint, the decoders that it lacks are added. After an error, ``out`` is as it was before;
+    but after a full disk, a lost source or a killed process, partial files stay under hidden names, and the
+    same call carries on with them.
 
     Args:
         checkpoint: folder of a Hugging Face checkpoint.
@@ -62,100 +45,101 @@ def convert_checkpoint(
         ftypes: decoders to make; the first is the default of a new bundle.
         image_size: side of the square pictures in pixels, when it is not to be the checkpoint's.
         name: the model's name in file names and metadata, by default the checkpoint folder's.
+        steering: what is to differ from the recipes of ``ftypes``.
+        imatrix: file of llama-imatrix, made from the same model.
         threads: threads that read and quantize, by default one for each core.
-        log: called with a line about each step.
+        on_event: called with each event, see conversion_events.py; very often with Progress.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or contradicts itself.
         UnsupportedModelError: it is of a kind that this software does not run.
-        BundleError: ``out`` cannot be written, or holds something else.
+        BundleError: ``out`` cannot be written, holds something else, or another process is writing to it.
+        ImatrixError: ``imatrix`` is damaged or of another model.
         UsageError: an argument is out of its range.
     """
-    _check_ftypes(ftypes)
-    log = log or (lambda _: None)
+    started = perf_counter()
+    options = Options(
+        ftypes=ftypes, image_size=image_size, name=name, steering=steering, imatrix=imatrix, threads=threads
+    )
     with Checkpoint(checkpoint) as opened:
-        there = OutputFolder.read(out)
-        model = _read_model(opened, image_size, there.model_name(name, checkpoint.resolve().name))
-        there.check_fits(
-            name=model.name,
-            size_label=model.size_label,
-            source=model.source,
-            image=model.image,
-            prompt=model.prompt,
-        )
-        missing = [ftype for ftype in dict.fromkeys([*ftypes, *there.ftypes]) if ftype not in there.decoders]
-        if there.bundle and there.vision and not missing:
-            log(f"{out} has {', '.join(ftypes)} already.")
-            return there.bundle
+        plan = make_plan(opened, out, options)
+        told = plan.event()
+        on_event(told)
+        if plan.is_empty and plan.there.bundle and not leftovers(out):
+            on_event(Finished(folder=str(out), seconds=perf_counter() - started))
+            return plan.there.bundle
 
-        with Staging(out) as staging:
-            decoders = there.decoders | _write_decoders(staging, model, missing, threads or _n_cores(), log)
-            vision = there.vision or _write_vision(staging, model, log)
+        progress = ProgressTally(told, on_event)
+        with Staging(out, progress.add) as staging:
+            _check_nobody_else_wrote(plan)
+            check_disk(told)
+            _remove_leftovers(plan)
+            decoders, decoder_seconds = _write_decoders(staging, plan)
+            vision, vision_seconds = _write_vision(staging, plan)
             staging.publish()
-            default = there.bundle.decoders.default if there.bundle else ftypes[0]
-            bundle = _bundle(model, decoders, default, vision)
+            bundle = _bundle(plan, decoders, options.ftypes[0], vision)
             bundle.write(out)
-    log(f"{out} is ready.")
+    for file in told.files:
+        record = next(record for record in bundle.records() if record.file == file.file)
+        seconds = vision_seconds if file.label == "vision" else decoder_seconds
+        on_event(FileDone(file=record.file, bytes=record.bytes, sha256=record.sha256, seconds=seconds))
+    on_event(Finished(folder=str(out), seconds=perf_counter() - started))
     return bundle
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Model:
-    """A checkpoint, read and checked, but for its weights."""
-
-    name: str
-    config: LlavaConfig
-    tensors: ModelTensors
-    vocabulary: Vocabulary
-    image: ImageSpec
-    prompt: PromptSpec
-    source: Source
-
-    @property
-    def size_label(self) -> str:
-        """The decoder's number of weights, as in ``Name-5.6M-Q4_K_M.gguf``."""
-        n_weights = sum(prod(tensor.shape) for tensor in self.tensors.decoder.values())
-        return cast(str, model_weight_count_rounded_notation(n_weights))
-
-
-def _read_model(checkpoint: Checkpoint, image_size: int | None, name: str) -> _Model:
-    check_architecture(checkpoint.config, checkpoint.folder)
-    config = parse_config(checkpoint.config, checkpoint.folder / "config.json")
-    check_activations(config)
-    vocabulary = read_vocabulary(checkpoint, config.text_config.vocab_size, config.image_token_index)
-    image = read_image_spec(checkpoint, config, image_size)
-    prompt = read_prompt_spec(checkpoint, config, vocabulary)
-    checkpoint.open_weights()
-    tensors = find_tensors(checkpoint, config)
-    source = Source(
-        architecture="LlavaForConditionalGeneration",
-        vision_model_type="clip_vision_model",
-        text_model_type="qwen2",
-        config_sha256=checkpoint.config_sha256(),
-        weights_sha256=checkpoint.weights_sha256(),
+def plan_conversion(
+    checkpoint: Path,
+    out: Path,
+    ftypes: Sequence[Ftype] = DEFAULT_FTYPES,
+    *,
+    image_size: int | None = None,
+    name: str | None = None,
+    steering: Steering = AS_THE_RECIPE,
+    imatrix: Path | None = None,
+    threads: int | None = None,
+    on_event: OnEvent = lambda _: None,
+) -> Plan:
+    """What ``convert_checkpoint`` would write, with the same arguments and errors; nothing is written."""
+    options = Options(
+        ftypes=ftypes, image_size=image_size, name=name, steering=steering, imatrix=imatrix, threads=threads
     )
-    return _Model(
-        name=name,
-        config=config,
-        tensors=tensors,
-        vocabulary=vocabulary,
-        image=image,
-        prompt=prompt,
-        source=source,
-    )
+    with Checkpoint(checkpoint) as opened:
+        plan = make_plan(opened, out, options).event()
+    on_event(plan)
+    return plan
 
 
-def _write_decoders(
-    staging: Staging, model: _Model, ftypes: Sequence[Ftype], n_threads: int, log: Log
-) -> dict[Ftype, DecoderFile]:
-    outputs = {}
-    for ftype in ftypes:
-        layout = _lay_out_decoder(model, ftype, log)
-        file_name = decoder_file_name(model.name, model.size_label, ftype)
-        outputs[ftype] = GgufOutput(layout, staging.create(file_name))
+def _check_nobody_else_wrote(plan: ConversionPlan) -> None:
+    """The plan was made before the folder was locked."""
+    if OutputFolder.read(plan.there.path) != plan.there:
+        raise BundleError(f"another process changed {plan.there.path} just now: give the command again.")
+
+
+def _remove_leftovers(plan: ConversionPlan) -> None:
+    """Remove what another command left unfinished."""
+    folder = plan.there.path
+    own = {LOCK_FILE, *(partial_name(decoder.file) for decoder in plan.decoders.values())}
+    own |= {journal_path(folder / decoder.file).name for decoder in plan.decoders.values()}
+    for path in leftovers(folder):
+        if path.name not in own:
+            path.unlink()
+
+
+def _write_decoders(staging: Staging, plan: ConversionPlan) -> tuple[dict[Ftype, DecoderFile], float]:
+    """The decoders of the bundle, and the seconds that it took to write those that were missing."""
+    started = perf_counter()
+    tensors = list(plan.model.tensors.decoder.items())
+    stamps = [tensor.file.stamp for _, tensor in tensors]
+    outputs = {
+        ftype: GgufOutput(
+            decoder.layout, staging.create_resumable(decoder.file, identity=decoder.identity, stamps=stamps)
+        )
+        for ftype, decoder in plan.decoders.items()
+    }
     if outputs:
-        write_ggufs(list(model.tensors.decoder.items()), list(outputs.values()), n_threads=n_threads)
-    return {
+        importance = plan.importance or {}
+        write_ggufs(tensors, list(outputs.values()), n_threads=plan.n_threads, importance=importance)
+    written = {
         ftype: DecoderFile(
             file=output.file.path.name,
             bytes=output.file.n_bytes,
@@ -164,57 +148,31 @@ def _write_decoders(
         )
         for ftype, output in outputs.items()
     }
+    return plan.there.decoders | written, perf_counter() - started
 
 
-def _lay_out_decoder(model: _Model, ftype: Ftype, log: Log) -> GgufLayout:
-    shapes = [TensorShape(name, tensor.shape) for name, tensor in model.tensors.decoder.items()]
-    choices = choose_types(ftype, shapes)
-    metadata = decoder_metadata(
-        model.config.text_config,
-        model.vocabulary,
-        model.prompt,
-        name=model.name,
-        size_label=model.size_label,
-        ftype=ftype,
-    )
-    layout = lay_out(metadata, shapes, choices)
-    log(f"{ftype}: {layout.n_bytes / 1e6:.1f} MB, {layout.bits_per_weight:.2f} bits per weight.")
-    fallbacks = [choice for choice in choices.values() if choice.is_fallback]
-    if fallbacks:
-        log(
-            f"{ftype}: {len(fallbacks)} tensors got another type, because their rows do not fit the recipe's."
-        )
-    return layout
+def _write_vision(staging: Staging, plan: ConversionPlan) -> tuple[Vision | None, float]:
+    """The tower of the bundle, and the seconds that it took to write it, if it was missing."""
+    started = perf_counter()
+    if plan.vision is None:
+        return plan.there.vision, 0.0
+    vision = Vision(default="float32", files={"float32": plan.vision.write(staging)})
+    return vision, perf_counter() - started
 
 
-def _write_vision(staging: Staging, model: _Model, log: Log) -> Vision:
-    file = write_vision(staging, model.config, model.image, model.tensors.vision)
-    log(f"vision float32: {(file.bytes + file.data.bytes) / 1e6:.1f} MB.")
-    return Vision(default="float32", files={"float32": file})
-
-
-def _bundle(model: _Model, decoders: Mapping[Ftype, DecoderFile], default: Ftype, vision: Vision) -> Bundle:
+def _bundle(
+    plan: ConversionPlan, decoders: Mapping[Ftype, DecoderFile], default: Ftype, vision: Vision | None
+) -> Bundle:
     return Bundle(
         schema_version=SCHEMA_VERSION,
         min_reader_version=SCHEMA_VERSION,
-        name=model.name,
-        source=model.source,
+        name=plan.name,
+        source=plan.model.source,
         decoders=Decoders(
-            default=default, files={ftype: decoders[ftype] for ftype in FTYPES if ftype in decoders}
+            default=plan.there.bundle.decoders.default if plan.there.bundle else default,
+            files={ftype: decoders[ftype] for ftype in FTYPES if ftype in decoders},
         ),
         vision=vision,
-        image=model.image,
-        prompt=model.prompt,
+        image=plan.model.image,
+        prompt=plan.model.prompt,
     )
-
-
-def _check_ftypes(ftypes: Sequence[Ftype]) -> None:
-    if not ftypes:
-        raise UsageError(f"no decoder is asked for: name at least one of {', '.join(FTYPES)}.")
-    for ftype in ftypes:
-        if ftype not in FTYPES:
-            raise UsageError(f"{ftype} is not a file type that can be made: choose from {', '.join(FTYPES)}.")
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acestep_gguf.convert.json_file import parse_json
-from acestep_gguf.errors import CheckpointError
+from acestep_gguf.errors import CheckpointError, SourceLostError
 
 MAX_HEADER_BYTES: Final = 100_000_000
 MAX_DIMS: Final = 8
@@ -84,7 +84,7 @@ class SafetensorsTensor:
 
 
 class SafetensorsFile:
-    """An open safetensors file.
+    """An open safetensors file; ``stamp`` is another one when the file was changed or replaced.
 
     Raises:
         CheckpointError: missing, or its header does not describe the file.
@@ -99,7 +99,9 @@ class SafetensorsFile:
         except OSError as error:
             raise self._damaged(f"cannot be read, {error.strerror}") from error
         try:
-            self.n_bytes = os.fstat(self._fd).st_size
+            status = os.fstat(self._fd)
+            self.n_bytes = status.st_size
+            self.stamp = f"{path.name} {status.st_size} {status.st_mtime_ns}"
             self.header = self._read_header()
             self.tensors = self._parse_header()
         except CheckpointError:
@@ -114,7 +116,7 @@ class SafetensorsFile:
         """Fill ``array``, which must be contiguous, with the bytes at ``offset``.
 
         Raises:
-            CheckpointError: the file ended early, or cannot be read.
+            SourceLostError: the file ended early, or cannot be read.
         """
         view = array.reshape(-1).view(np.uint8).data
         done = 0
@@ -122,9 +124,9 @@ class SafetensorsFile:
             try:
                 n_read = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
-                raise self._damaged(f"cannot be read, {error.strerror}") from error
+                raise self._lost(f"cannot be read, {error.strerror}") from error
             if n_read == 0:
-                raise self._damaged("it ended early")
+                raise self._lost("it ended early")
             done += n_read
 
     def _read_header(self) -> bytes:
@@ -178,3 +180,6 @@ class SafetensorsFile:
 
     def _damaged(self, problem: str) -> CheckpointError:
         return CheckpointError(f"{self.path} is damaged ({problem}): get the file again.")
+
+    def _lost(self, problem: str) -> SourceLostError:
+        return SourceLostError(f"{self.path} is damaged ({problem}): get the file again.")

@@ -142,14 +142,6 @@ def find_tensors(checkpoint: Checkpoint, config: ModelConfig) -> ModelTensors:
     return ModelTensors(_pick(decoder, found, dims), _pick(vision, found, dims))
 
 
-def _wanted_vision(config: LlavaConfig) -> "dict[str, _Wanted]":
-    # Layers behind the last one that the projector sees are not needed.
-    vision = _wanted(TOWER, max(config.feature_layers)) | _wanted(PROJECTOR)
-    if not config.multimodal_projector_bias:
-        vision = {name: row for name, row in vision.items() if name not in ("mm.1.bias", "mm.2.bias")}
-    return vision
-
-
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     """A tensor of the table: its name in the oldest layout, for errors, and its shape's dimensions."""
@@ -169,6 +161,14 @@ def _wanted(part: Part, n_layers: int = 0) -> dict[str, _Wanted]:
         yield from part.after_layers.items()
 
     return {row[0]: _Wanted(part.prefixes[0] + name, row[1]) for name, row in rows() if row}
+
+
+def _wanted_vision(config: LlavaConfig) -> dict[str, _Wanted]:
+    # Layers behind the last one that the projector sees are not needed.
+    vision = _wanted(TOWER, max(config.feature_layers)) | _wanted(PROJECTOR)
+    if not config.multimodal_projector_bias:
+        vision = {name: row for name, row in vision.items() if name not in ("mm.1.bias", "mm.2.bias")}
+    return vision
 
 
 def _pick(

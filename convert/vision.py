@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -42,28 +43,45 @@ def check_activations(config: LlavaConfig) -> None:
             )
 
 
-def write_vision(staging: Staging, config: LlavaConfig, image: ImageSpec, tensors: Tensors) -> VisionFile:
-    """Write the ONNX file and its external data for pictures of ``image.size``."""
+@dataclass(frozen=True, slots=True)
+class PlannedVision:
+    """An ONNX file and its external data, ready to be written."""
+
+    name: str
+    model: bytes
+    graph: OnnxGraph
+
+    @property
+    def data_name(self) -> str:
+        """Name of the file of the weights."""
+        return f"{self.name}.data"
+
+    def write(self, staging: Staging) -> VisionFile:
+        """Write both files."""
+        data = staging.create(self.data_name)
+        self.graph.write_data(data)
+        file = staging.create(self.name)
+        file.write(self.model)
+        return VisionFile(
+            file=self.name,
+            bytes=file.n_bytes,
+            sha256=file.sha256,
+            data=FileRecord(file=self.data_name, bytes=data.n_bytes, sha256=data.sha256),
+            cosine_to_float32=1.0,
+        )
+
+
+def plan_vision(config: LlavaConfig, image: ImageSpec, tensors: Tensors) -> PlannedVision:
+    """The tower and projector for pictures of ``image.size``."""
+    name = vision_file_name("float32")
     builder = ClipGraph(config, tensors, image_size=image.size.height)
     image_embeds = builder.project(builder.select_features(builder.encode("pixel_values")))
-
-    name = vision_file_name("float32")
-    data = staging.create(f"{name}.data")
-    builder.graph.write_data(data)
     model = builder.graph.to_model(
         inputs={"pixel_values": ("B", 3, image.size.height, image.size.width)},
         outputs={image_embeds: ("B", image.n_image_tokens, image.n_embd)},
-        data_file=data.path.name,
+        data_file=f"{name}.data",
     )
-    file = staging.create(name)
-    file.write(model.SerializeToString(deterministic=True))
-    return VisionFile(
-        file=name,
-        bytes=file.n_bytes,
-        sha256=file.sha256,
-        data=FileRecord(file=data.path.name, bytes=data.n_bytes, sha256=data.sha256),
-        cosine_to_float32=1.0,
-    )
+    return PlannedVision(name, model.SerializeToString(deterministic=True), builder.graph)
 
 
 class ClipGraph:

@@ -5,8 +5,8 @@ llama.cpp in llama-cpp-python 0.3.36, for decoders without experts; tests compar
 """
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Final
@@ -101,22 +101,6 @@ def layer_order(name: str) -> tuple[int, str]:
     """Sorting key of llama-quantize's order: what is outside of the layers, then layer by layer."""
     match = re.match(r"blk\.(\d+)", name)
     return (int(match[1]) if match else -1, name)
-
-
-def describe_fallbacks(tensors: Sequence[TensorShape], choices: Mapping[str, TypeChoice]) -> list[str]:
-    """A line for each kind of fallback: how many tensors got which type instead of which, and why."""
-    kinds = defaultdict(list)
-    for tensor in tensors:
-        choice = choices[tensor.name]
-        if choice.is_fallback:
-            kinds[choice, tensor.shape[-1]].append(tensor.name)
-    return [
-        f"{len(names)} of {len(tensors)} tensors got {choice.qtype.name} instead of {choice.wanted.name}, "
-        f"because {block_size(choice.wanted)} does not divide their rows of {n_per_row} weights: "
-        + ", ".join(names[:3])
-        + (", …" if len(names) > 3 else "")
-        for (choice, n_per_row), names in kinds.items()
-    ]
 
 
 @dataclass(slots=True)

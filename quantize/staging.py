@@ -1,30 +1,53 @@
-"""Files under temporary names: all of them get their final name, or none is left."""
+"""Files under temporary names: all of them get their final name, or none does.
 
+A process that dies leaves partial files behind, never a file that looks finished. Those that are made in
+steps have a journal beside them, with which the next run carries on.
+"""
+
+import errno
 import hashlib
 import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from acestep_gguf.errors import BundleError
+from filelock import FileLock, Timeout
 
-PARTIAL_SUFFIX = ".partial"
+from acestep_gguf.errors import BundleError, SourceLostError
+from acestep_gguf.names import partial_name
+from acestep_gguf.quantize.journal import Journal, Step
+
+LOCK_FILE: Final = ".lock"
+JOURNAL_SUFFIX: Final = ".journal"
+HASHED_AT_ONCE: Final = 2**22
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+OnWrite = Callable[[int, int], None]
 
 
 class StagedFile:
-    """A file that is written from its beginning to its end, and hashed on the way."""
+    """A file that is written from its beginning to its end, and hashed on the way.
 
-    def __init__(self, path: Path) -> None:
+    ``on_write`` is called with the number of bytes, and of steps, after each write and each step.
+    """
+
+    def __init__(self, path: Path, on_write: OnWrite) -> None:
         self.path = path
         self.n_bytes = 0
+        self.n_steps = 0
         self._hash = hashlib.sha256()
+        self._on_write = on_write
+        self._is_published = False
         # Unbuffered: chunks are large, and closing after a full disk must not try to write again.
-        self._file = self.partial_path.open("wb", buffering=0)
+        self._file = os.fdopen(os.open(self.partial_path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+        self._resume()
 
     @property
     def partial_path(self) -> Path:
         """Where the bytes are until the file is published."""
-        return self.path.with_name(f".{self.path.name}{PARTIAL_SUFFIX}")
+        return self.path.with_name(partial_name(self.path.name))
 
     @property
     def sha256(self) -> str:
@@ -39,10 +62,16 @@ class StagedFile:
             written += self._file.write(view[written:])
         self._hash.update(view)
         self.n_bytes += view.nbytes
+        self._on_write(view.nbytes, 0)
 
     def pad_to(self, offset: int) -> None:
         """Append zeros up to ``offset``."""
         self.write(bytes(offset - self.n_bytes))
+
+    def end_step(self) -> None:
+        """Say that what was written since the last step is whole."""
+        self.n_steps += 1
+        self._on_write(0, 1)
 
     def close(self) -> None:
         """Bring the bytes to the disk."""
@@ -50,48 +79,146 @@ class StagedFile:
             os.fsync(self._file.fileno())
             self._file.close()
 
-    def discard(self) -> None:
-        """Close and remove what was written, unless it was published."""
+    def publish(self) -> None:
+        """Give the file, which is closed, its final name."""
+        self.partial_path.replace(self.path)
+        self._is_published = True
+
+    def abandon(self, *, keep: bool) -> None:
+        """Close the file after a failure and remove it, unless its steps are worth keeping."""
         self._file.close()
-        self.partial_path.unlink(missing_ok=True)
+        if not (keep and self.is_resumable):
+            (self.path if self._is_published else self.partial_path).unlink(missing_ok=True)
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a later run can carry on with it."""
+        return False
+
+    def _resume(self) -> None:
+        self._file.truncate(0)
+
+
+class ResumableFile(StagedFile):
+    """A file that is made in steps, and keeps those that are whole.
+
+    ``identity`` stands for everything that decides its bytes, but for the sources of the steps; ``stamps``
+    are the states of these, step by step. What was made from another state is made again.
+    """
+
+    def __init__(self, path: Path, on_write: OnWrite, *, identity: str, stamps: Sequence[str]) -> None:
+        self._journal = Journal(journal_path(path), identity)
+        self._stamps = stamps
+        partial = path.with_name(partial_name(path.name))
+        if self._journal.steps and path.exists() and not partial.exists():
+            path.replace(partial)  # an earlier run was killed while it published its files
+        super().__init__(path, on_write)
+
+    def end_step(self) -> None:
+        """Say that what was written since the last step is whole, and write it down."""
+        self._journal.append(Step(self._stamps[self.n_steps], self.n_bytes, self.sha256))
+        super().end_step()
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether a later run can carry on with it."""
+        return self.n_steps > 0
+
+    def abandon(self, *, keep: bool) -> None:
+        """Close the file after a failure and remove it, unless its steps are worth keeping."""
+        super().abandon(keep=keep)
+        if keep and self.is_resumable:
+            self._journal.close()
+        else:
+            self.forget_journal()
+
+    def forget_journal(self) -> None:
+        """Remove the journal."""
+        self._journal.close()
+        self._journal.path.unlink(missing_ok=True)
+
+    def _resume(self) -> None:
+        """Hash what is there up to the last step that is true, and cut off the rest."""
+        for step, stamp in zip(self._journal.steps, self._stamps, strict=False):
+            digest = self._hash.copy()
+            if step.stamp != stamp or not self._hash_up_to(step.n_bytes, digest):
+                break
+            if digest.hexdigest() != step.sha256:
+                break
+            self._hash, self.n_bytes, self.n_steps = digest, step.n_bytes, self.n_steps + 1
+        self._file.truncate(self.n_bytes)
+        self._file.seek(self.n_bytes)
+        self._journal.keep(self.n_steps)
+        self._on_write(self.n_bytes, self.n_steps)
+
+    def _hash_up_to(self, end: int, digest: "hashlib._Hash") -> bool:
+        """Add the bytes from ``n_bytes`` to ``end``; False if there are not so many."""
+        left = end - self.n_bytes
+        while left > 0 and (data := self._file.read(min(left, HASHED_AT_ONCE))):
+            digest.update(data)
+            left -= len(data)
+        return left == 0
 
 
 class Staging:
-    """Context in which the files of a folder are made.
+    """Context in which the files of a folder are made; no other process can enter it for the same folder.
 
-    Leaving it with an exception removes every file, and the folders, that it created. A full disk and other
-    failures to write become BundleError.
+    Leaving it with an exception removes every file, and the folders, that it created. Resumable files stay
+    when the same conversion may succeed later: after a full disk, a lost source, Ctrl-C. A full disk and
+    other failures to write become BundleError.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_write: OnWrite | None = None) -> None:
         self.folder = folder
+        self._on_write = on_write or (lambda _n_bytes, _n_steps: None)
+        self._lock = FileLock(folder / LOCK_FILE, blocking=False)
         self._files: list[StagedFile] = []
-        self._published: list[Path] = []
         self._created_folders: list[Path] = []
 
     def __enter__(self) -> Self:
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             for path in reversed(missing):
-                path.mkdir()
+                path.mkdir(exist_ok=True)
                 self._created_folders.append(path)
+            self._lock.acquire()
+        except Timeout as error:
+            raise BundleError(
+                f"another process is writing to {self.folder}: wait for its end, or choose another folder."
+            ) from error
         except OSError as error:
-            self._clean_up()
+            self._remove_created_folders()
             raise self._cannot_write(error) from error
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            return
-        self._clean_up()
+        try:
+            if error is None:
+                self._forget_journals()
+            else:
+                may_succeed_later = isinstance(error, OSError | SourceLostError | KeyboardInterrupt)
+                for file in self._files:
+                    file.abandon(keep=may_succeed_later)
+        finally:
+            # Unlinked while it is held: who waits for it finds out, and takes a new one.
+            (self.folder / LOCK_FILE).unlink(missing_ok=True)
+            self._lock.release()
+            if error is not None:
+                self._remove_created_folders()
         if isinstance(error, OSError):
             raise self._cannot_write(error) from error
 
     def create(self, name: str) -> StagedFile:
         """Begin the file ``name``."""
-        file = StagedFile(self.folder / name)
+        file = StagedFile(self.folder / name, self._on_write)
+        self._files.append(file)
+        return file
+
+    def create_resumable(self, name: str, *, identity: str, stamps: Sequence[str]) -> StagedFile:
+        """Begin the file ``name``, or carry on with it; see ResumableFile."""
+        file = ResumableFile(self.folder / name, self._on_write, identity=identity, stamps=stamps)
         self._files.append(file)
         return file
 
@@ -100,24 +227,44 @@ class Staging:
         for file in self._files:
             file.close()
         for file in self._files:
-            file.partial_path.replace(file.path)
-            self._published.append(file.path)
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            file.publish()
+        sync_folder(self.folder)
 
-    def _clean_up(self) -> None:
+    def _forget_journals(self) -> None:
         for file in self._files:
-            file.discard()
-        for path in self._published:
-            path.unlink(missing_ok=True)
-        for folder in reversed(self._created_folders):
-            folder.rmdir()
+            if isinstance(file, ResumableFile):
+                file.forget_journal()
+
+    def _remove_created_folders(self) -> None:
+        with suppress(OSError):  # until one is not empty
+            for folder in reversed(self._created_folders):
+                folder.rmdir()
 
     def _cannot_write(self, error: OSError) -> BundleError:
+        kept = any(file.is_resumable for file in self._files)
+        what_to_do = "free disk space" if error.errno in DISK_FULL else "check the folder's permissions"
+        carry_on = ", then the same command carries on," if kept else ""
         return BundleError(
             f"{self.folder} cannot be written ({error.strerror or error}): "
-            "free disk space or choose another folder."
+            f"{what_to_do}{carry_on} or choose another folder."
         )
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def journal_path(path: Path) -> Path:
+    """Where the journal of the file that will be ``path`` lies."""
+    return path.with_name(f".{path.name}{JOURNAL_SUFFIX}")
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What a killed process may have left in ``folder``: partial files, journals and its lock."""
+    hidden = [partial_name("*"), f".*{JOURNAL_SUFFIX}", LOCK_FILE]
+    return sorted(path for pattern in hidden for path in folder.glob(pattern))

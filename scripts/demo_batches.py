@@ -12,8 +12,9 @@ from random import Random
 import numpy as np
 import torch
 from demo_checkpoint import IMAGE, N_IMAGE_TOKENS, TURN_END, TURN_START
+from demo_labels import IGNORE, cell_labels, patch_labels
 from demo_questions import SINGLES, Question, pair_questions, questions, random_pair
-from demo_scenes import IGNORE, SIDE, Mark, Picture, draw, patch_labels, random_number, random_word
+from demo_scenes import SIDE, Mark, Picture, Scene, draw, random_number, random_word
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
@@ -38,6 +39,15 @@ class Batch:
     patch_labels: Tensor  # [images, patches, 2, labels]
     input_ids: Tensor  # [sequences, tokens]; no columns in a batch of pictures only
     labels: Tensor
+    first_pictures: Tensor  # [pairs, patches, 2] cell labels of the first picture of each pair
+
+
+@dataclass
+class Chat:
+    drawn: list[Drawn]
+    ids: list[int]
+    labels: list[int]
+    first: Scene | None  # of a pair
 
 
 def render(picture: Picture, rng: Random) -> Drawn:
@@ -76,25 +86,27 @@ class Batches(IterableDataset[Batch]):
         for _ in range(POOL):
             pictures = [SINGLES[rng.choice(kinds)](rng, False) for _ in range(2 * SEQUENCES)]
             empty = torch.empty(0, 0, dtype=torch.long)
-            yield Batch(*_pixels([render(one, rng) for one in pictures]), empty, empty)
+            yield Batch(*_pixels([render(one, rng) for one in pictures]), empty, empty, empty)
 
     def _chats(self, rng: Random) -> Iterator[Batch]:
         chats = [self._chat(rng) for _ in range(POOL * SEQUENCES)]
-        chats.sort(key=lambda chat: len(chat[1]))
+        chats.sort(key=lambda chat: len(chat.ids))
         groups = [chats[i : i + SEQUENCES] for i in range(0, len(chats), SEQUENCES)]
         pairs = list(zip(groups[: POOL // 2], groups[: POOL // 2 - 1 : -1], strict=True))
         rng.shuffle(pairs)
         for group in (group for pair in pairs for group in pair):
-            drawn = [one for images, _, _ in group for one in images]
+            drawn = [one for chat in group for one in chat.drawn]
             texts = [rng.choice((random_number, random_word))(rng) for _ in range(EXTRA_TEXTS)]
             drawn += [render(text, rng) for text in texts]
             yield Batch(
                 *_pixels(drawn),
-                _padded([ids for _, ids, _ in group], self.pad),
-                _padded([labels for _, _, labels in group], IGNORE),
+                _padded([chat.ids for chat in group], self.pad),
+                _padded([chat.labels for chat in group], IGNORE),
+                torch.from_numpy(np.array([cell_labels(chat.first) for chat in group if chat.first])),
             )
 
-    def _chat(self, rng: Random) -> tuple[list[Drawn], list[int], list[int]]:
+    def _chat(self, rng: Random) -> Chat:
+        first = None
         kind = rng.choices(list(MIX), list(MIX.values()))[0]
         if kind == "pair":
             first, second, answer = random_pair(rng)
@@ -106,7 +118,7 @@ class Batches(IterableDataset[Batch]):
             asked = questions(picture, rng)
         most = 1 if rng.random() < SINGLE_SHARE else MOST_QUESTIONS
         asked = rng.sample(asked, min(most, len(asked)))
-        return drawn, *encode(self.tokenizer, asked, len(drawn), rng)
+        return Chat(drawn, *encode(self.tokenizer, asked, len(drawn), rng), first)
 
 
 def encode(

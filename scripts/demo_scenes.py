@@ -14,8 +14,6 @@ from pathlib import Path
 from random import Random
 
 import matplotlib
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 112  # the vision tower's input; all coordinates below are in these units
@@ -358,38 +356,3 @@ def _draw_chart(pen: _Pen, chart: Chart, rng: Random) -> list[Mark]:
     pen.box(left - 1, floor - BAR_STEP * BAR_LEVELS - 2, left, floor, axis)
     pen.box(left - 1, floor, SIDE - 5, floor + 1, axis)
     return marks
-
-
-# ---- patch labels -------------------------------------------------------------------------------
-
-# Each patch is labelled twice, for its left and its right half: a glyph is narrower than a patch.
-LABEL_SIZES = {
-    "kind": len(KINDS) + 1,  # 0 is background
-    "colour": len(PAINTS),
-    "place": len(PLACES),
-    "rank": MAX_BARS,
-    "glyph": len(GLYPHS),
-}
-IGNORE = -100
-
-
-def patch_labels(marks: Sequence[Mark]) -> NDArray[np.int64]:
-    """[GRID * GRID, 2, len(LABEL_SIZES)]; IGNORE where a label says nothing about a patch."""
-    labels = np.full((GRID, 2 * GRID, len(LABEL_SIZES)), IGNORE, np.int64)
-    labels[..., 0] = 0
-    half = PATCH // 2
-    for mark in marks:
-        x0, y0, x1, y1 = mark.box
-        columns = np.arange(2 * GRID) * half
-        rows = np.arange(GRID) * PATCH
-        across = np.clip(np.minimum(columns + half, x1) - np.maximum(columns, x0), 0, None)
-        down = np.clip(np.minimum(rows + PATCH, y1) - np.maximum(rows, y0), 0, None)
-        covered = np.outer(down >= 0.3 * PATCH, across >= 0.5 * half)
-        labels[covered] = (
-            KINDS.index(mark.kind) + 1,
-            list(PAINTS).index(mark.colour),
-            mark.place,
-            mark.rank if mark.rank >= 0 else IGNORE,
-            GLYPHS.index(mark.glyph) if mark.glyph else IGNORE,
-        )
-    return labels.reshape(GRID * GRID, 2, len(LABEL_SIZES))

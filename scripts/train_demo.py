@@ -31,10 +31,10 @@ from demo_checkpoint import (
     image_features,
     plain_copy,
 )
-from demo_scenes import IGNORE, LABEL_SIZES
+from demo_labels import CELL_LABEL_SIZES, IGNORE, LABEL_SIZES
 from evaluate_demo import CheckpointAnswers, score
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, rms_norm
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -42,25 +42,39 @@ STAGE_1_SHARE = 0.09  # of the time
 WARM_UP_SHARE = 0.01
 PEAK_LR = {"muon": 4e-3, "adamw": 1e-3}
 PATCH_LOSS_WEIGHT = 0.4  # in stage 2
+EARLIER_LOSS_WEIGHT = 0.2
 SAVE_EVERY, CHECK_EVERY = 300.0, 600.0  # seconds
 CHECKED_PER_SKILL = 40
 
 
 class PatchLabeller(nn.Module):
-    """One linear layer that names what is in each half of each patch; thrown away at the end."""
+    """Two linear layers that are thrown away at the end.
 
-    def __init__(self, hidden: int) -> None:
+    `linear` names what the vision tower sees in each half of each patch. `earlier` names what the
+    first of two pictures has in the same cell, from what the decoder knows at a patch of the second.
+    """
+
+    def __init__(self, tower_hidden: int, decoder_hidden: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(hidden, 2 * sum(LABEL_SIZES.values()))
+        self.linear = nn.Linear(tower_hidden, 2 * sum(LABEL_SIZES.values()))
+        self.earlier = nn.Linear(decoder_hidden, sum(CELL_LABEL_SIZES))
+
+    def earlier_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        scores = self.earlier(rms_norm(hidden, hidden.shape[-1:])).float().split(CELL_LABEL_SIZES, dim=-1)
+        return mean_loss(scores[0], labels[..., 0]) + mean_loss(scores[1], labels[..., 1])
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         logits = self.linear(features).unflatten(-1, (2, -1)).float()
         total = features.new_zeros((), dtype=torch.float32)
         for i, scores in enumerate(logits.split(list(LABEL_SIZES.values()), dim=-1)):
-            wanted = labels[..., i].flatten()
-            summed = cross_entropy(scores.flatten(0, 2), wanted, ignore_index=IGNORE, reduction="sum")
-            total = total + summed / (wanted != IGNORE).sum().clamp(min=1)  # not every batch has bars
+            total = total + mean_loss(scores, labels[..., i])
         return total
+
+
+def mean_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, 0 where nothing is labelled: not every batch has bars."""
+    summed = cross_entropy(scores.flatten(0, -2), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    return summed / (labels != IGNORE).sum().clamp(min=1)
 
 
 class Trainer:
@@ -74,7 +88,9 @@ class Trainer:
             build_processor(build_tokenizer()).save_pretrained(out / "processor")
         self.processor: LlavaProcessor = LlavaProcessor.from_pretrained(out / "processor", backend="pil")
         self.model: LlavaForConditionalGeneration = build_model(self.processor.tokenizer)
-        self.labeller = PatchLabeller(self.model.config.vision_config.hidden_size)
+        self.labeller = PatchLabeller(
+            self.model.config.vision_config.hidden_size, self.model.config.text_config.hidden_size
+        )
         normalize = self.processor.image_processor
         self.mean, self.std = torch.tensor(normalize.image_mean), torch.tensor(normalize.image_std)
         self.optimizers = _optimizers(self.model, self.labeller)
@@ -103,11 +119,18 @@ class Trainer:
         image = llava.multi_modal_projector(in_chats).flatten(0, 1).to(embeds.dtype)
         embeds = embeds.masked_scatter(at_image[..., None], image)
         # Padding is on the right and carries no label: the causal mask is mask enough.
-        hidden = llava.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
+        output = llava.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
+        hidden = output.last_hidden_state
         answered = batch.labels[:, 1:] != IGNORE
         logits = self.model.lm_head(hidden[:, :-1][answered])
         answers = cross_entropy(logits.float(), batch.labels[:, 1:][answered])
-        return {"answers": answers, "patches": PATCH_LOSS_WEIGHT * patches}
+        losses = {"answers": answers, "patches": PATCH_LOSS_WEIGHT * patches}
+        if len(batch.first_pictures):
+            pairs = at_image.sum(1) == 2 * N_IMAGE_TOKENS
+            halfway = output.hidden_states[2][pairs][at_image[pairs]]
+            second = halfway.unflatten(0, (-1, 2, N_IMAGE_TOKENS))[:, 1]
+            losses["earlier"] = EARLIER_LOSS_WEIGHT * self.labeller.earlier_loss(second, batch.first_pictures)
+        return losses
 
     def step(self, parts: list[Batch]) -> dict[str, float]:
         started = time.monotonic()

@@ -46,7 +46,7 @@ class Stages:
 
     def pixel_values(self, picture: Image.Image) -> Floats:
         """float32 [1, 3, H, W]."""
-        return pixel_values(picture, self.bundle.image)
+        return pixel_values(picture, self.bundle.tower()[1])
 
     def image_embeds(self, pixels: Floats) -> Floats:
         """float32 [n_image_tokens, n_embd]."""
@@ -58,11 +58,13 @@ class Stages:
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """Ids of the prompt, with the image token as often as a picture has image tokens."""
-        image_token = self.bundle.prompt.control_tokens[self.bundle.prompt.image_token]
+        image_token = self.bundle.prompt.control_tokens[self.bundle.prompt.image_token or ""]
         ids: list[int] = []
         for span in self._prompts.build(messages).spans:
-            is_image = isinstance(span, ImageSpan)
-            ids += [image_token] * self.bundle.image.n_image_tokens if is_image else span.tokens
+            if isinstance(span, ImageSpan):
+                ids += [image_token] * self.bundle.tower()[1].n_image_tokens
+            else:
+                ids += span.tokens
         return ids
 
     def logits(
@@ -82,7 +84,7 @@ class Stages:
 
 def assert_same_pixels(ours: Floats, reference: Floats, bundle: Bundle) -> None:
     """Equal within a unit in the last place, measured before normalization."""
-    std = np.array(bundle.image.std, np.float32).reshape(1, 3, 1, 1)
+    std = np.array(bundle.tower()[1].std, np.float32).reshape(1, 3, 1, 1)
     assert ours.shape == reference.shape
     assert np.abs((ours - reference) * std).max() <= PIXEL_TOLERANCE + 1e-6
 

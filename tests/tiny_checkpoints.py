@@ -71,6 +71,7 @@ class TinyCheckpoint:
     n_kv_heads: int = 2
     n_padding_rows: int = 11
 
+    has_tower: bool = True  # else a Qwen2ForCausalLM, as of version 4
     activation: Literal["gelu", "quick_gelu", "gelu_pytorch_tanh"] = "gelu"
     vision_hidden_size: int = 64
     vision_intermediate_size: int = 160
@@ -106,7 +107,8 @@ class TinyCheckpoint:
             "tokenizer_config.json": self.tokenizer_config(),
             **self.processor_files(),
         }
-        template_in = self.chat_template_in or ("chat_template.jinja" if self.is_v5 else "chat_template.json")
+        default = "chat_template.json" if self.has_tower else "tokenizer_config.json"
+        template_in = self.chat_template_in or ("chat_template.jinja" if self.is_v5 else default)
         if template_in == "chat_template.jinja":
             (folder / template_in).write_text(CHAT_TEMPLATE)
         else:
@@ -169,6 +171,8 @@ class TinyCheckpoint:
         text |= {"rope_theta": 1e6, "torch_dtype": TORCH_DTYPE[self.dtype]}
         if self.yarn:
             text["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+        if not self.has_tower:
+            return text | {"tie_word_embeddings": self.tied}
         config |= {"torch_dtype": TORCH_DTYPE[self.dtype], "image_token_index": token_id("<image>")}
         not_default = (
             (text, "tie_word_embeddings", self.tied, False),
@@ -205,6 +209,8 @@ class TinyCheckpoint:
 
     def processor_files(self) -> dict[str, dict[str, Any]]:
         """preprocessor_config.json and processor_config.json, or only the latter."""
+        if not self.has_tower:
+            return {}
         kind = "LlavaImageProcessor" if self.pads_to_square else "CLIPImageProcessor"
         side = self.image_size
         image_processor: dict[str, Any] = {
@@ -243,6 +249,8 @@ class TinyCheckpoint:
         """All weights by their names in this layout, float32, not yet rounded to ``dtype``."""
         rng = np.random.default_rng(self.seed)
         decoder, head, tower, projector = PREFIXES[self.layout]
+        if not self.has_tower:
+            decoder, head = "model.", "lm_head."
         tensors: dict[str, NDArray[np.float32]] = {}
 
         def matrix(name: str, *shape: int) -> None:
@@ -280,6 +288,8 @@ class TinyCheckpoint:
         vector(f"{decoder}norm.weight", n_embd, mean=1.0)
         if not self.tied:
             matrix(f"{head}weight", self.vocab_size, n_embd)
+        if not self.has_tower:
+            return tensors
 
         v_embd = self.vision_hidden_size
         vector(f"{tower}embeddings.class_embedding", v_embd)

@@ -10,7 +10,7 @@ import msgspec
 import platformdirs
 
 from acestep_gguf.engine import AceStep
-from acestep_gguf.errors import CheckpointError
+from acestep_gguf.errors import BundleError, CheckpointError
 from acestep_gguf.verbs.run import end_at_once_on_ctrl_c, print_chunks, statistics
 
 CHECKPOINT: Final = Path(__file__).parent.parent / "demo"
@@ -33,10 +33,14 @@ def demo(folder: Path | None, convert: Callable[[Path, Path], object]) -> None:
 
     Raises:
         CheckpointError: the demo checkpoint is missing from this installation.
+        BundleError: the folder cannot be written.
     """
     questions = read_questions(CHECKPOINT)
     bundle = folder if folder is not None else default_folder(CHECKPOINT)
-    bundle.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"{bundle.parent} cannot be made ({error}): give a folder with --dir.") from error
     convert(CHECKPOINT, bundle)
     end_at_once_on_ctrl_c()
     with AceStep(bundle) as model:

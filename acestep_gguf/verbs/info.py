@@ -48,7 +48,8 @@ def bundle_facts(folder: Path) -> dict[str, Any]:
             for ftype, record in bundle.decoders.files.items()
         ],
         "vision": _vision_facts(bundle.vision),
-        "image": bundle.image and {
+        "image": bundle.image
+        and {
             "height": bundle.image.size.height,
             "width": bundle.image.size.width,
             "tokens": bundle.image.n_image_tokens,

@@ -1,7 +1,9 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 
@@ -173,6 +175,22 @@ def test_a_file_that_llama_cpp_refuses(tmp_path: Path, capfd: pytest.CaptureFixt
     with pytest.raises(DecodeError, match=r"llama.cpp cannot load .*text.gguf: .*(magic|load)"):
         Model(path)
     assert capfd.readouterr() == ("", "")
+
+
+def test_layers_on_a_gpu_that_is_not_there(decoder_file: Path) -> None:
+    for n_gpu_layers in (-2, 2**31):
+        with pytest.raises(UsageError, match="n_gpu_layers"):
+            Model(decoder_file, n_gpu_layers=n_gpu_layers)
+    if not llama_cpp.llama_supports_gpu_offload():
+        with pytest.raises(UsageError, match="without a GPU"):
+            Model(decoder_file, n_gpu_layers=1)
+
+
+def test_a_path_with_odd_characters(decoder_file: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode("größe ü\udcff.gguf".encode("utf-8", "surrogateescape"))
+    odd.symlink_to(decoder_file)
+    with Model(odd) as model:
+        assert model.n_embd == 256
 
 
 def test_llama_cpp_is_quiet(decoder_file: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,8 @@ import pytest
 from gguf import GGUFReader
 
 from acestep_gguf.bundle import Bundle, check_file
-from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.conversion_events import Event, Finished, Plan
+from acestep_gguf.convert import convert_checkpoint, plan_conversion
 from acestep_gguf.errors import AceStepError, BundleError, CheckpointError, UnsupportedModelError, UsageError
 from acestep_gguf.llama import Model
 from acestep_gguf.names import Ftype
@@ -93,7 +94,7 @@ def test_every_layout_gives_the_same_files(tmp_path: Path, layout: Layout, n_sha
             ["Q8_0"],
             name="Tiny",
         )
-        return [bundle.decoder().sha256, bundle.vision.files["float32"].data.sha256]
+        return [bundle.decoder().sha256, bundle.tower()[0].files["float32"].data.sha256]
 
     # Each layout draws the same weights in the same order.
     assert hashes(layout=layout, n_shards=n_shards) == hashes(layout="v4")
@@ -139,10 +140,13 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
     checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
     convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bundle").iterdir()}
-    lines: list[str] = []
-    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], log=lines.append)
+    events: list[Event] = []
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], on_event=events.append)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bundle").iterdir()} == before
-    assert lines == [f"{tmp_path / 'bundle'} has Q8_0 already."]
+    plan, finished = events
+    assert isinstance(plan, Plan)
+    assert (plan.files, plan.bytes_needed) == ((), 0)
+    assert isinstance(finished, Finished)
 
 
 @pytest.mark.parametrize("suffix", [".gguf", ".onnx", ".onnx.data"])
@@ -227,11 +231,10 @@ def test_name_goes_into_file_names_and_metadata(tmp_path: Path) -> None:
     assert convert_checkpoint(checkpoint, tmp_path / "b", ["F16"]).decoder("F16").file == "Tiny-1.4M-F16.gguf"
 
 
-def test_rows_that_do_not_fit_are_told(tmp_path: Path) -> None:
-    lines: list[str] = []
-    tiny = TinyCheckpoint(intermediate_size=352)
-    convert_checkpoint(tiny.write(tmp_path / "c"), tmp_path / "bundle", ["Q4_K_M"], log=lines.append)
-    assert "Q4_K_M: 2 tensors got another type, because their rows do not fit the recipe's." in lines
+def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(intermediate_size=352).write(tmp_path / "c")
+    plan = plan_conversion(checkpoint, tmp_path / "bundle", ["Q4_K_M", "Q8_0"])
+    assert [file.fallbacks for file in plan.files] == [{"Q6_K -> Q8_0": 1, "Q4_K -> Q5_0": 1}, {}, {}, {}]
 
 
 @pytest.mark.parametrize("ftypes", [[], ["Q3_K_M"], ["q8_0"]])

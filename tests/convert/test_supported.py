@@ -21,7 +21,8 @@ TEXT = {"model_type": "qwen2"}
         ({"_class_name": "ACEStepTransformer2DModel"}, "makes music from text"),
         ({"model_type": "qwen2_vl"}, "M-RoPE"),
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "M-RoPE"),
-        ({"model_type": "qwen2"}, "a language model without a vision tower"),
+        ({"model_type": "qwen3"}, "is a qwen3 checkpoint"),
+        ({"model_type": "qwen2", "quantization_config": {"quant_method": "gptq"}}, "already quantized .gptq"),
         ({"model_type": "llava_next", "vision_config": {}}, "is a llava_next checkpoint"),
         ({"model_type": "llava", "vision_config": VISION}, "text_config of type llama, not qwen2"),
         (
@@ -52,7 +53,6 @@ def test_other_models_get_a_sentence(tmp_path: Path, config: dict[str, Any], sen
         ("llava-1.5-7b-hf.config.json", "text_config of type llama"),
         ("llava-interleave-qwen-0.5b-hf.config.json", "vision_config of type siglip_vision_model"),
         ("llava-interleave-qwen-7b-hf.config.json", "vision_config of type siglip_vision_model"),
-        ("qwen2.5-32b-instruct.config.json", "a language model without a vision tower, a qwen2 checkpoint"),
     ],
 )
 def test_published_checkpoints_of_other_kinds_get_a_sentence(
@@ -66,6 +66,10 @@ def test_published_checkpoints_of_other_kinds_get_a_sentence(
 def test_config_that_does_not_say_what_it_is_is_damaged(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError):
         check_architecture(config, tmp_path)
+
+
+def test_a_decoder_alone_passes(tmp_path: Path) -> None:
+    check_architecture(json.loads((PUBLISHED / "qwen2.5-32b-instruct.config.json").read_text()), tmp_path)
 
 
 def test_supported_architecture_passes_beside_anything(tmp_path: Path) -> None:

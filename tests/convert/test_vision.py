@@ -122,14 +122,15 @@ def test_graph_computes_the_towers_formulas(
     expected = Reference(checkpoint).image_embeds(pixel_values[..., :used, :used])
     image_embeds = run(tmp_path / "bundle", pixel_values)
 
-    assert image_embeds.shape == (2, bundle.image.n_image_tokens, bundle.image.n_embd)
+    _, image = bundle.tower()
+    assert image_embeds.shape == (2, image.n_image_tokens, image.n_embd)
     assert np.abs(image_embeds - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 def test_graph_is_sound_and_its_data_is_streamed_beside_it(tmp_path: Path) -> None:
     bundle = convert_checkpoint(TinyCheckpoint().write(tmp_path / "c"), tmp_path / "bundle", ["Q8_0"])
     onnx.checker.check_model(tmp_path / "bundle" / "vision-float32.onnx", full_check=True)
-    record = bundle.vision.files["float32"]
+    record = bundle.tower()[0].files["float32"]
     model = onnx.load(tmp_path / "bundle" / record.file, load_external_data=False)
     assert {entry.value for tensor in model.graph.initializer for entry in tensor.external_data[:1]} == {
         record.data.file

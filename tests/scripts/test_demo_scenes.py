@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")  # for its fonts
 
+from demo_labels import IGNORE, LABEL_SIZES, cell_labels, patch_labels
 from demo_questions import (
     SAME,
     SINGLES,
@@ -22,9 +23,7 @@ from demo_scenes import (
     FONT_SIZES,
     FONTS,
     GRID,
-    IGNORE,
     KINDS,
-    LABEL_SIZES,
     PAINTS,
     PLACES,
     SHAPES,
@@ -37,7 +36,6 @@ from demo_scenes import (
     Scene,
     draw,
     is_reserved,
-    patch_labels,
     random_number,
     random_scene,
 )
@@ -182,6 +180,14 @@ def test_patch_labels_name_what_is_drawn_there() -> None:
     assert (kind, colour, place) == (KINDS.index("square") + 1, list(PAINTS).index("blue"), 4)
     assert rank == glyph == IGNORE
     assert labels[0, 7, 1].tolist() == [0, *[IGNORE] * 4]
+
+
+def test_cell_labels_cover_the_cell() -> None:
+    labels = cell_labels(SCENE).reshape(GRID, GRID, 2)
+    red, blue = (list(COLOURS).index(name) for name in ("red", "blue"))
+    assert labels[0, 0].tolist() == labels[2, 2].tolist() == [SHAPES.index("circle") + 1, red]
+    assert labels[4, 4].tolist() == [SHAPES.index("square") + 1, blue]
+    assert labels[7, 7].tolist() == [0, IGNORE]
 
 
 @pytest.mark.parametrize("skill", SKILLS)

@@ -8,8 +8,9 @@ import platformdirs
 import pytest
 from PIL import Image
 
+from acestep_gguf import engine
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.errors import CheckpointError
+from acestep_gguf.errors import BundleError, CheckpointError
 from acestep_gguf.verbs import demo as demo_module
 from acestep_gguf.verbs.demo import CHECKPOINT, default_folder, demo, read_questions
 
@@ -24,6 +25,11 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
         questions.append({"image": f"pictures/{color}.png", "question": f"Is this {color}?"})
     (folder / "questions.json").write_text(json.dumps(questions))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "usable_cpus", lambda: 1)
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +62,15 @@ def test_three_answers_with_their_speed_and_a_bundle_that_is_reused(
 
     demo(tmp_path / "elsewhere", convert)
     assert (tmp_path / "elsewhere" / "bundle.json").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_module, "CHECKPOINT", checkpoint)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match="--dir"):
+        demo(tmp_path / "file" / "bundle" / "deeper", convert)
 
 
 def test_other_weights_get_another_folder(checkpoint: Path) -> None:

@@ -1,0 +1,209 @@
+"""Importance matrices, as llama-imatrix writes them: for each tensor, the mean square of each of its inputs.
+
+Both formats are read: GGUF (tensors ``NAME.in_sum2`` and ``NAME.counts``) and the older binary ``.dat``. The
+reading and the arithmetic are those of common/imatrix-loader.cpp and tools/quantize/quantize.cpp of the
+llama.cpp in llama-cpp-python 0.3.36, in float32 like there, so that blocks come out the same to the bit.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acestep_gguf.errors import BundleError, ImatrixError
+from acestep_gguf.gguf_header import MAGIC, GGUFHeader, StringArray, TensorInfo, read_gguf_header
+from acestep_gguf.quantize.gguf_layout import string, u32
+from acestep_gguf.quantize.recipes import EMBEDDINGS, TensorShape, TypeChoice
+
+# A dense model of 32B parameters has 16 MB; the bound keeps a hostile file from filling the memory.
+MAX_BYTES: Final = 256 * 2**20
+MAX_ENTRIES: Final = 2**16
+MAX_NAME_BYTES: Final = 256
+# llama.cpp keeps metadata values that are set from outside in 128 bytes with a final zero.
+MAX_VALUE_BYTES: Final = 127
+
+Importance = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imatrix:
+    """An importance matrix, read and checked; each of ``entries``, by tensor name, is float32 [n]."""
+
+    path: Path
+    entries: Mapping[str, Importance]
+    n_chunks: int
+    dataset: str | None
+
+    @property
+    def metadata(self) -> dict[str, bytes]:
+        """What llama-quantize writes into a file that was made with it, as encoded values."""
+        values = {"quantize.imatrix.file": string(_cut(str(self.path)))}
+        if self.dataset is not None:
+            values["quantize.imatrix.dataset"] = string(_cut(self.dataset))
+        values["quantize.imatrix.entries_count"] = u32(len(self.entries))
+        if self.n_chunks > 0:
+            values["quantize.imatrix.chunks_count"] = u32(self.n_chunks)
+        return values
+
+    def importance_of(
+        self, tensors: Sequence[TensorShape], choices: Mapping[str, TypeChoice]
+    ) -> dict[str, Importance]:
+        """The entries of the tensors that change their type; like llama.cpp's, one without does without.
+
+        Raises:
+            ImatrixError: an entry has not one value for each weight of a row.
+        """
+        found = {}
+        for tensor in tensors:
+            entry = self.entries.get(tensor.name)
+            if entry is None or choices[tensor.name].qtype == tensor.stored_type:
+                continue
+            if len(entry) == tensor.shape[-1]:
+                found[tensor.name] = entry
+            elif tensor.name != EMBEDDINGS:  # the one mismatch that llama-quantize lets pass
+                raise ImatrixError(
+                    f"{self.path} is of another model (it has {len(entry)} values for {tensor.name}, whose "
+                    f"rows have {tensor.shape[-1]}): make one with llama-imatrix from this model."
+                )
+        return found
+
+
+def read_imatrix(path: Path) -> Imatrix:
+    """Read and check the file ``path``.
+
+    Raises:
+        ImatrixError: missing, in another format, damaged, or with values that no mean square has.
+    """
+    try:
+        n_bytes = path.stat().st_size
+        if n_bytes > MAX_BYTES:
+            raise ImatrixError(f"{path} has {n_bytes} bytes, far more than an imatrix: choose another file.")
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImatrixError(f"{path} cannot be read ({error.strerror}): choose another imatrix.") from error
+    imatrix = _read_gguf(path, data) if data.startswith(MAGIC) else _read_legacy(path, data)
+    for name, entry in imatrix.entries.items():
+        if not np.isfinite(entry).all() or (entry < 0).any():
+            raise _damaged(path, f"values of {name!r} are negative, infinite or NaN")
+    return imatrix
+
+
+def _read_gguf(path: Path, data: bytes) -> Imatrix:
+    try:
+        header = read_gguf_header(path)
+    except BundleError as error:
+        raise _damaged(path, "its GGUF header does not describe it") from error
+    sums, counts = _suffixed(header, ".in_sum2"), _suffixed(header, ".counts")
+    if not sums or sums.keys() != counts.keys():
+        raise _damaged(path, "it has not one .counts for each .in_sum2")
+    entries = {}
+    for name in sorted(sums):
+        if sums[name].type.name != "F32" or counts[name].type.name != "F32":
+            raise _damaged(path, f"sums or counts of {name!r} are not float32")
+        entries[name] = _mean_squares(path, name, _values(sums[name], data), _values(counts[name], data))
+
+    datasets = header.metadata.get("imatrix.datasets")
+    n_chunks = header.metadata.get("imatrix.chunk_count")
+    chunk_size = header.metadata.get("imatrix.chunk_size")
+    if not isinstance(datasets, StringArray) or type(n_chunks) is not int or type(chunk_size) is not int:
+        raise _damaged(path, "imatrix.datasets, imatrix.chunk_count or imatrix.chunk_size is missing")
+    names = datasets.read()
+    dataset = _text(names[0]) if names else None
+    return Imatrix(path=path, entries=entries, n_chunks=_u32(path, n_chunks), dataset=dataset)
+
+
+def _mean_squares(path: Path, name: str, sums: Importance, counts: Importance) -> Importance:
+    """``sums``, n values for each of the matrices that ``counts`` counts, divided; without a count: ones."""
+    # "not …": NaN, too
+    if len(sums) % len(counts) or not (np.abs(counts) < 2**31).all():
+        raise _damaged(path, f"counts of {name!r} do not fit its sums")
+    rounded = np.floor(counts.astype(np.float64) + 0.5).astype(np.float32)[:, np.newaxis]
+    matrices = sums.reshape(len(counts), -1)
+    means = np.ones_like(matrices)
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.divide(matrices, rounded, out=means, where=rounded > 0)
+    return means.reshape(-1)
+
+
+def _read_legacy(path: Path, data: bytes) -> Imatrix:
+    """The binary format: entries of name, number of calls and sums; then, perhaps, chunks and dataset."""
+    reader = _LegacyReader(path, data)
+    n_entries = reader.i32()
+    if not 1 <= n_entries <= MAX_ENTRIES:
+        raise _damaged(path, "it is no imatrix")
+    entries: dict[str, Importance] = {}
+    for _ in range(n_entries):
+        name = _text(reader.take(reader.length(MAX_NAME_BYTES)))
+        n_calls = reader.i32()
+        n_bytes = 4 * reader.length(MAX_BYTES // 4)
+        if name in entries or not n_bytes:
+            raise _damaged(path, f"{name!r} is there twice, or has no values")
+        sums = np.frombuffer(reader.take(n_bytes), "<f4")
+        with np.errstate(invalid="ignore"):
+            entries[name] = np.divide(sums, np.float32(max(1, n_calls)), dtype=np.float32)
+    n_chunks, dataset = 0, None
+    if not reader.is_at_end:
+        n_chunks = reader.i32()
+    if not reader.is_at_end:
+        dataset = _text(reader.take(reader.length(MAX_BYTES))) or None
+    return Imatrix(path=path, entries=entries, n_chunks=max(0, n_chunks), dataset=dataset)
+
+
+class _LegacyReader:
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path = path
+        self.data = data
+        self.position = 0
+
+    @property
+    def is_at_end(self) -> bool:
+        return self.position == len(self.data)
+
+    def i32(self) -> int:
+        (number,) = struct.unpack("<i", self.take(4))
+        return int(number)
+
+    def length(self, most: int) -> int:
+        length = self.i32()
+        if not 0 <= length <= most:
+            raise _damaged(self.path, f"it claims a length of {length}")
+        return length
+
+    def take(self, n_bytes: int) -> bytes:
+        taken = self.data[self.position : self.position + n_bytes]
+        if len(taken) < n_bytes:
+            raise _damaged(self.path, "it ends early")
+        self.position += n_bytes
+        return taken
+
+
+def _suffixed(header: GGUFHeader, suffix: str) -> dict[str, TensorInfo]:
+    return {
+        tensor.name.removesuffix(suffix): tensor for tensor in header.tensors if tensor.name.endswith(suffix)
+    }
+
+
+def _values(tensor: TensorInfo, data: bytes) -> Importance:
+    return np.frombuffer(data, "<f4", tensor.n_elements, tensor.offset)
+
+
+def _u32(path: Path, number: int) -> int:
+    if not 0 <= number < 2**32:
+        raise _damaged(path, f"its number of chunks is {number}")
+    return number
+
+
+def _text(raw: bytes) -> str:
+    return raw.partition(b"\0")[0].decode(errors="replace")
+
+
+def _cut(text: str) -> str:
+    return text.encode(errors="replace")[:MAX_VALUE_BYTES].decode(errors="ignore")
+
+
+def _damaged(path: Path, what: str) -> ImatrixError:
+    return ImatrixError(f"{path} cannot be used as an imatrix ({what}): make it with llama-imatrix again.")

@@ -1,0 +1,129 @@
+"""llama-quantize's options; test_requantize.py compares the files they lead to with llama.cpp's."""
+
+import pytest
+from gguf import GGMLQuantizationType as QType
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acestep_gguf.errors import UsageError
+from acestep_gguf.quantize.recipes import TensorShape, TypeChoice, choose_types
+from acestep_gguf.quantize.steering import (
+    MAX_PATTERN,
+    STEERABLE_TYPES,
+    Steering,
+    parse_steering,
+)
+
+
+def rule(text: str) -> Steering:
+    return parse_steering([text])
+
+
+def test_a_pattern_is_searched_for_anywhere_and_the_first_that_matches_counts() -> None:
+    steering = parse_steering([r"blk\.(0|1)\.ffn=q6_K", "ffn_down=Q8_0", "^output=F16"])
+    assert steering.type_of("blk.1.ffn_down.weight") == QType.Q6_K
+    assert steering.type_of("blk.2.ffn_down.weight") == QType.Q8_0
+    assert steering.type_of("output.weight") == QType.F16
+    assert steering.type_of("blk.2.attn_output.weight") is None
+
+
+def test_the_case_of_a_pattern_is_lowered_and_of_a_type_ignored_as_in_llama_quantize() -> None:
+    assert rule("ATTN_V=iq4_xs").type_of("blk.0.attn_v.weight") == QType.IQ4_XS
+    assert rule(r"\D=Q8_0").type_of("output.weight") is None  # \d
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "attn_v",
+        "=Q8_0",
+        "attn_v=",
+        "attn_v=Q9_0",
+        "attn_v=IQ2_XXS",  # only with an imatrix, and then badly
+        "attn_v=Q8_K",  # for sums only
+        "attn_v=I32",
+        "(=Q8_0",
+        "[z-a]=Q8_0",
+        "*=Q8_0",
+        "(a+)+=Q8_0",  # takes forever
+        "(a|a)*b=Q8_0",
+        "(a?){9}b=Q8_0",
+        ".*.*.*.*.*x=Q8_0",
+        "a" * (MAX_PATTERN + 1) + "=Q8_0",
+        "(?i)a=Q8_0",  # these mean something else to std::regex, or nothing
+        "(?P<a>x)=Q8_0",
+        "(?<!a)b=Q8_0",
+        "a++b=Q8_0",
+        "[[:alpha:]]=Q8_0",
+        r"a\Z=Q8_0",
+    ],
+)
+def test_what_cannot_be_followed_is_one_clear_error(text: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        rule(text)
+    assert "\n" not in str(raised.value)
+
+
+@given(st.text(st.sampled_from(r"ab01.*+?()[]{}|\^$-,:!<=PQ#"), max_size=40))
+def test_any_pattern_is_refused_or_ends_soon(pattern: str) -> None:  # within hypothesis's deadline
+    try:
+        steering = rule(f"{pattern}=Q8_0")
+    except UsageError:
+        return
+    steering.type_of("a" * 63)
+
+
+def decoder(n_layers: int, *, tied: bool = False) -> list[TensorShape]:
+    tensors = [TensorShape("token_embd.weight", (1000, 256))]
+    for bid in range(n_layers):
+        tensors += [
+            TensorShape(f"blk.{bid}.attn_norm.weight", (256,)),
+            TensorShape(f"blk.{bid}.attn_v.weight", (128, 256)),
+            TensorShape(f"blk.{bid}.ffn_down.weight", (256, 288)),
+        ]
+    return tensors if tied else [*tensors, TensorShape("output.weight", (1000, 256))]
+
+
+def test_pure_gives_every_tensor_the_base_type() -> None:
+    choices = choose_types("Q4_K_M", decoder(8), parse_steering(pure=True))
+    assert {choice.wanted for name, choice in choices.items() if "norm" not in name} == {QType.Q4_K}
+
+
+def test_the_types_of_output_and_embeddings() -> None:
+    steering = parse_steering(["token|output=Q5_0"], "Q8_0", "IQ4_NL")
+    untied, tied = (choose_types("Q4_K_M", decoder(2, tied=is_tied), steering) for is_tied in (False, True))
+    assert untied["output.weight"].qtype == QType.Q8_0
+    assert untied["token_embd.weight"].qtype == tied["token_embd.weight"].qtype == QType.IQ4_NL
+    # A tied embedding is the output matrix, unless it has a type of its own.
+    assert choose_types("Q4_K_M", decoder(2, tied=True), parse_steering((), "Q8_0"))[
+        "token_embd.weight"
+    ] == TypeChoice(QType.Q8_0, QType.Q8_0)
+
+
+def test_float_files_are_steered_by_name_of_output_and_embeddings_only() -> None:
+    choices = choose_types("F16", decoder(2), parse_steering(["attn_v=Q8_0"], "Q8_0", "Q4_0", pure=True))
+    assert choices["blk.0.attn_v.weight"].qtype == QType.F16
+    assert choices["output.weight"].qtype == QType.Q8_0
+    assert choices["token_embd.weight"].qtype == QType.Q4_0
+
+
+def test_norms_cannot_be_steered() -> None:
+    choices = choose_types("Q4_K_M", decoder(2), rule("norm=Q8_0"))
+    assert choices["blk.0.attn_norm.weight"].qtype == QType.F32
+
+
+def test_a_steered_tensor_moves_the_layers_with_more_bits_on_as_in_llama_cpp() -> None:
+    def types(steering: Steering) -> list[QType]:
+        choices = choose_types("Q4_K_M", decoder(16), steering)
+        return [choices[f"blk.{bid}.attn_v.weight"].qtype for bid in range(16)]
+
+    plain, steered = types(Steering()), types(rule(r"blk\.0\.attn_v=Q8_0"))
+    assert steered == [QType.Q8_0, *plain[:15]]
+
+
+@pytest.mark.parametrize("qtype", STEERABLE_TYPES)
+def test_every_type_has_a_fallback_for_rows_that_do_not_fit(qtype: QType) -> None:
+    choices = choose_types("Q4_K_M", decoder(2), rule(f"ffn_down={qtype.name}"))
+    choice = choices["blk.0.ffn_down.weight"]
+    assert choice.wanted == qtype
+    assert choice.is_fallback == ("K" in qtype.name or qtype.name == "IQ4_XS")
