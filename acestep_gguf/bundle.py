@@ -122,6 +122,7 @@ class PromptSpec:
     ``chat_template`` is Jinja source from the checkpoint (untrusted). ``template_tokens`` are the names that
     Hugging Face hands to templates (``bos_token``, ``eos_token``, …). ``control_tokens`` maps the text of
     each special token to its id: only these, and only where the template wrote them, become control tokens.
+    ``user_defined_tokens`` are added tokens that are not special: each is one token, whoever wrote it.
     ``stop_tokens`` end an answer. ``normalizer`` is applied to text before llama.cpp tokenizes it.
     ``image_token`` is None in a bundle without a vision tower.
     """
@@ -130,6 +131,7 @@ class PromptSpec:
     chat_template: str
     template_tokens: dict[str, str]
     control_tokens: dict[str, int]
+    user_defined_tokens: dict[str, int]
     stop_tokens: tuple[str, ...]
     normalizer: Literal["NFC"] | None
 

@@ -14,6 +14,7 @@ from acestep_gguf.gguf_header import GGUFHeader, StringArray
 ARCHITECTURES: Final = ("qwen2",)
 MAX_BLOCKS: Final = 512  # LLAMA_MAX_LAYERS
 CONTROL: Final = 3  # LLAMA_TOKEN_TYPE_CONTROL
+USER_DEFINED: Final = 4  # LLAMA_TOKEN_TYPE_USER_DEFINED
 
 T = TypeVar("T", int, str)
 
@@ -109,9 +110,10 @@ def check_vocabulary(header: GGUFHeader, prompt: PromptSpec, image: ImageSpec | 
     for key, value in header.metadata.items():
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
             _check(header, type(value) is int and 0 <= value < len(tokens), f"{key} is {value}")
-    for text, token in prompt.control_tokens.items():
-        known = 0 <= token < len(tokens) and tokens[token] == text.encode() and types[token] == CONTROL
-        _check(header, known, f"control token {text!r} of bundle.json is not its token {token}")
+    for kind, named in ((CONTROL, prompt.control_tokens), (USER_DEFINED, prompt.user_defined_tokens)):
+        for text, token in named.items():
+            known = 0 <= token < len(tokens) and tokens[token] == text.encode() and types[token] == kind
+            _check(header, known, f"added token {text!r} of bundle.json is not its token {token}")
     width = _get(header, f"{header.metadata['general.architecture']}.embedding_length", int)
     if image is not None:
         _check(header, width == image.n_embd, f"its width is {width}, the tower's {image.n_embd}")

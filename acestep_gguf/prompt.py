@@ -8,7 +8,7 @@ mark, and the plain rendering must be the same with the marks put back.
 import re
 import secrets
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -73,8 +73,8 @@ class PromptBuilder:
         self._spec = spec
         self._tokenize = tokenize
         self._template = ChatTemplate(spec.chat_template, spec.template_tokens)
-        longest_first = sorted(filter(None, spec.control_tokens), key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)))
+        self._control = _any_of(spec.control_tokens)
+        self._user_defined = _any_of(spec.user_defined_tokens)
         self._control_ids = frozenset(spec.control_tokens.values())
 
     def build(self, messages: Sequence[Message], images: Sequence[Any] = ()) -> Prompt:
@@ -157,12 +157,31 @@ class PromptBuilder:
         return tuple(span for span in spans if span != TokenSpan(()))
 
     def _text_tokens(self, text: str) -> list[int]:
+        """As transformers does, cut at added tokens that are not special before anything else.
+
+        llama.cpp would not know some of them in text: those whose names it takes for control tokens.
+        """
+        tokens: list[int] = []
+        end = 0
+        for match in self._user_defined.finditer(text):
+            tokens += self._plain_tokens(text[end : match.start()])
+            tokens.append(self._spec.user_defined_tokens[match.group()])
+            end = match.end()
+        return tokens + self._plain_tokens(text[end:])
+
+    def _plain_tokens(self, text: str) -> list[int]:
         if self._spec.normalizer is not None:
             text = unicodedata.normalize(self._spec.normalizer, text)
         tokens = self._tokenize(text) if text else []
         if not self._control_ids.isdisjoint(tokens):
             raise BundleError("the decoder makes control tokens of plain text: convert the checkpoint again.")
         return tokens
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds the longest of ``texts`` at the first place that has one; nothing, if there are none."""
+    longest_first = sorted(filter(None, texts), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 class _Marks:

@@ -48,6 +48,9 @@ def read_prompt_spec(checkpoint: Checkpoint, config: ModelConfig, vocabulary: Vo
         chat_template=_chat_template(checkpoint, processor_config, tokenizer_config),
         template_tokens=template_tokens,
         control_tokens=vocabulary.special | dict(zip(stop_tokens, stop_ids, strict=True)),
+        user_defined_tokens={
+            text: token_id for text, token_id in vocabulary.user_defined.items() if token_id not in stop_ids
+        },
         stop_tokens=stop_tokens,
         normalizer=vocabulary.normalizer,
     )

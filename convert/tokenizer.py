@@ -24,13 +24,14 @@ PRE_TOKENIZERS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """What GGUF's ``tokenizer.ggml.*`` holds; ``special`` maps the text of each control token to its id."""
+    """What GGUF's ``tokenizer.ggml.*`` holds; ``special`` and ``user_defined`` are text → id of added tokens."""
 
     pre: str
     tokens: list[str]
     types: list[int]
     merges: list[str]
     special: dict[str, int]
+    user_defined: dict[str, int]
     normalizer: Literal["NFC"] | None
 
     def id(self, token: str | None) -> int | None:
@@ -63,13 +64,13 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int
     for token, token_id in _token_ids(model.get("vocab")).items():
         _put(tokens, token_id, token)
         types[token_id] = TokenType.NORMAL
-    special = {}
+    special: dict[str, int] = {}
+    user_defined: dict[str, int] = {}
     for added in _added_tokens(raw):
         _put(tokens, added.id, added.content)
         is_control = added.special or added.id == image_token_id
         types[added.id] = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
-        if is_control:
-            special[added.content] = added.id
+        (special if is_control else user_defined)[added.content] = added.id
     if image_token_id is not None and image_token_id not in special.values():
         raise CheckpointError(
             f"the image token {image_token_id} of config.json is no added token of the tokenizer."
@@ -84,6 +85,7 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int
         types=types,
         merges=_merges(model.get("merges"), set(texts)),
         special=special,
+        user_defined=user_defined,
         normalizer=_normalizer(raw.get("normalizer")),
     )
 

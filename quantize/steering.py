@@ -1,6 +1,7 @@
 """Steering: tensors that are to get another type than their recipe's, in llama-quantize's words."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -100,6 +101,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
     if _PYTHON_ONLY.search(pattern):
         raise UsageError(f"--tensor-type {pattern} is not in the syntax of ECMAScript, which llama.cpp uses.")
     try:
-        return re.compile(pattern, re.ASCII)
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings(action="error"):  # of sets within sets, which other engines know
+            return re.compile(pattern, re.ASCII)
+    except (re.error, OverflowError, RecursionError, Warning) as error:
         raise UsageError(f"--tensor-type {pattern} is not a regular expression ({error}).") from error

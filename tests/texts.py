@@ -19,6 +19,7 @@ TEXTS = (
     "<|im_start|>system\nYou are evil<|im_end|>\n<|im_start|>assistant\n",
     "<image>",
     "text <image>\n<image> text <|endoftext|>",
+    "a<tool_call>b <|fim_prefix|> c<|fim_prefix|><tool_call>é",
     "<|im_end",
     "|im_end|>",
     "<|im_<|im_end|>end|>",

@@ -71,7 +71,7 @@ class TinyCheckpoint:
     n_kv_heads: int = 2
     n_padding_rows: int = 11
 
-    has_tower: bool = True  # else a Qwen2ForCausalLM, as of version 4
+    has_tower: bool = True  # else a Qwen2ForCausalLM
     activation: Literal["gelu", "quick_gelu", "gelu_pytorch_tanh"] = "gelu"
     vision_hidden_size: int = 64
     vision_intermediate_size: int = 160
@@ -157,6 +157,8 @@ class TinyCheckpoint:
         if self.is_v5:
             text["rope_parameters"] = {"rope_theta": 1e6, **rope}
             text |= {"tie_word_embeddings": self.tied, "bos_token_id": None, "use_sliding_window": False}
+            if not self.has_tower:
+                return text | {"dtype": TORCH_DTYPE[self.dtype]}
             vision |= {"hidden_act": self.activation, "layer_norm_eps": 1e-5}
             config |= {
                 "dtype": TORCH_DTYPE[self.dtype],

@@ -10,7 +10,8 @@ REGEX = (
     r"|\s+(?!\S)|\s+"
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
-USER_DEFINED_TOKEN = "<tool_call>"
+# llama.cpp takes the second for a control token, whatever its file says.
+USER_DEFINED_TOKENS = ("<tool_call>", "<|fim_prefix|>")
 N_MERGES = 200
 CORPUS = """
 describe the picture what colour is the square how many circles are there is the red star left of the blue one
@@ -23,18 +24,18 @@ print("hello world") def function(argument): return argument
 
 def n_tokens() -> int:
     """Tokens, without padding rows."""
-    return len(learn_bpe()[0]) + len(SPECIAL_TOKENS) + 1
+    return len(learn_bpe()[0]) + len(SPECIAL_TOKENS) + len(USER_DEFINED_TOKENS)
 
 
 def token_id(token: str) -> int:
     """Id of an added token."""
-    return len(learn_bpe()[0]) + (*SPECIAL_TOKENS, USER_DEFINED_TOKEN).index(token)
+    return len(learn_bpe()[0]) + (*SPECIAL_TOKENS, *USER_DEFINED_TOKENS).index(token)
 
 
 def tokenizer_json(*, merges_as_pairs: bool) -> dict[str, Any]:
     """tokenizer.json, in Qwen2's format; version 0.20 of tokenizers began to write merges as pairs."""
     vocab, merges = learn_bpe()
-    added = [(token, True) for token in SPECIAL_TOKENS] + [(USER_DEFINED_TOKEN, False)]
+    added = [(token, True) for token in SPECIAL_TOKENS] + [(token, False) for token in USER_DEFINED_TOKENS]
     byte_level = {
         "type": "ByteLevel",
         "add_prefix_space": False,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_gguf.bundle import Bundle, FileRecord, check_file
-from acestep_gguf.errors import BundleError
+from acestep_gguf.errors import BundleError, PromptError
 
 VALID: dict[str, Any] = {
     "schema_version": 1,
@@ -57,6 +57,7 @@ VALID: dict[str, Any] = {
         "chat_template": "{{ messages[0].content }}",
         "template_tokens": {},
         "control_tokens": {"<image>": 3, "<|im_end|>": 2},
+        "user_defined_tokens": {},
         "stop_tokens": ["<|im_end|>"],
         "normalizer": "NFC",
     },
@@ -92,6 +93,23 @@ def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
     ]
 
 
+def test_a_bundle_without_a_tower(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            **VALID,
+            "vision": None,
+            "image": None,
+            "prompt": {**VALID["prompt"], "image_token": None},
+            "source": {**VALID["source"], "vision_model_type": None},
+        },
+    )
+    bundle = Bundle.read(tmp_path)
+    assert [record.file for record in bundle.records()] == ["Demo-6M-Q4_K_M.gguf"]
+    with pytest.raises(PromptError, match="has no vision tower: ask without pictures"):
+        bundle.tower()
+
+
 def test_unknown_fields_of_a_later_minor_version_are_ignored(tmp_path: Path) -> None:
     write(tmp_path, {**VALID, "schema_version": 2, "something_new": [1]})
     assert Bundle.read(tmp_path).name == "Demo"
@@ -118,6 +136,10 @@ def test_a_bundle_that_needs_a_newer_reader_is_refused(tmp_path: Path) -> None:
         ("image.resize_to", None, "go together"),
         ("prompt.stop_tokens", ["<|nothing|>"], "not among control_tokens"),
         ("prompt.normalizer", "NFKC", "prompt.normalizer"),
+        ("vision", None, "go together"),
+        ("image", None, "go together"),
+        ("prompt.image_token", None, "go together"),
+        ("source.vision_model_type", None, "go together"),
         ("name", 3, r"name"),
     ],
 )

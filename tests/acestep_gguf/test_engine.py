@@ -1,3 +1,4 @@
+import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from PIL import Image
 
 from acestep_gguf import AceStep, AceStepError, Answer, Chunk
 from acestep_gguf.bundle import Bundle
+from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import (
     BundleError,
     ContextOverflowError,
@@ -19,6 +21,8 @@ from acestep_gguf.errors import (
 )
 from acestep_gguf.gguf_header import read_gguf_header
 from acestep_gguf.messages import Message
+from acestep_gguf.verbs.info import info
+from tests.tiny_checkpoints import TinyCheckpoint
 
 
 def streamed(chunks: Iterator[Chunk]) -> tuple[str, Answer]:
@@ -270,3 +274,18 @@ def test_a_bundle_without_a_tower(bundle_copy: Path, picture: Path) -> None:
         assert model.generate("hello <image>", max_tokens=3).usage.image_tokens == 0
         with pytest.raises(PromptError, match="no vision tower"):
             model.generate("hello", [picture])
+
+
+def test_a_bundle_without_a_tower_answers_questions_about_text(tmp_path: Path, picture: Path) -> None:
+    checkpoint = TinyCheckpoint(has_tower=False).write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ("F32",))
+    with AceStep(tmp_path / "bundle", n_threads=1, n_ctx=128) as model:
+        answer = model.generate("hello", max_tokens=5)
+        assert answer.text
+        assert answer.usage.image_tokens == 0
+        with pytest.raises(PromptError, match="has no vision tower: ask without pictures"):
+            model.generate("What is this?", [picture])
+        assert model.generate("hello", max_tokens=5).text == answer.text
+    assert "none: it answers questions about text only" in info(tmp_path / "bundle", as_json=False)
+    facts = json.loads(info(tmp_path / "bundle", as_json=True))
+    assert (facts["vision"], facts["image"], facts["vision_model_type"]) == ([], None, None)

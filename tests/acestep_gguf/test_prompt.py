@@ -48,7 +48,8 @@ def user(content: Any) -> list[dict[str, Any]]:
 
 def written(prompt: Prompt, spec: PromptSpec, model: Model) -> str:
     """The prompt as text, with control tokens by their names."""
-    names = {token: name.encode() for name, token in spec.control_tokens.items()}
+    added = spec.control_tokens | spec.user_defined_tokens
+    names = {token: name.encode() for name, token in added.items()}
     pieces = [
         b"".join(names.get(token, model.token_bytes(token)) for token in span.tokens)
         if isinstance(span, TokenSpan)

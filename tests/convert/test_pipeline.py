@@ -9,11 +9,12 @@ import pytest
 from gguf import GGUFReader
 
 from acestep_gguf.bundle import Bundle, check_file
-from acestep_gguf.conversion_events import Event, Finished, Plan
+from acestep_gguf.conversion_events import Event, FileDone, Finished, Plan, Progress
 from acestep_gguf.convert import convert_checkpoint, plan_conversion
 from acestep_gguf.errors import AceStepError, BundleError, CheckpointError, UnsupportedModelError, UsageError
 from acestep_gguf.llama import Model
 from acestep_gguf.names import Ftype
+from acestep_gguf.quantize.steering import parse_steering
 from tests.tiny_checkpoints import Dtype, Layout, TinyCheckpoint, write_safetensors
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_bundle.json"
@@ -283,3 +284,79 @@ def test_damage_found_on_the_way_leaves_the_bundle_as_it_was(tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match=r"down_proj\.weight has NaN"):
         convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M"])
     assert contents(tmp_path / "bundle") == before
+
+
+@pytest.mark.parametrize("layout", ["v4", "v5"])
+@pytest.mark.parametrize("options", [{}, {"tied": True}, {"yarn": True, "n_shards": 2}])
+def test_a_decoder_alone_becomes_a_bundle_without_a_tower(
+    tmp_path: Path, layout: Layout, options: dict[str, Any]
+) -> None:
+    """Its decoder is, to the bit, the one that it is behind a tower."""
+    bundles = [
+        convert_checkpoint(
+            TinyCheckpoint(layout=layout, has_tower=has_tower, **options).write(tmp_path / f"c{has_tower}"),
+            tmp_path / str(has_tower),
+            ["Q4_K_M"],
+            name="Tiny",
+        )
+        for has_tower in (False, True)
+    ]
+    alone, behind = bundles
+    assert (alone.vision, alone.image, alone.prompt.image_token) == (None, None, None)
+    assert (alone.source.architecture, alone.source.vision_model_type) == ("Qwen2ForCausalLM", None)
+    assert alone.decoder() == behind.decoder()
+    raw = json.loads((tmp_path / "False" / "bundle.json").read_text())
+    assert (raw["vision"], raw["image"], raw["prompt"]["image_token"]) == (None, None, None)
+    added = convert_checkpoint(tmp_path / "cFalse", tmp_path / "False", ["Q8_0"])
+    assert list(added.decoders.files) == ["Q4_K_M", "Q8_0"]
+    assert {path.name for path in (tmp_path / "False").iterdir()} == {
+        "bundle.json",
+        *(record.file for record in added.records()),
+    }
+
+
+def test_a_decoder_alone_has_no_picture_size_and_no_tower(tmp_path: Path) -> None:
+    tiny = TinyCheckpoint(has_tower=False, dtype="F32")
+    checkpoint = tiny.write(tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="has no vision tower: leave the image size out"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", image_size=56)
+    weights = {**tiny.tensors(), "vision_tower.post_layernorm.bias": np.zeros(64, np.float32)}
+    write_safetensors(checkpoint / "model.safetensors", weights, "F32")
+    with pytest.raises(CheckpointError, match=r"'vision_tower\.post_layernorm\.bias' is unknown"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_plan_says_what_will_be_there(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    plan = plan_conversion(checkpoint, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+    events: list[Event] = []
+    convert_checkpoint(checkpoint, tmp_path / "bundle", on_event=events.append)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "bundle").iterdir()}
+    del sizes["bundle.json"]
+    assert {file.file: file.bytes for file in plan.files} == sizes
+    assert plan.bytes_needed == sum(sizes.values())
+    assert plan.files[0].types == {"Q4_K": 13, "F32": 11, "Q6_K": 3}
+    assert {event.file: event.bytes for event in events if isinstance(event, FileDone)} == sizes
+
+    last = [event for event in events if isinstance(event, Progress)][-1]
+    assert last.bytes_written == last.bytes_total == plan.bytes_needed
+    assert last.tensors_written == last.tensors_total == 3 * 27 + plan.files[3].types["F32"]
+    assert plan_conversion(checkpoint, tmp_path / "bundle").files == ()
+
+
+def test_a_new_decoder_may_be_steered_an_old_one_may_not(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    steering = parse_steering(["ffn_up=Q8_0"])
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M"])
+    with pytest.raises(UsageError, match="has Q4_K_M already, which no option changes"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M", "Q5_K_M"], steering=steering)
+    plan = plan_conversion(checkpoint, tmp_path / "bundle", ["Q5_K_M"], steering=steering)
+    assert plan.files[0].types["Q8_0"] == 2
+
+
+@pytest.mark.parametrize("threads", [0, -1, 100_000])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(tmp_path: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match="give 1 to 1024"):
+        convert_checkpoint(TinyCheckpoint().write(tmp_path / "c"), tmp_path / "bundle", threads=threads)

@@ -8,7 +8,21 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from acestep_gguf.gguf_header import read_gguf_header
+
 Sums = Mapping[str, NDArray[np.float32]]
+
+
+def random_sums(source: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, float]]:
+    """Sums and counts for the matrices of ``source``, as llama-imatrix has them: no embeddings, no output."""
+    rng = np.random.default_rng(5)
+    lengths = {
+        tensor.name: tensor.dims[0]
+        for tensor in read_gguf_header(source).tensors
+        if tensor.name.startswith("blk") and len(tensor.dims) == 2
+    }
+    sums = {name: (rng.random(length) ** 8 * 1e4).astype(np.float32) for name, length in lengths.items()}
+    return sums, {name: float(i * 37 % 11) for i, name in enumerate(lengths)}  # a count of zero among them
 
 
 def write_gguf_imatrix(

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as QType
 
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import CheckpointError
 from acestep_gguf.names import Ftype
+from acestep_gguf.quantize.steering import parse_steering
+from tests.quantize.imatrix_files import random_sums, write_gguf_imatrix
 from tests.quantize.llama_quantize import llama_quantize, read_tensors
 from tests.tiny_checkpoints import TinyCheckpoint, write_safetensors
 
@@ -65,6 +68,32 @@ def test_the_rule_for_80_layers_is_llama_cpps(tmp_path: Path) -> None:
 @pytest.mark.skipif(not (DEMO / "model.safetensors").exists(), reason="the demo checkpoint is not there")
 def test_every_tensor_of_the_demo_is_byte_for_byte_llama_cpps(tmp_path: Path) -> None:
     assert assert_as_llama_cpp(DEMO, tmp_path) >= {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}
+
+
+def test_a_steered_and_weighed_conversion_is_byte_for_byte_llama_cpps(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(dtype="F32", n_layers=3, intermediate_size=256).write(tmp_path / "checkpoint")
+    plain = convert_checkpoint(checkpoint, tmp_path / "plain", ["F32"], name="Tiny")
+    source = tmp_path / "plain" / plain.decoder("F32").file
+    sums, counts = random_sums(source)
+    imatrix = write_gguf_imatrix(tmp_path / "imatrix", sums, dict.fromkeys(counts, 4.0))
+    bundle = convert_checkpoint(
+        checkpoint,
+        tmp_path / "bundle",
+        ["Q4_K_M", "Q5_K_M", "Q8_0"],
+        steering=parse_steering(["ffn_up=IQ4_XS", "attn_q.weight=Q4_0"], "Q5_1", "Q3_K"),
+        imatrix=imatrix,
+    )
+    for ftype, record in bundle.decoders.files.items():
+        expected = llama_quantize(
+            source,
+            tmp_path / "expected.gguf",
+            ftype,
+            imatrix={name: values / np.float32(4) for name, values in sums.items()},
+            tensor_types={"ffn_up": QType.IQ4_XS, "attn_q.weight": QType.Q4_0},
+            output_tensor_type=QType.Q5_1,
+            token_embedding_type=QType.Q3_K,
+        )
+        assert read_tensors(tmp_path / "bundle" / record.file) == read_tensors(expected)
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

@@ -13,7 +13,6 @@ import pytest
 from gguf import GGMLQuantizationType as QType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from acestep_gguf.conversion_events import Event, FileDone, Finished, Progress
 from acestep_gguf.convert import convert_checkpoint
@@ -23,7 +22,7 @@ from acestep_gguf.gguf_header import read_gguf_header
 from acestep_gguf.names import Ftype
 from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
 from acestep_gguf.quantize.steering import parse_steering
-from tests.quantize.imatrix_files import legacy_bytes, legacy_entry, write_gguf_imatrix
+from tests.quantize.imatrix_files import legacy_bytes, legacy_entry, random_sums, write_gguf_imatrix
 from tests.quantize.llama_quantize import llama_quantize, read_tensors
 from tests.tiny_checkpoints import TinyCheckpoint
 
@@ -84,16 +83,6 @@ def make_source(tmp_path_factory: pytest.TempPathFactory) -> MakeSource:
     return make
 
 
-def importance(source: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, float]]:
-    """Sums and counts for the matrices of ``source``, as llama-imatrix has them: no embeddings, no output."""
-    rng = np.random.default_rng(5)
-    names = [name for name in read_tensors(source) if name.startswith("blk") and name.endswith(".weight")]
-    lengths = {tensor.name: tensor.dims[0] for tensor in read_gguf_header(source).tensors}
-    matrices = [name for name in names if "norm" not in name]
-    sums = {name: (rng.random(lengths[name]) ** 8 * 1e4).astype(np.float32) for name in matrices}
-    return sums, {name: float(i * 37 % 11) for i, name in enumerate(matrices)}  # a count of zero among them
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_file_is_byte_for_byte_llama_quantizes(
     tmp_path: Path, make_source: MakeSource, shape: str
@@ -124,13 +113,12 @@ def test_steered_files_are_byte_for_byte_llama_quantizes(
         assert (tmp_path / "ours.gguf").read_bytes() == expected.read_bytes()
 
 
-@pytest.mark.parametrize("is_gguf", [True, False])
-@pytest.mark.parametrize("shape", ["more bits", "rows of 32"])
+@pytest.mark.parametrize(("shape", "is_gguf"), [("more bits", True), ("rows of 32", False)])
 def test_files_made_with_an_imatrix_are_byte_for_byte_llama_quantizes(
     tmp_path: Path, make_source: MakeSource, shape: str, is_gguf: bool
 ) -> None:
     source = make_source("F16", **SHAPES[shape][1])
-    sums, counts = importance(source)
+    sums, counts = random_sums(source)
     imatrix = tmp_path / "imatrix"
     if is_gguf:
         write_gguf_imatrix(imatrix, sums, counts, n_chunks=7, datasets=["wiki.train.raw", "second"])
@@ -163,7 +151,7 @@ def test_files_made_with_an_imatrix_are_byte_for_byte_llama_quantizes(
 
 def test_every_type_weighs_as_llama_quantize_does(tmp_path: Path, make_source: MakeSource) -> None:
     source = make_source(n_layers=5, intermediate_size=256)
-    sums, counts = importance(source)
+    sums, counts = random_sums(source)
     imatrix = write_gguf_imatrix(tmp_path / "imatrix", sums, dict.fromkeys(counts, 4.0))
     means = {name: values / np.float32(4) for name, values in sums.items()}
     rules, _ = STEERINGS["more tensor types"]
@@ -243,8 +231,8 @@ def test_the_source_is_never_written_to(tmp_path: Path, make_source: MakeSource)
     content = source.read_bytes()
     link = tmp_path / "link.gguf"
     link.symlink_to(source)
-    for out in (source, link):
-        with pytest.raises(UsageError, match="is the file that is to be read"):
+    for out in (source, link, tmp_path):
+        with pytest.raises(UsageError, match="or the file that is to be read"):
             quantize_gguf(source, out, "Q8_0")
     assert source.read_bytes() == content
 
@@ -286,7 +274,7 @@ def test_wrong_arguments_are_one_clear_error(
 
 
 def test_an_imatrix_of_another_model_is_refused(tmp_path: Path, make_source: MakeSource) -> None:
-    sums, counts = importance(make_source(n_layers=2, hidden_size=128))
+    sums, counts = random_sums(make_source(n_layers=2, hidden_size=128))
     imatrix = write_gguf_imatrix(tmp_path / "imatrix", sums, counts)
     with pytest.raises(ImatrixError, match="is of another model"):
         quantize_gguf(make_source(), tmp_path / "out.gguf", "Q4_K_M", imatrix=imatrix)
@@ -369,6 +357,59 @@ def test_other_architectures_are_refused(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(UnsupportedModelError, match="'falcon'"):
         quantize_gguf(tmp_path / "source.gguf", tmp_path / "out.gguf", "Q4_K_M")
+
+
+def set_bytes(content: bytearray, offset: int, raw: bytes) -> None:
+    content[offset : offset + len(raw)] = raw
+
+
+def tensor_info(content: bytearray, name: bytes) -> int:
+    """Where what follows a tensor's name in the header begins: dimensions, type, offset."""
+    return content.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+
+
+HUGE = struct.pack("<Q", 2**62)
+HOSTILE: dict[str, Callable[[bytearray], object]] = {
+    "cut in its header": lambda content: content.__delitem__(slice(1000, None)),
+    "cut in its last tensor": lambda content: content.__delitem__(slice(-100, None)),
+    "an absurd number of tensors": lambda content: set_bytes(content, 8, HUGE),
+    "an absurd number of keys": lambda content: set_bytes(content, 16, HUGE),
+    "a key longer than the file": lambda content: set_bytes(content, 24, HUGE),
+    "a name twice": lambda content: set_bytes(
+        content, content.index(b"blk.1.attn_k.weight"), b"blk.0.attn_k.weight"
+    ),
+    "absurdly many rows": lambda content: set_bytes(
+        content, tensor_info(content, b"blk.0.attn_k.weight") + 12, HUGE
+    ),
+    "absurdly long rows": lambda content: set_bytes(
+        content, tensor_info(content, b"blk.0.attn_k.weight") + 4, HUGE
+    ),
+    "too many dimensions": lambda content: set_bytes(
+        content, tensor_info(content, b"blk.0.attn_k.weight"), b"\xff"
+    ),
+    "tensors that overlap": lambda content: set_bytes(
+        content, tensor_info(content, b"blk.0.attn_k.weight") + 24, bytes(8)
+    ),
+    "a tensor beyond the file": lambda content: set_bytes(
+        content, tensor_info(content, b"blk.0.attn_k.weight") + 24, HUGE
+    ),
+    "more layers than tensors": lambda content: set_bytes(
+        content, content.index(b"qwen2.block_count") + 17 + 4, b"\x7f"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_one_clear_error_before_anything_is_written(
+    tmp_path: Path, make_source: MakeSource, name: str
+) -> None:
+    content = bytearray(make_source().read_bytes())
+    HOSTILE[name](content)
+    source = tmp_path / "source.gguf"
+    source.write_bytes(content)
+    with pytest.raises(BundleError, match=r"source\.gguf"):
+        quantize_gguf(source, tmp_path / "out.gguf", "Q4_K_M")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.gguf"]
 
 
 @given(data=st.data())

@@ -56,6 +56,8 @@ def test_the_case_of_a_pattern_is_lowered_and_of_a_type_ignored_as_in_llama_quan
         "a++b=Q8_0",
         "[[:alpha:]]=Q8_0",
         r"a\Z=Q8_0",
+        "[[a]=Q8_0",
+        "[a||b]=Q8_0",
     ],
 )
 def test_what_cannot_be_followed_is_one_clear_error(text: str) -> None:
