@@ -43,9 +43,9 @@ def command(example: Example) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)])
 def test_the_examples_of_a_page_run_and_print_what_it_says(page: str, tmp_path: Path) -> None:
-    for path in ROOT.iterdir():
-        if path.name not in {".git", "build", "dist", "runs"}:
-            (tmp_path / path.name).symlink_to(path)
+    for entry in ROOT.iterdir():
+        if entry.name not in {".git", "build", "dist", "runs"}:
+            (tmp_path / entry.name).symlink_to(entry)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     for example in examples(page):

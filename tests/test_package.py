@@ -20,7 +20,7 @@ FORBIDDEN = {
 
 def imported_names(path: Path, *, everywhere: bool) -> set[str]:
     tree = ast.parse(path.read_text())
-    names = set()
+    names: set[str] = set()
     for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)

@@ -1,7 +1,9 @@
-"""Store what transformers computes, for tests/test_golden.py: ``python -m tests.parity.make_golden``."""
+"""Store what transformers computes, for test_golden.py: ``python -m tests.parity.make_golden [CASE…]``."""
 
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +15,9 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("demo", *TINY):
-            np.savez_compressed(
-                GOLDEN / f"{name}.npz", **expected_arrays(name, write_checkpoint(name, Path(folder)))
-            )
+        for name in sys.argv[1:] or ("demo", *TINY):
+            arrays: dict[str, Any] = expected_arrays(name, write_checkpoint(name, Path(folder)))
+            np.savez_compressed(GOLDEN / f"{name}.npz", **arrays)
 
 
 if __name__ == "__main__":

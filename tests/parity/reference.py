@@ -41,13 +41,15 @@ class Reference:
 
     def pixel_values(self, picture: Image.Image) -> Floats:
         """float32 [1, 3, H, W], normalized."""
-        return self.processor.image_processor(picture, return_tensors="np")["pixel_values"].astype(np.float32)
+        pixels: Floats = self.processor.image_processor(picture, return_tensors="np")["pixel_values"]
+        return pixels.astype(np.float32)
 
     def image_embeds(self, pixel_values: Floats) -> Floats:
         """float32 [n_image_tokens, n_embd] of one picture."""
         with torch.inference_mode():
             features = self.model.get_image_features(pixel_values=torch.from_numpy(pixel_values))
-        return features.pooler_output[0].numpy()
+        embeds: Floats = features.pooler_output[0].numpy()
+        return embeds
 
     def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:
         """Ids of the rendered messages, each ``<image>`` repeated as often as a picture has image tokens."""

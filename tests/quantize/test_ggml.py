@@ -5,7 +5,9 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_gguf.quantize.ggml import block_size, quantize_rows, row_size
+from acestep_gguf.quantize.ggml import are_sound, block_size, dequantize_rows, quantize_rows, row_size
+from acestep_gguf.quantize.gguf_source import READABLE_TYPES
+from acestep_gguf.quantize.steering import STEERABLE_TYPES
 
 # Type, and how far a dequantized weight may be from the original, relative to the largest.
 TYPES = {
@@ -54,3 +56,65 @@ def test_rows_that_do_not_fit_the_blocks_are_refused() -> None:
     for bad in (rows, np.zeros((4, 256)), np.zeros((8, 512), np.float32)[:, ::2]):
         with pytest.raises(ValueError, match="cannot quantize"):
             quantize_rows(bad, QType.Q4_K)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("qtype", STEERABLE_TYPES, ids=lambda qtype: qtype.name)
+def test_dequantized_rows_are_gguf_pys_to_the_bit(qtype: QType) -> None:
+    rows = np.random.default_rng(2).standard_normal((5, 512)).astype(np.float32)
+    blocks = quantize_rows(rows, qtype)
+    assert blocks is not None
+    read = dequantize_rows(blocks, qtype)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, dequantize(blocks, qtype).reshape(rows.shape))
+
+
+@pytest.mark.parametrize("qtype", READABLE_TYPES, ids=lambda qtype: qtype.name)
+def test_every_type_that_a_source_may_have_can_be_read(qtype: QType) -> None:
+    rows = dequantize_rows(np.zeros((2, row_size(qtype, 512)), np.uint8), qtype)
+    assert rows.shape == (2, 512)
+
+
+@pytest.mark.parametrize(
+    "qtype", [QType.Q4_K, QType.Q6_K, QType.Q4_0, QType.IQ4_XS], ids=lambda qtype: qtype.name
+)
+def test_importance_lowers_the_errors_that_it_weighs(qtype: QType) -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((64, 512)).astype(np.float32)
+    importance = (rng.random(512) ** 8).astype(np.float32)
+
+    def weighed_error(weights: np.ndarray | None) -> float:
+        blocks = quantize_rows(rows, qtype, weights)
+        assert blocks is not None
+        return float(((dequantize_rows(blocks, qtype) - rows) ** 2 @ importance).sum())
+
+    assert weighed_error(importance) < 0.95 * weighed_error(None)
+
+
+def test_importance_of_another_length_or_type_is_refused() -> None:
+    rows = np.zeros((4, 256), np.float32)
+    for bad in (
+        np.ones(255, np.float32),
+        np.ones(256),
+        np.ones((1, 256), np.float32),
+        np.ones(512, np.float32)[::2],
+    ):
+        with pytest.raises(ValueError, match="cannot weigh rows of 256"):
+            quantize_rows(rows, QType.Q4_K, bad)  # type: ignore[arg-type]
+
+
+def test_blocks_that_are_no_whole_rows_are_refused() -> None:
+    for bad in (
+        np.zeros((2, 145), np.uint8),
+        np.zeros((2, 144), np.int8),
+        np.zeros((2, 288), np.uint8)[:, ::2],
+    ):
+        with pytest.raises(ValueError, match="as Q4_K"):
+            dequantize_rows(bad, QType.Q4_K)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "qtype", [QType.F32, QType.F16, QType.BF16, QType.Q8_0, QType.Q4_K], ids=lambda qtype: qtype.name
+)
+def test_nan_and_infinity_are_not_sound(qtype: QType) -> None:
+    assert are_sound(np.zeros((1, row_size(qtype, 256)), np.uint8), qtype)
+    assert not are_sound(np.full((1, row_size(qtype, 256)), 0xFF, np.uint8), qtype)

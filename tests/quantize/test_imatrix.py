@@ -142,8 +142,12 @@ def test_damaged_files_are_one_clear_error(tmp_path: Path, name: str) -> None:
 
 
 def test_what_is_no_file_or_far_too_large_is_not_read(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ImatrixError, match="cannot be read"):
+    for path, problem in (
+        (tmp_path, "is not a file"),
+        (Path("/dev/zero"), "is not a file"),
+        (tmp_path / "a", "cannot be read"),
+    ):
+        with pytest.raises(ImatrixError, match=problem):
             read_imatrix(path)
     with (tmp_path / "large").open("wb") as file:
         file.truncate(MAX_BYTES + 1)

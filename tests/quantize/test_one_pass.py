@@ -1,20 +1,28 @@
 """Every tensor of every file, byte for byte what llama.cpp makes of our F32 file."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as QType
+from numpy.typing import NDArray
 
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import CheckpointError
 from acestep_gguf.names import Ftype
+from acestep_gguf.quantize.gguf_layout import lay_out
+from acestep_gguf.quantize.one_pass import GgufOutput, buffer_bytes, write_ggufs
+from acestep_gguf.quantize.recipes import TensorShape, choose_types
+from acestep_gguf.quantize.staging import Staging
 from acestep_gguf.quantize.steering import parse_steering
 from tests.quantize.imatrix_files import random_sums, write_gguf_imatrix
 from tests.quantize.llama_quantize import llama_quantize, read_tensors
 from tests.tiny_checkpoints import TinyCheckpoint, write_safetensors
+
+FTYPES: tuple[Ftype, ...] = ("Q4_K_M", "Q5_K_M", "Q8_0")
 
 DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
 
@@ -118,3 +126,76 @@ def test_weights_too_large_for_a_type_are_named(tmp_path: Path) -> None:
     bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["F32"])
     stored = read_tensors(tmp_path / "bundle" / bundle.decoder().file)["blk.1.ffn_up.weight"][1]
     assert np.frombuffer(stored, "<f4").max() == np.float32(1e30)
+
+
+class CountingSource:
+    """A tensor that remembers how often each of its rows was read."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+        self.n_read = np.zeros(int(np.prod(shape[:-1])), int)
+        self._weights = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        self.n_read[start:stop] += 1
+        return self._weights.reshape(-1, self.shape[-1])[start:stop]
+
+
+def write(folder: Path, tensors: dict[str, CountingSource], steps: Sequence[int]) -> list[bytes]:
+    """Write a file for each of ``steps``; each fails after so many of its tensors, and is carried on with."""
+    shapes = [TensorShape(name, source.shape) for name, source in tensors.items()]
+    layouts = [lay_out({}, shapes, choose_types(ftype, shapes)) for ftype in FTYPES]
+    stamps = [""] * len(tensors)
+
+    def start(staging: Staging) -> list[GgufOutput]:
+        files = [
+            staging.create_resumable(f"{number}.gguf", identity="", stamps=stamps)
+            for number in range(len(layouts))
+        ]
+        return [GgufOutput(layout, file) for layout, file in zip(layouts, files, strict=True)]
+
+    def fail() -> None:
+        with Staging(folder) as staging:
+            for output, n_steps in zip(start(staging), steps, strict=True):
+                # Only the first tensors: as if the process had died on the way.
+                head = replace(output.layout, tensors=output.layout.tensors[:n_steps])
+                write_ggufs(list(tensors.items())[:n_steps], [replace(output, layout=head)], n_threads=2)
+            raise KeyboardInterrupt
+
+    if any(steps):
+        with pytest.raises(KeyboardInterrupt):
+            fail()
+    for source in tensors.values():
+        source.n_read[:] = 0
+    with Staging(folder) as staging:
+        outputs = start(staging)
+        assert [output.file.n_steps for output in outputs] == list(steps)
+        write_ggufs(list(tensors.items()), outputs, n_threads=2)
+        staging.publish()
+    return [(folder / f"{number}.gguf").read_bytes() for number in range(len(layouts))]
+
+
+@pytest.mark.parametrize("steps", [(1, 3, 2), (4, 4, 1), (4, 4, 4)])
+def test_each_file_is_carried_on_with_from_its_own_last_tensor(
+    tmp_path: Path, steps: tuple[int, ...]
+) -> None:
+    tensors = {
+        "token_embd.weight": CountingSource(500, 256),
+        "blk.0.attn_v.weight": CountingSource(3000, 1024),
+        "blk.0.attn_norm.weight": CountingSource(256),
+        "output.weight": CountingSource(500, 256),
+    }
+    expected = write(tmp_path / "expected", tensors, (0, 0, 0))
+    assert all((source.n_read == 1).all() for source in tensors.values())
+    assert write(tmp_path / "files", tensors, steps) == expected
+    # What every file has is not read again.
+    for number, source in enumerate(tensors.values()):
+        assert (source.n_read == (number >= min(steps))).all()
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 64, 1024])
+def test_chunks_in_flight_are_bounded_whatever_is_asked_for(n_threads: int) -> None:
+    shapes = [TensorShape("output.weight", (152064, 5120)), TensorShape("blk.0.ffn_up.weight", (27648, 5120))]
+    layouts = [lay_out({}, shapes, choose_types(ftype, shapes)) for ftype in get_args(Ftype)]
+    for some in (layouts[:1], layouts):
+        assert 2**20 < buffer_bytes(some, n_threads) <= 2**30
