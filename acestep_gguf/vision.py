@@ -9,12 +9,12 @@ import numpy.typing as npt
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from acestep_gguf.bundle import Bundle, VisionFile, check_file
+from acestep_gguf.bundle import Bundle
 from acestep_gguf.errors import BundleError, DecodeError
+from acestep_gguf.vision_info import check_vision_file
 
 FloatArray = npt.NDArray[np.float32]
 
-MAX_ONNX_BYTES: Final = 64 * 2**20  # the graph alone; its weights lie in the external data file
 SEVERITY_ERROR: Final = 3
 
 _ORT_ERRORS: Final = (
@@ -44,10 +44,7 @@ class VisionTower:
 
     def __init__(self, folder: Path, bundle: Bundle, *, n_threads: int) -> None:
         vision, image = bundle.tower()
-        record = vision.files[vision.default]
-        path = check_file(folder, record)
-        check_file(folder, record.data)
-        _check_external_data(path, record)
+        path = check_vision_file(folder, vision.files[vision.default], image)
         options = ort.SessionOptions()
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
@@ -60,7 +57,6 @@ class VisionTower:
             ) from error
         self._input_shape = (1, 3, image.size.height, image.size.width)
         self._output_shape = (1, image.n_image_tokens, image.n_embd)
-        self._check_signature(path)
         self._input_name = self._session.get_inputs()[0].name
 
     def encode(self, pixel_values: FloatArray) -> FloatArray:
@@ -82,35 +78,6 @@ class VisionTower:
             raise DecodeError("the vision tower gave no sound image embeds: its weights are damaged.")
         image_embeds: FloatArray = embeds[0]
         return image_embeds
-
-    def _check_signature(self, path: Path) -> None:
-        # The first dimension counts pictures and has a name, not a number.
-        expected = [(1, "tensor(float)", [*shape[1:]]) for shape in (self._input_shape, self._output_shape)]
-        sides = (self._session.get_inputs(), self._session.get_outputs())
-        if [(len(side), side[0].type, side[0].shape[1:]) for side in sides] != expected:
-            raise BundleError(
-                f"{path} does not take and give what bundle.json says: convert the checkpoint again."
-            )
-
-
-def _check_external_data(path: Path, record: VisionFile) -> None:
-    """Check that the graph reads weights from no file but the one that the bundle records.
-
-    In protobuf the name of the file stands after the key "location" (StringStringEntryProto of onnx.proto),
-    so every such word in the file must be followed by the recorded name.
-    """
-    if record.bytes > MAX_ONNX_BYTES:
-        raise BundleError(f"{path} is too large for a graph ({record.bytes} bytes): convert it again.")
-    graph = path.read_bytes()
-    name = record.data.file.encode()
-    entry = b"\x0a\x08location\x12" + _varint(len(name)) + name
-    if graph.count(b"location") != graph.count(entry) or entry not in graph:
-        raise BundleError(f"{path} reads weights from another file than {record.data.file}: do not trust it.")
-
-
-def _varint(number: int) -> bytes:
-    """A protobuf varint of a number below 2**14."""
-    return bytes([number]) if number < 128 else bytes([number & 127 | 128, number >> 7])
 
 
 def _first_line(error: Exception) -> str:

@@ -77,6 +77,8 @@ class GgufSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():
+            raise BundleError(f"{path} is not a file: name a GGUF file.")
         self.header = read_gguf_header(path)
         self.info = decoder_info(self.header)
         if self.header.metadata.get("split.count", 1) not in (0, 1):

@@ -79,6 +79,8 @@ def read_imatrix(path: Path) -> Imatrix:
         ImatrixError: missing, in another format, damaged, or with values that no mean square has.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ImatrixError(f"{path} is not a file: choose another imatrix.")
         n_bytes = path.stat().st_size
         if n_bytes > MAX_BYTES:
             raise ImatrixError(f"{path} has {n_bytes} bytes, far more than an imatrix: choose another file.")

@@ -13,13 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from filelock import FileLock, Timeout
-
-from acestep_gguf.errors import BundleError, SourceLostError
+from acestep_gguf.errors import AceStepError, BundleError, SourceLostError
 from acestep_gguf.names import partial_name
 from acestep_gguf.quantize.journal import Journal, Step
 
-LOCK_FILE: Final = ".lock"
+try:
+    from filelock import FileLock, Timeout
+except ModuleNotFoundError as error:
+    raise AceStepError(
+        "converting needs the filelock package: pip install 'acestep-gguf[convert]'."
+    ) from error
+
+LOCK_FILE: Final = ".acestep-gguf.lock"
 JOURNAL_SUFFIX: Final = ".journal"
 HASHED_AT_ONCE: Final = 2**22
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

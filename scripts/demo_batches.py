@@ -6,7 +6,7 @@ Batch number n depends on n alone, so a resumed run goes on with pictures it has
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 import numpy as np
@@ -23,7 +23,7 @@ from transformers import Qwen2Tokenizer
 # share of the sequences; the pictures of "pair" are two scenes
 MIX = {"scene": 0.27, "pair": 0.24, "number": 0.18, "word": 0.13, "chart": 0.18}
 MOST_QUESTIONS = 7
-SINGLE_SHARE = 0.15  # sequences of one question, as most users will ask
+APART_SHARE = 0.8  # sequences of separate questions; the others are running chats
 SYSTEM_SHARE = 0.05
 SYSTEM = "You are a helpful assistant."
 SEQUENCES = 16  # in a batch
@@ -39,14 +39,29 @@ class Batch:
     patch_labels: Tensor  # [images, patches, 2, labels]
     input_ids: Tensor  # [sequences, tokens]; no columns in a batch of pictures only
     labels: Tensor
+    groups: Tensor
+    positions: Tensor
     first_pictures: Tensor  # [pairs, patches, 2] cell labels of the first picture of each pair
+
+
+@dataclass
+class Tokens:
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)  # a token sees its own group and group 0
+    positions: list[int] = field(default_factory=list)
+
+    def add(self, ids: list[int], group: int, start: int, labelled: bool = False) -> None:
+        self.ids += ids
+        self.labels += ids if labelled else [IGNORE] * len(ids)
+        self.groups += [group] * len(ids)
+        self.positions += range(start, start + len(ids))
 
 
 @dataclass
 class Chat:
     drawn: list[Drawn]
-    ids: list[int]
-    labels: list[int]
+    tokens: Tokens
     first: Scene | None  # of a pair
 
 
@@ -86,11 +101,11 @@ class Batches(IterableDataset[Batch]):
         for _ in range(POOL):
             pictures = [SINGLES[rng.choice(kinds)](rng, False) for _ in range(2 * SEQUENCES)]
             empty = torch.empty(0, 0, dtype=torch.long)
-            yield Batch(*_pixels([render(one, rng) for one in pictures]), empty, empty, empty)
+            yield Batch(*_pixels([render(one, rng) for one in pictures]), *[empty] * 5)
 
     def _chats(self, rng: Random) -> Iterator[Batch]:
         chats = [self._chat(rng) for _ in range(POOL * SEQUENCES)]
-        chats.sort(key=lambda chat: len(chat.ids))
+        chats.sort(key=lambda chat: len(chat.tokens.ids))
         groups = [chats[i : i + SEQUENCES] for i in range(0, len(chats), SEQUENCES)]
         pairs = list(zip(groups[: POOL // 2], groups[: POOL // 2 - 1 : -1], strict=True))
         rng.shuffle(pairs)
@@ -100,8 +115,10 @@ class Batches(IterableDataset[Batch]):
             drawn += [render(text, rng) for text in texts]
             yield Batch(
                 *_pixels(drawn),
-                _padded([chat.ids for chat in group], self.pad),
-                _padded([chat.labels for chat in group], IGNORE),
+                _padded([chat.tokens.ids for chat in group], self.pad),
+                _padded([chat.tokens.labels for chat in group], IGNORE),
+                _padded([chat.tokens.groups for chat in group], 0),
+                _padded([chat.tokens.positions for chat in group], 0),
                 torch.from_numpy(np.array([cell_labels(chat.first) for chat in group if chat.first])),
             )
 
@@ -116,28 +133,33 @@ class Batches(IterableDataset[Batch]):
             picture = SINGLES[kind](rng, False)
             drawn = [render(picture, rng)]
             asked = questions(picture, rng)
-        most = 1 if rng.random() < SINGLE_SHARE else MOST_QUESTIONS
-        asked = rng.sample(asked, min(most, len(asked)))
-        return Chat(drawn, *encode(self.tokenizer, asked, len(drawn), rng), first)
+        asked = rng.sample(asked, min(MOST_QUESTIONS, len(asked)))
+        apart = rng.random() < APART_SHARE
+        return Chat(drawn, encode(self.tokenizer, asked, len(drawn), rng, apart), first)
 
 
 def encode(
-    tokenizer: Qwen2Tokenizer, asked: list[Question], n_images: int, rng: Random
-) -> tuple[list[int], list[int]]:
-    """Token ids of a chat in the checkpoint's template, and labels on the answers only."""
-    ids: list[int] = []
-    labels: list[int] = []
+    tokenizer: Qwen2Tokenizer, asked: list[Question], n_images: int, rng: Random, apart: bool
+) -> Tokens:
+    """A chat in the checkpoint's template, with labels on the answers only.
+
+    `apart`: every question directly follows the pictures, in position and in what it can see, as if
+    it were the only one. In a running chat the model learns to copy from the answers before.
+    """
+    tokens = Tokens()
     before = f"{TURN_START}system\n{SYSTEM}{TURN_END}\n" if rng.random() < SYSTEM_SHARE else ""
     images = f"{IMAGE * N_IMAGE_TOKENS}\n" * n_images
-    for one in asked:
-        text = informal(one.text, rng)
-        prompt = f"{before}{TURN_START}user\n{images}{text}{TURN_END}\n{TURN_START}assistant\n"
-        prompt_ids = tokenizer(prompt).input_ids
+    tokens.add(tokenizer(f"{before}{TURN_START}user\n{images}").input_ids, 0, 0)
+    after_images, opening = len(tokens.ids), ""
+    for number, one in enumerate(asked, 1):
+        text = f"{opening}{informal(one.text, rng)}{TURN_END}\n{TURN_START}assistant\n"
+        group, start = (number, after_images) if apart else (0, len(tokens.ids))
+        prompt_ids = tokenizer(text).input_ids
+        tokens.add(prompt_ids, group, start)
         answer_ids = tokenizer(one.answer + TURN_END).input_ids
-        ids += prompt_ids + answer_ids
-        labels += [IGNORE] * len(prompt_ids) + answer_ids
-        before, images = "\n", ""
-    return ids, labels
+        tokens.add(answer_ids, group, start + len(prompt_ids), labelled=True)
+        opening = "" if apart else f"\n{TURN_START}user\n"
+    return tokens
 
 
 def _pixels(drawn: list[Drawn]) -> tuple[Tensor, Tensor]:

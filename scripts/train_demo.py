@@ -78,10 +78,11 @@ def mean_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class Trainer:
-    def __init__(self, out: Path, seconds: float, resume: bool) -> None:
+    def __init__(self, out: Path, seconds: float, rate: float, resume: bool) -> None:
         torch.manual_seed(1)
         self.out = out
         self.seconds = seconds
+        self.rate = rate
         self.spent = 0.0  # seconds of training so far, over all runs
         self.batches_seen = {"pictures": 0, "chats": 0}
         if not resume:
@@ -118,8 +119,13 @@ class Trainer:
         in_chats = features[: at_image.sum() // N_IMAGE_TOKENS]
         image = llava.multi_modal_projector(in_chats).flatten(0, 1).to(embeds.dtype)
         embeds = embeds.masked_scatter(at_image[..., None], image)
-        # Padding is on the right and carries no label: the causal mask is mask enough.
-        output = llava.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
+        output = llava.language_model(
+            inputs_embeds=embeds,
+            attention_mask={"full_attention": visible(batch.groups, embeds.dtype)},
+            position_ids=batch.positions,
+            use_cache=False,
+            output_hidden_states=True,
+        )
         hidden = output.last_hidden_state
         answered = batch.labels[:, 1:] != IGNORE
         logits = self.model.lm_head(hidden[:, :-1][answered])
@@ -136,7 +142,7 @@ class Trainer:
         started = time.monotonic()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * schedule(self.share)
+                group["lr"] = group["peak_lr"] * self.rate * schedule(self.share)
             optimizer.zero_grad(set_to_none=True)
         means: defaultdict[str, float] = defaultdict(float)
         for part in parts:
@@ -221,6 +227,17 @@ class Trainer:
         return iter(loader)
 
 
+def visible(groups: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, 1, T, T] to add to attention: a token sees earlier ones of its own group and of group 0.
+
+    Padding is on the right, so nothing that is labelled sees it.
+    """
+    here, there = groups[:, :, None], groups[:, None, :]
+    seen = ((there == here) | (there == 0)).tril()
+    hidden = torch.finfo(dtype).min
+    return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, hidden)[:, None]
+
+
 def speed_up(model: LlavaForConditionalGeneration) -> None:
     """Compiled layers, and plain attention: together 1.6 times the speed on a CPU.
 
@@ -263,6 +280,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=110, help="time to train for, in all")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rate", type=float, default=1.0, help="times the learning rates")
     parser.add_argument("--export", type=Path, help="write the checkpoint here")
     parser.add_argument("--no-training", action="store_true", help="export the state as it is")
     arguments = parser.parse_args()
@@ -270,7 +288,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     resume = arguments.resume or arguments.no_training
-    trainer = Trainer(arguments.out, 60 * arguments.minutes, resume)
+    trainer = Trainer(arguments.out, 60 * arguments.minutes, arguments.rate, resume)
     if not arguments.no_training:
         trainer.run()
     if arguments.export:

@@ -102,6 +102,13 @@ def test_the_types_of_output_and_embeddings() -> None:
     ] == TypeChoice(QType.Q8_0, QType.Q8_0)
 
 
+def test_rows_that_do_not_fit_a_steered_type_fall_back_too() -> None:
+    tensors = [TensorShape("token_embd.weight", (1000, 288)), TensorShape("output.weight", (1000, 288))]
+    choices = choose_types("Q8_0", tensors, parse_steering((), "Q4_K", "Q2_K"))
+    assert choices["output.weight"] == TypeChoice(QType.Q5_0, QType.Q4_K)
+    assert choices["token_embd.weight"] == TypeChoice(QType.Q4_0, QType.Q2_K)
+
+
 def test_float_files_are_steered_by_name_of_output_and_embeddings_only() -> None:
     choices = choose_types("F16", decoder(2), parse_steering(["attn_v=Q8_0"], "Q8_0", "Q4_0", pure=True))
     assert choices["blk.0.attn_v.weight"].qtype == QType.F16

@@ -1,0 +1,164 @@
+"""Decoders compared with the checkpoint that they were made from: what did quantization cost each tensor?
+
+Blocks are dequantized by gguf-py's numpy code, not by the library that made them.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from math import inf, prod, sqrt
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from gguf import GGMLQuantizationType as QType
+from gguf import quants
+from numpy.typing import NDArray
+
+from acestep_gguf.bundle import Bundle
+from acestep_gguf.convert.checkpoint import Checkpoint
+from acestep_gguf.convert.model import read_model
+from acestep_gguf.convert.safetensors_file import SafetensorsTensor
+from acestep_gguf.names import Ftype
+from acestep_gguf.quantize.gguf_source import GgufSource, GgufTensor
+from acestep_gguf.quantize.one_pass import n_cores
+from acestep_gguf.verify import DecoderComparison, QtypeError
+
+# Relative RMS error of random normal weights: what a type costs. tests/convert/test_compare.py measures it.
+NORMAL_ERROR: Final = {
+    QType.F32: 0.0,
+    QType.F16: 0.0002,
+    QType.BF16: 0.0017,
+    QType.Q8_0: 0.0054,
+    QType.Q6_K: 0.018,
+    QType.Q5_K: 0.036,
+    QType.Q5_1: 0.038,
+    QType.Q5_0: 0.042,
+    QType.Q4_K: 0.072,
+    QType.IQ4_NL: 0.076,
+    QType.IQ4_XS: 0.077,
+    QType.Q4_1: 0.078,
+    QType.Q4_0: 0.086,
+    QType.Q3_K: 0.150,
+    QType.Q2_K: 0.300,
+}
+# Heavy tails cost up to 1.5 times as much (Student's t with 3 degrees of freedom), an imatrix 1.1 times; rows
+# that are not the checkpoint's, with an error of 1 and more, are beyond the margin of every type.
+MARGIN: Final = 2.0
+
+CHUNK_WEIGHTS: Final = 2**20
+
+
+def compare_with_checkpoint(folder: Path, checkpoint: Path) -> tuple[DecoderComparison, ...]:
+    """Compare every decoder of the bundle in ``folder`` with the folder ``checkpoint``, in one pass over it.
+
+    What differs is reported, not raised.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged or contradicts itself.
+        UnsupportedModelError: it is of a kind that this software does not run.
+        BundleError: the bundle is missing or damaged.
+    """
+    bundle = Bundle.read(folder)
+    with Checkpoint(checkpoint) as opened, ExitStack() as stack, ThreadPoolExecutor(n_cores()) as executor:
+        model = read_model(opened, None)
+        decoders = {
+            ftype: _Comparison(ftype, stack.enter_context(GgufSource(folder / record.file)))
+            for ftype, record in bundle.decoders.files.items()
+        }
+        for decoder in decoders.values():
+            if model.source != bundle.source:
+                decoder.problems.append(
+                    f"{decoder.source.path} was made from another checkpoint than {checkpoint}."
+                )
+            decoder.check_names_and_shapes(model.tensors.decoder)
+        for name, tensor in model.tensors.decoder.items():
+            comparable = [decoder for decoder in decoders.values() if name in decoder.tensors]
+            errors = relative_errors(tensor, [decoder.tensors[name] for decoder in comparable], executor)
+            for decoder, error in zip(comparable, errors, strict=True):
+                decoder.add(name, error)
+    return tuple(decoder.result() for decoder in decoders.values())
+
+
+def relative_errors(
+    tensor: SafetensorsTensor, stored: Sequence[GgufTensor], executor: Executor
+) -> list[float]:
+    """RMS error over RMS of the weights of ``tensor``, for each way in which it is stored."""
+    n_rows = prod(tensor.shape[:-1])
+    at_once = max(1, CHUNK_WEIGHTS // tensor.shape[-1])
+
+    def sums(start: int) -> NDArray[np.float64]:
+        """Sum of squares of rows from ``start``: of the weights, then of the errors of each of ``stored``."""
+        stop = min(start + at_once, n_rows)
+        rows = tensor.read_rows(start, stop)
+        errors = (_dequantized(other, start, stop) - rows for other in stored)
+        return np.array([np.square(x, dtype=np.float64).sum() for x in (rows, *errors)])
+
+    weights, *errors = sum(executor.map(sums, range(0, n_rows, at_once)), start=np.zeros(1 + len(stored)))
+    return [sqrt(error / weights) if weights else inf * bool(error) for error in errors]
+
+
+def _dequantized(tensor: GgufTensor, start: int, stop: int) -> NDArray[np.float32]:
+    rows: NDArray[np.float32] = quants.dequantize(tensor.read_blocks(start, stop), tensor.qtype)
+    return rows
+
+
+class _Comparison:
+    """A decoder while it is compared; ``tensors`` are those that can be."""
+
+    def __init__(self, ftype: Ftype, source: GgufSource) -> None:
+        self.ftype = ftype
+        self.source = source
+        self.tensors = {tensor.name: tensor for tensor in source.tensors}
+        self.problems: list[str] = []
+        self._errors: dict[QType, dict[str, float]] = {}
+
+    def check_names_and_shapes(self, expected: Mapping[str, SafetensorsTensor]) -> None:
+        """Note what is missing, too much, or of a wrong shape or type, and take it out of ``tensors``."""
+        for name in expected.keys() - self.tensors.keys():
+            self._note(name, "is missing")
+        for name, tensor in list(self.tensors.items()):
+            if name not in expected:
+                problem = "is not in the checkpoint"
+            elif tensor.shape != expected[name].shape:
+                problem = (
+                    f"has the shape {list(tensor.shape)}, in the checkpoint {list(expected[name].shape)}"
+                )
+            elif tensor.qtype not in NORMAL_ERROR:
+                problem = f"is {tensor.qtype.name}, a type that conversion does not write"
+            else:
+                continue
+            self._note(name, problem)
+            del self.tensors[name]
+
+    def add(self, name: str, error: float) -> None:
+        """Take in the error of a tensor."""
+        qtype = self.tensors[name].qtype
+        self._errors.setdefault(qtype, {})[name] = error
+        if error > MARGIN * NORMAL_ERROR[qtype]:
+            self._note(
+                name, f"is off by {error:.2g} of its size, {qtype.name} costs {NORMAL_ERROR[qtype]:.2g}"
+            )
+
+    def result(self) -> DecoderComparison:
+        """The findings, the types of the most bits first."""
+        return DecoderComparison(
+            ftype=self.ftype,
+            file=self.source.path.name,
+            errors=tuple(
+                QtypeError(
+                    qtype=qtype.name,
+                    n_tensors=len(self._errors[qtype]),
+                    mean=sum(self._errors[qtype].values()) / len(self._errors[qtype]),
+                    worst=max(self._errors[qtype].values()),
+                    worst_tensor=max(self._errors[qtype], key=lambda name: self._errors[qtype][name]),
+                    limit=MARGIN * NORMAL_ERROR[qtype],
+                )
+                for qtype in NORMAL_ERROR
+                if qtype in self._errors
+            ),
+            problems=tuple(self.problems),
+        )
+
+    def _note(self, name: str, problem: str) -> None:
+        self.problems.append(f"{self.source.path} does not fit the checkpoint: tensor {name} {problem}.")
