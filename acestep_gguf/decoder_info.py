@@ -105,7 +105,7 @@ def check_vocabulary(header: GGUFHeader, prompt: PromptSpec, image: ImageSpec | 
     if not isinstance(types, memoryview) or len(types) != len(tokens):
         raise _damaged(header, "it has not one token type for each token")
     # llama.cpp reads tokens as C strings, and asserts that no two are the same.
-    _check(header, all(tokens) and not any(b"\0" in token for token in tokens), "a token is empty")
+    _check(header, all(tokens) and b"\0" not in b"".join(tokens), "a token is empty")
     _check(header, len(set(tokens)) == len(tokens), "a token appears twice")
     for key, value in header.metadata.items():
         if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):

@@ -257,7 +257,8 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
 
 
 def _packed(data: memoryview) -> list[int]:
-    numbers, position = [], 0
+    numbers: list[int] = []
+    position = 0
     while position < len(data) and len(numbers) < MAX_FIELDS:
         number, position = _varint(data, position)
         numbers.append(number)

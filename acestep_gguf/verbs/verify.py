@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from acestep_gguf.errors import BundleError
+from acestep_gguf.names import BUNDLE_FILE
 from acestep_gguf.verify import BundleReport, DecoderComparison, FileReport, verify_bundle
 
 LINE: Final = "{:<36} {:>12}  {:>8}  {}"
@@ -37,6 +38,8 @@ def verify(folder: Path, *, quick: bool, compare: Compare | None, as_json: bool)
         comparisons = compare() if compare and not report.problems else ()
         if comparisons:
             _print_comparisons(comparisons)
+        if not report.problems:
+            print(f"SHA-256 of {BUNDLE_FILE}, to compare with the original's: {report.bundle_sha256}")
     problems = [*report.problems, *(problem for found in comparisons for problem in found.problems)]
     if problems:
         more = f" ({len(problems) - 1} more of this bundle)" if len(problems) > 1 else ""
