@@ -69,7 +69,7 @@ def compare_with_checkpoint(folder: Path, checkpoint: Path) -> tuple[DecoderComp
         for decoder in decoders.values():
             if model.source != bundle.source:
                 decoder.problems.append(
-                    f"{decoder.source.path} was made from another checkpoint than {checkpoint}."
+                    f"{decoder.source.path} was not made from {checkpoint}: give its own checkpoint."
                 )
             decoder.check_names_and_shapes(model.tensors.decoder)
         for name, tensor in model.tensors.decoder.items():
@@ -95,7 +95,8 @@ def relative_errors(
         return np.array([np.square(x, dtype=np.float64).sum() for x in (rows, *errors)])
 
     weights, *errors = sum(executor.map(sums, range(0, n_rows, at_once)), start=np.zeros(1 + len(stored)))
-    return [sqrt(error / weights) if weights else inf * bool(error) for error in errors]
+    # Weights may all be zero, and then must stay it.
+    return [sqrt(error / weights) if weights else inf if error else 0.0 for error in errors]
 
 
 def _dequantized(tensor: GgufTensor, start: int, stop: int) -> NDArray[np.float32]:

@@ -21,8 +21,9 @@ from torch.utils.data import IterableDataset
 from transformers import Qwen2Tokenizer
 
 # share of the sequences; the pictures of "pair" are two scenes
-MIX = {"scene": 0.27, "pair": 0.24, "number": 0.18, "word": 0.13, "chart": 0.18}
-MOST_QUESTIONS = 7
+MIX = {"scene": 0.34, "pair": 0.36, "number": 0.10, "word": 0.04, "chart": 0.16}
+MOST_QUESTIONS = 10
+DESCRIBED_SHARE = 0.4  # the others are asked no description: it is long and soon learnt
 APART_SHARE = 0.8  # sequences of separate questions; the others are running chats
 SYSTEM_SHARE = 0.05
 SYSTEM = "You are a helpful assistant."
@@ -41,7 +42,7 @@ class Batch:
     labels: Tensor
     groups: Tensor
     positions: Tensor
-    first_pictures: Tensor  # [pairs, patches, 2] cell labels of the first picture of each pair
+    pairs: Tensor  # [pairs, 2, patches, 2] cell labels of both pictures
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Tokens:
 class Chat:
     drawn: list[Drawn]
     tokens: Tokens
-    first: Scene | None  # of a pair
+    pair: list[Scene]  # empty if it is about one picture
 
 
 def render(picture: Picture, rng: Random) -> Drawn:
@@ -119,23 +120,26 @@ class Batches(IterableDataset[Batch]):
                 _padded([chat.tokens.labels for chat in group], IGNORE),
                 _padded([chat.tokens.groups for chat in group], 0),
                 _padded([chat.tokens.positions for chat in group], 0),
-                torch.from_numpy(np.array([cell_labels(chat.first) for chat in group if chat.first])),
+                torch.from_numpy(np.array([[*map(cell_labels, chat.pair)] for chat in group if chat.pair])),
             )
 
     def _chat(self, rng: Random) -> Chat:
-        first = None
+        pair: list[Scene] = []
         kind = rng.choices(list(MIX), list(MIX.values()))[0]
         if kind == "pair":
             first, second, answer = random_pair(rng)
-            drawn = [render(first, rng), render(second, rng)]
+            pair = [first, second]
+            drawn = [render(scene, rng) for scene in pair]
             asked = pair_questions(first, second, answer, rng)
         else:
             picture = SINGLES[kind](rng, False)
             drawn = [render(picture, rng)]
             asked = questions(picture, rng)
+        if rng.random() > DESCRIBED_SHARE:
+            asked = [one for one in asked if one.skill != "description"]
         asked = rng.sample(asked, min(MOST_QUESTIONS, len(asked)))
         apart = rng.random() < APART_SHARE
-        return Chat(drawn, encode(self.tokenizer, asked, len(drawn), rng, apart), first)
+        return Chat(drawn, encode(self.tokenizer, asked, len(drawn), rng, apart), pair)
 
 
 def encode(

@@ -311,7 +311,7 @@ def _looks_differ(scene: Scene) -> bool:
 
 
 def pair_questions(first: Scene, second: Scene, answer: str, rng: Random) -> list[Question]:
-    found = [Question("comparison", text, answer) for text in rng.sample(COMPARE, 2)]
+    found = [Question("comparison", text, answer) for text in rng.sample(COMPARE, 3)]
     for which, scene in (("first", first), ("second", second)):
         text = rng.choice(DESCRIBE_ONE).format(which)
         found.append(Question("description", text, describe(scene)))

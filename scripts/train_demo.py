@@ -42,26 +42,35 @@ STAGE_1_SHARE = 0.09  # of the time
 WARM_UP_SHARE = 0.01
 PEAK_LR = {"muon": 4e-3, "adamw": 1e-3}
 PATCH_LOSS_WEIGHT = 0.4  # in stage 2
-EARLIER_LOSS_WEIGHT = 0.2
+PAIR_LOSS_WEIGHT = 0.3
 SAVE_EVERY, CHECK_EVERY = 300.0, 600.0  # seconds
 CHECKED_PER_SKILL = 40
 
 
 class PatchLabeller(nn.Module):
-    """Two linear layers that are thrown away at the end.
+    """Linear layers that are thrown away at the end.
 
-    `linear` names what the vision tower sees in each half of each patch. `earlier` names what the
-    first of two pictures has in the same cell, from what the decoder knows at a patch of the second.
+    `linear` names what the vision tower sees in each half of each patch. The others read what the
+    decoder knows at a patch of the second of two pictures: `earlier` names what the first has in the
+    same cell, and `changed` tells, a layer later, whether that differs.
     """
 
     def __init__(self, tower_hidden: int, decoder_hidden: int) -> None:
         super().__init__()
         self.linear = nn.Linear(tower_hidden, 2 * sum(LABEL_SIZES.values()))
         self.earlier = nn.Linear(decoder_hidden, sum(CELL_LABEL_SIZES))
+        self.changed = nn.Linear(decoder_hidden, 2)
 
-    def earlier_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        scores = self.earlier(rms_norm(hidden, hidden.shape[-1:])).float().split(CELL_LABEL_SIZES, dim=-1)
-        return mean_loss(scores[0], labels[..., 0]) + mean_loss(scores[1], labels[..., 1])
+    def pair_loss(self, early: Tensor, late: Tensor, cells: Tensor) -> Tensor:
+        early, late = (rms_norm(hidden, hidden.shape[-1:]) for hidden in (early, late))
+        shapes, colours = self.earlier(early).float().split(CELL_LABEL_SIZES, dim=-1)
+        first, second = cells.unbind(1)
+        differs = (first != second).any(-1).long()
+        return (
+            mean_loss(shapes, first[..., 0])
+            + mean_loss(colours, first[..., 1])
+            + mean_loss(self.changed(late).float(), differs)
+        )
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         logits = self.linear(features).unflatten(-1, (2, -1)).float()
@@ -131,11 +140,15 @@ class Trainer:
         logits = self.model.lm_head(hidden[:, :-1][answered])
         answers = cross_entropy(logits.float(), batch.labels[:, 1:][answered])
         losses = {"answers": answers, "patches": PATCH_LOSS_WEIGHT * patches}
-        if len(batch.first_pictures):
+        if len(batch.pairs):
             pairs = at_image.sum(1) == 2 * N_IMAGE_TOKENS
-            halfway = output.hidden_states[2][pairs][at_image[pairs]]
-            second = halfway.unflatten(0, (-1, 2, N_IMAGE_TOKENS))[:, 1]
-            losses["earlier"] = EARLIER_LOSS_WEIGHT * self.labeller.earlier_loss(second, batch.first_pictures)
+            early, late = (
+                output.hidden_states[layer][pairs][at_image[pairs]].unflatten(0, (-1, 2, N_IMAGE_TOKENS))[
+                    :, 1
+                ]
+                for layer in (2, 3)
+            )
+            losses["pairs"] = PAIR_LOSS_WEIGHT * self.labeller.pair_loss(early, late, batch.pairs)
         return losses
 
     def step(self, parts: list[Batch]) -> dict[str, float]:

@@ -35,11 +35,11 @@ def verify(folder: Path, *, quick: bool, compare: Compare | None, as_json: bool)
         report = verify_bundle(folder, quick=quick, on_file=_print_file)
         for note in report.notes:
             print(f"note: {printable(note)}")
+        if report.bundle_sha256:
+            print(f"{BUNDLE_FILE} itself has the SHA-256 {report.bundle_sha256}")
         comparisons = compare() if compare and not report.problems else ()
         if comparisons:
             _print_comparisons(comparisons)
-        if not report.problems:
-            print(f"SHA-256 of {BUNDLE_FILE}, to compare with the original's: {report.bundle_sha256}")
     problems = [*report.problems, *(problem for found in comparisons for problem in found.problems)]
     if problems:
         more = f" ({len(problems) - 1} more of this bundle)" if len(problems) > 1 else ""
