@@ -4,6 +4,7 @@ The schema is documented in docs/bundle.md. bundle.json is written last, so a fo
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, Self
 import msgspec
 
 from acestep_gguf.errors import BundleError, PromptError
-from acestep_gguf.names import BUNDLE_FILE, Ftype, VisionPrecision, partial_name
+from acestep_gguf.names import BUNDLE_FILE, Ftype, VisionPrecision, ftype_from, partial_name
 
 SCHEMA_VERSION = 1
 MAX_BUNDLE_JSON_BYTES = 16 * 2**20
@@ -109,8 +110,12 @@ class ImageSpec:
     def __post_init__(self) -> None:
         if (self.resize is None) != (self.resize_to is None):
             raise ValueError("resize and resize_to go together")
-        if 0.0 in self.std:
-            raise ValueError("std has a zero")
+        if not 0 < self.rescale_factor < 1e6:
+            raise ValueError("rescale_factor must lie between 0 and a million")
+        if not all(
+            abs(mean) < 1e6 and 1e-6 < std < 1e6 for mean, std in zip(self.mean, self.std, strict=True)
+        ):
+            raise ValueError("mean and std must be finite and usable, std positive")
         if self.n_image_tokens <= 0 or self.n_embd <= 0:
             raise ValueError("n_image_tokens and n_embd must be positive")
 
@@ -186,16 +191,25 @@ class Bundle:
             BundleError: no bundle, damaged, or written by a newer version.
         """
         path = folder / BUNDLE_FILE
-        if not folder.is_dir():
-            raise BundleError(f"{folder} is not a folder: give the bundle that `acestep-gguf convert` wrote.")
         try:
-            if path.stat().st_size > MAX_BUNDLE_JSON_BYTES:
+            if not folder.is_dir():
+                raise BundleError(
+                    f"{folder} is not a folder: give the bundle that `acestep-gguf convert` wrote."
+                )
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # reading a FIFO would wait
+                raise BundleError(f"{path} is not a file: convert the checkpoint again.")
+            if status.st_size > MAX_BUNDLE_JSON_BYTES:
                 raise BundleError(f"{path} is too large to be a bundle.json: convert the checkpoint again.")
             raw = msgspec.json.decode(path.read_bytes())
         except FileNotFoundError:
-            hint = "run `acestep-gguf convert` first" if is_checkpoint(folder) else "is the path right?"
-            raise BundleError(f"{folder} is not a bundle, it has no {BUNDLE_FILE}: {hint}") from None
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            hint = "run `acestep-gguf convert` first" if is_checkpoint(folder) else "check the path"
+            raise BundleError(f"{folder} is not a bundle, it has no {BUNDLE_FILE}: {hint}.") from None
+        except OSError as error:
+            raise BundleError(
+                f"{path} cannot be read ({error.strerror}): check the path and its permissions."
+            ) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BundleError(f"{path} cannot be read ({error}): convert the checkpoint again.") from error
         _check_version(path, raw)
         try:
@@ -214,18 +228,18 @@ class Bundle:
         temporary.replace(folder / BUNDLE_FILE)
 
     def decoder(self, ftype: str | None = None) -> DecoderFile:
-        """The decoder file of ``ftype``, by default the bundle's default.
+        """The decoder file of ``ftype``, in any case, by default the bundle's default.
 
         Raises:
             BundleError: the bundle has no such decoder.
         """
-        wanted = ftype or self.decoders.default
+        wanted = self.decoders.default if ftype is None else ftype_from(ftype)
         for name, record in self.decoders.files.items():
             if name == wanted:
                 return record
         have = ", ".join(self.decoders.files)
         raise BundleError(
-            f"this bundle has no {wanted} decoder: choose from {have}, or add it with `convert -q`."
+            f"this bundle has no decoder {wanted!r}: choose from {have}, or add it with `convert -q`."
         )
 
     def tower(self) -> tuple[Vision, ImageSpec]:

@@ -1,15 +1,16 @@
 """The command line: options here, the work in ``verbs``, imported in the bodies so that --help is fast."""
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, NoReturn
 
 import typer
 
 from acestep_gguf.errors import AceStepError
-from acestep_gguf.names import Ftype
-from acestep_gguf.params import CacheType, FlashAttention
+from acestep_gguf.names import ftype_from
+from acestep_gguf.params import CACHE_TYPES, FLASH_ATTENTION
 
 app = typer.Typer(
     name="acestep-gguf",
@@ -38,11 +39,28 @@ LogJson = Annotated[bool, typer.Option("--log-json", help="Print what happens as
 
 def main() -> None:
     """Run the command line; an error that we raise on purpose is one line, without a traceback."""
+    if sys.stdout is None:  # its number would go to the next file that is opened
+        _fail("standard output is closed: redirect it, to /dev/null if it is not wanted.")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # at shutdown it would be too late for an error
     except AceStepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(error)
+    except OSError as error:
+        if error.filename is not None:  # writing to standard output names no file, so this is a bug
+            raise
+        # What is still in its buffer goes nowhere, instead of failing again at shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)  # who reads it has seen enough
+        _fail(f"the output cannot be written ({error.strerror}): make room for it, or redirect it.")
+
+
+def _fail(message: object) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
 
 
 def _print_version(wanted: bool) -> None:
@@ -96,7 +114,7 @@ def convert(
         work(
             checkpoint,
             out,
-            cast(list[Ftype], quant) if quant else DEFAULT_FTYPES,  # other ftypes are refused there
+            list(map(ftype_from, quant)) if quant else DEFAULT_FTYPES,
             image_size=image_size,
             name=name,
             steering=parse_steering(tensor_type or (), output_tensor_type, token_embedding_type, pure=pure),
@@ -136,7 +154,7 @@ def quantize(
         work(
             source,
             out,
-            cast(Ftype, ftype.upper()),  # others are refused there
+            ftype_from(ftype),
             steering=parse_steering(tensor_type or (), output_tensor_type, token_embedding_type, pure=pure),
             imatrix=imatrix,
             allow_requantize=allow_requantize,
@@ -152,7 +170,7 @@ def run(
     *,
     image: Annotated[list[Path] | None, typer.Option(help="Picture, may be repeated.")] = None,
     quant: Annotated[
-        Ftype | None, typer.Option("-q", "--quant", help="Decoder; by default the bundle's default.")
+        str | None, typer.Option("-q", "--quant", help="Decoder; by default the bundle's default.")
     ] = None,
     as_json: AsJson = False,
     n_predict: Annotated[int, typer.Option("-n", "--n-predict", help="Tokens of the answer at most.")] = 512,
@@ -173,13 +191,13 @@ def run(
         int, typer.Option("-ngl", "--n-gpu-layers", help="Layers on a GPU; -1: all.")
     ] = 0,
     cache_type_k: Annotated[
-        CacheType, typer.Option("-ctk", "--cache-type-k", help="Type of the K cache.")
+        str, typer.Option("-ctk", "--cache-type-k", help=f"Type of the K cache: {', '.join(CACHE_TYPES)}.")
     ] = "f16",
     cache_type_v: Annotated[
-        CacheType, typer.Option("-ctv", "--cache-type-v", help="Type of the V cache.")
+        str, typer.Option("-ctv", "--cache-type-v", help="Type of the V cache, the same.")
     ] = "f16",
     flash_attn: Annotated[
-        FlashAttention, typer.Option("-fa", "--flash-attn", help="Flash attention.")
+        str, typer.Option("-fa", "--flash-attn", help=f"Flash attention: {', '.join(FLASH_ATTENTION)}.")
     ] = "auto",
     system_prompt: Annotated[
         str | None,

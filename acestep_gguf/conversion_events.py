@@ -69,12 +69,13 @@ class FileDone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The bundle is ready."""
+    """The bundle ``folder`` is ready, or the ``file`` in it that ``quantize`` wrote."""
 
     event: ClassVar[str] = "finished"
 
     folder: str
     seconds: float
+    file: str | None = None
 
 
 Event = Plan | Progress | FileDone | Finished

@@ -33,9 +33,11 @@ class Decoder:
             ContextOverflowError: it does not.
         """
         if n_prompt >= self.n_ctx:
+            most = self._context.model.n_ctx_train
+            larger = f", or raise --ctx-size (n_ctx) up to {most}" if self.n_ctx < most else ""
             raise ContextOverflowError(
                 f"the prompt has {n_prompt} tokens, the context holds {self.n_ctx}: "
-                "ask with fewer pictures or words, or raise --ctx-size (n_ctx)."
+                f"ask with fewer pictures or words{larger}."
             )
 
     def reset(self) -> None:

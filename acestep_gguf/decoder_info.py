@@ -16,7 +16,7 @@ MAX_BLOCKS: Final = 512  # LLAMA_MAX_LAYERS
 CONTROL: Final = 3  # LLAMA_TOKEN_TYPE_CONTROL
 USER_DEFINED: Final = 4  # LLAMA_TOKEN_TYPE_USER_DEFINED
 
-T = TypeVar("T", int, str)
+T = TypeVar("T", int, float, str)
 
 # Hyperparameters that a file may hold, without the architecture's prefix. Others (experts, sliding
 # windows, …) would make llama.cpp build another model than the one that was converted.
@@ -29,6 +29,13 @@ _HYPERPARAMETERS: Final = frozenset(
         "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast",
         "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
     }
+)  # fmt: skip
+
+ROPE_SCALING_TYPES: Final = ("none", "linear", "yarn")
+
+# With zero or less, llama.cpp computes nonsense.
+_POSITIVE_IF_PRESENT: Final = (
+    "rope.freq_base", "rope.scaling.factor", "rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor",
 )  # fmt: skip
 
 
@@ -90,6 +97,9 @@ def decoder_info(header: GGUFHeader) -> DecoderInfo:
         size = header.metadata.get(f"{architecture}.{key}", head_size)
         _check(header, size == head_size, f"{key} is {size}, not the size of a head")
     _check_tensors(header, info)
+    epsilon = _get(header, f"{architecture}.attention.layer_norm_rms_epsilon", float)
+    _check(header, epsilon > 0, f"layer_norm_rms_epsilon is {epsilon}")
+    _check_rope(header, architecture)
     return info
 
 
@@ -131,6 +141,14 @@ def _check_hyperparameters(header: GGUFHeader, architecture: str) -> None:
             _check(header, isfinite(value), f"metadata key {key!r} is {value}")
 
 
+def _check_rope(header: GGUFHeader, architecture: str) -> None:
+    scaling = header.metadata.get(f"{architecture}.rope.scaling.type", "none")
+    _check(header, scaling in ROPE_SCALING_TYPES, f"rope.scaling.type is {scaling!r}")
+    for key in _POSITIVE_IF_PRESENT:
+        number = header.metadata.get(f"{architecture}.{key}", 1.0)
+        _check(header, isinstance(number, float) and number > 0, f"{key} is {number}")
+
+
 def _check_tensors(header: GGUFHeader, info: DecoderInfo) -> None:
     embeddings = [tensor.dims for tensor in header.tensors if tensor.name == "token_embd.weight"]
     _check(
@@ -160,4 +178,6 @@ def _check(header: GGUFHeader, sound: bool, what: str) -> None:
 
 
 def _damaged(header: GGUFHeader, what: str) -> BundleError:
-    return BundleError(f"{header.path} is no sound decoder ({what}): convert the checkpoint again.")
+    return BundleError(
+        f"{header.path} is no sound decoder ({what}): get the checkpoint again, and convert it."
+    )

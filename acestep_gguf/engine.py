@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Generator, Iterator, Sequence
+from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
 from typing import Final, Self
 
@@ -16,7 +17,7 @@ from acestep_gguf.image import ImageSource
 from acestep_gguf.image_encoder import ImageEncoder
 from acestep_gguf.llama import PENALTY_LAST_N, Context, Model, Sampler
 from acestep_gguf.messages import Message, user_message
-from acestep_gguf.params import CacheType, ContextParams, FlashAttention, SamplingParams
+from acestep_gguf.params import CacheType, ContextParams, FlashAttention, SamplingParams, check_integer
 from acestep_gguf.prompt import ImageSpan, PromptBuilder
 from acestep_gguf.text_stream import TextStream
 from acestep_gguf.turns import Stopwatch, Turnstile
@@ -28,15 +29,17 @@ class AceStep:
     """A bundle, ready to answer questions about pictures.
 
     One answer at a time: ``generate`` and ``stream`` may be called from any thread, and wait for the answer
-    that is being written. A stream holds its turn from its first chunk until it is exhausted or closed.
-    ``close`` waits too, and ends streams that its own thread left open; every call after it raises
+    that is being written. A stream holds its turn from its first chunk until it is exhausted or closed, for
+    the thread that took its last chunk: any thread may go on with it, but that one cannot begin another
+    answer meanwhile (UsageError), since it would wait for itself. ``close`` waits too, and ends a stream
+    whose turn is its own thread's; every call after it, and the first chunk of a stream not begun, raises
     UsageError. Leaving a ``with`` block closes.
 
     Args:
         bundle: folder that ``acestep-gguf convert`` wrote.
-        quant: decoder to use, such as "Q5_K_M"; by default the bundle's default.
-        n_ctx: tokens that prompt and answer may have together; by default what the model was made for, but at
-            most 8192, since memory for all of them is reserved at once.
+        quant: decoder to use, such as "Q5_K_M", in any case; by default the bundle's default.
+        n_ctx: tokens that prompt and answer may have together, at most what the model was made for; that is
+            the default up to 8192, since memory for all of them is reserved at once.
         n_threads: threads of tower and decoder; by default the CPUs that this process may use.
         n_batch, n_ubatch, n_gpu_layers, type_k, type_v, flash_attn: as in llama.cpp.
 
@@ -66,7 +69,9 @@ class AceStep:
         self._closed = False
         self._loading = Stopwatch()
         with self._loading:
-            folder = Path(bundle)
+            folder = _folder(bundle)
+            if quant is not None and not isinstance(quant, str):
+                raise UsageError(f"quant is {quant!r}: give the name of a decoder, such as 'Q4_K_M'.")
             self.bundle = Bundle.read(folder)
             path = check_file(folder, self.bundle.decoder(quant))
             header = read_gguf_header(path)
@@ -83,6 +88,11 @@ class AceStep:
                 type_v=type_v,
                 flash_attn=flash_attn,
             )
+            if params.n_ctx > self.info.context_length:
+                most = self.info.context_length
+                raise UsageError(
+                    f"n_ctx (--ctx-size) is {n_ctx}: this model was made for {most} tokens at most."
+                )
             self._encoder = ImageEncoder(folder, self.bundle, n_threads=n_threads)
             self._model = Model(path, n_gpu_layers=n_gpu_layers)
             self._context = Context(self._model, params)
@@ -155,11 +165,12 @@ class AceStep:
         Closing the iterator ends the answer. Errors are those of ``generate``; all but UsageError are raised
         at the first chunk.
         """
-        if max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}: give at least 1.")
+        check_integer("max_tokens", max_tokens, 1, 2**31 - 1)
         for name, given in (("images", images), ("stop", stop)):
             if not isinstance(given, list | tuple):
                 raise UsageError(f"{name} is no list: put even a single one into a list.")
+        if not all(isinstance(text, str) for text in stop):
+            raise UsageError("stop has something that is no string: give a list of strings.")
         sampling = SamplingParams(
             temperature=temperature,
             top_k=top_k,
@@ -178,7 +189,8 @@ class AceStep:
         """Free the model, after the answer that is being written; a second call does nothing."""
         if self._turnstile.is_mine():
             for stream in tuple(self._streams):
-                stream.close()
+                if getgeneratorstate(stream) == GEN_SUSPENDED:  # others have no turn
+                    stream.close()
         with self._turnstile.turn():
             self._closed = True
             self._context.close()
@@ -186,10 +198,15 @@ class AceStep:
             self._encoder.close()
 
     def __enter__(self) -> Self:
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UsageError("this AceStep is closed: make a new one.")
 
     def _answer(
         self,
@@ -200,10 +217,10 @@ class AceStep:
         text: TextStream,
     ) -> Generator[Chunk, None, None]:
         with self._turnstile.turn():
-            if self._closed:
-                raise UsageError("this AceStep is closed: make a new one.")
+            self._check_open()
             prompt = self._prompts.build(messages, images)
-            n_image_tokens = sum(self.bundle.tower()[1].n_image_tokens for _ in prompt.images)
+            image = self.bundle.image
+            n_image_tokens = image.n_image_tokens * len(prompt.images) if image else 0
             n_prompt = len(prompt.text_tokens) + n_image_tokens
             self._decoder.check_fits(n_prompt)
             encoding, prefilling, decoding = Stopwatch(), Stopwatch(), Stopwatch()
@@ -257,11 +274,22 @@ class AceStep:
             n_completion += 1
             if piece := text.feed(self._model.token_bytes(token)):
                 yield Chunk(text=piece)
+                self._turnstile.take_over()  # another thread may go on
             if text.stopped:
                 finish_reason = "stop"
         if piece := text.finish():
             yield Chunk(text=piece)
+            self._turnstile.take_over()
         return finish_reason, n_completion
+
+
+def _folder(bundle: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(bundle)
+    except TypeError as error:
+        raise UsageError(
+            f"the bundle is given as {type(bundle).__name__}: give the path of a folder."
+        ) from error
 
 
 def usable_cpus() -> int:

@@ -43,3 +43,10 @@ class DecodeError(AceStepError):
 
 class UsageError(AceStepError):
     """A setting is out of its range, or a closed or busy model is used."""
+
+
+class MissingPackageError(AceStepError):
+    """A package of the ``convert`` extra, which writing files needs, is not installed."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(f"this needs the {package} package: pip install 'acestep-gguf[convert]'.")

@@ -80,10 +80,14 @@ _U32 = Struct("<I")
 _U64 = Struct("<Q")
 
 
+# A file, or the beginning of one that will be written.
+Buffer = mmap.mmap | bytes
+
+
 class StringArray:
     """An array of strings that stays in the file until ``read`` is called; all its lengths were checked."""
 
-    def __init__(self, buffer: mmap.mmap, offset: int, count: int) -> None:
+    def __init__(self, buffer: Buffer, offset: int, count: int) -> None:
         self._buffer = buffer
         self._offset = offset
         self._count = count
@@ -158,8 +162,13 @@ def read_gguf_header(path: Path) -> GGUFHeader:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
         raise BundleError(f"{path} cannot be read ({error}): convert the checkpoint again.") from error
+    return parse_gguf_header(buffer, path, len(buffer))
+
+
+def parse_gguf_header(buffer: Buffer, path: Path, file_size: int) -> GGUFHeader:
+    """The header in ``buffer``, of a file of ``file_size`` bytes; ``path`` is for the same errors."""
     try:
-        return _Reader(path, buffer).header()
+        return _Reader(path, buffer, file_size).header()
     except (StructError, OverflowError):
         raise BundleError(
             f"{path} ends inside its header: it is half-written, convert or copy it again."
@@ -169,11 +178,12 @@ def read_gguf_header(path: Path) -> GGUFHeader:
 
 
 class _Reader:
-    """A cursor over the file; unpacking past its end raises struct.error, see read_gguf_header."""
+    """A cursor over the file; unpacking past its end raises struct.error, see parse_gguf_header."""
 
-    def __init__(self, path: Path, buffer: mmap.mmap) -> None:
+    def __init__(self, path: Path, buffer: Buffer, file_size: int) -> None:
         self.path = path
         self.buffer = buffer
+        self.file_size = file_size
         self.position = 0
         self.end = min(len(buffer), MAX_HEADER_BYTES)
 
@@ -193,7 +203,7 @@ class _Reader:
         data_offset = self.position + -self.position % alignment
         tensors = self.placed(infos, data_offset, alignment)
         return GGUFHeader(
-            self.path, version, alignment, metadata, encoded, tensors, data_offset, len(self.buffer)
+            self.path, version, alignment, metadata, encoded, tensors, data_offset, self.file_size
         )
 
     def metadata(self, count: int) -> tuple[dict[str, Value], dict[str, memoryview]]:
@@ -268,7 +278,7 @@ class _Reader:
             )
             nbytes = prod(dims) // kind.block_size * kind.type_size
             self.check(offset == expected, f"tensor {name!r} lies at offset {offset}, not {expected}")
-            if data_offset + offset + nbytes > len(self.buffer):
+            if data_offset + offset + nbytes > self.file_size:
                 raise BundleError(
                     f"{self.path} ends inside tensor {name!r}: it is half-written, copy it again."
                 )

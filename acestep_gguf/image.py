@@ -70,8 +70,10 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         _check_size(source, "the picture")
         return source
-    name = "the picture" if isinstance(source, bytes) else os.fspath(source)
-    data = source if isinstance(source, bytes) else _read_file(Path(source))
+    if not isinstance(source, str | os.PathLike | bytes):
+        raise ImageError(f"a picture is given as {type(source).__name__}: give a path, bytes or a PIL image.")
+    name = "the picture" if isinstance(source, bytes) else os.fsdecode(source)
+    data = source if isinstance(source, bytes) else _read_file(Path(name))
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB: give a smaller picture.")
     try:
@@ -140,7 +142,9 @@ def _read_file(path: Path) -> bytes:
             raise ImageError(f"{path} is not a file: give a JPEG, PNG or WEBP.")
         with path.open("rb") as file:
             return file.read(MAX_FILE_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read ({error.strerror}): give a JPEG, PNG or WEBP.") from error
+    except ValueError as error:  # a null character in the name
         raise ImageError(f"{path} cannot be read ({error}): give a JPEG, PNG or WEBP.") from error
 
 
@@ -157,7 +161,7 @@ def _too_many_pixels(name: str) -> ImageError:
 
 def _from_16_bits(image: Image.Image) -> Image.Image:
     """Grayscale of 16 bits as 8: the high byte, where Pillow's convert() would clip at 255."""
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)  # uint16 or int32
     gray = (values.clip(0, 0xFFFF) >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):

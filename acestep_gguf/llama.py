@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llama_cpp import llama_cpp as lib
 
 from acestep_gguf.errors import DecodeError, UsageError
-from acestep_gguf.params import CACHE_TYPES, FLASH_ATTENTION, ContextParams, SamplingParams
+from acestep_gguf.params import CACHE_TYPES, FLASH_ATTENTION, ContextParams, SamplingParams, check_integer
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -122,8 +122,7 @@ class Model(_Handle):
         self, path: Path, *, n_gpu_layers: int = 0, use_mmap: bool = True, use_extra_bufts: bool = True
     ) -> None:
         log = _backend()
-        if not -1 <= n_gpu_layers < 2**31:
-            raise UsageError(f"n_gpu_layers is {n_gpu_layers}: give a number of layers, or -1 for all.")
+        check_integer("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
         if n_gpu_layers and not lib.llama_supports_gpu_offload():
             raise UsageError(
                 "this llama-cpp-python was built without a GPU: build it with one, or use no layers."

@@ -1,7 +1,7 @@
 """Names that conversion, quantization and the runtime share: file types, precisions and files of a bundle."""
 
 import re
-from typing import Final, Literal, get_args
+from typing import Final, Literal, cast, get_args
 
 Ftype = Literal["Q4_K_M", "Q5_K_M", "Q8_0", "F16", "BF16", "F32"]
 VisionPrecision = Literal["float32"]
@@ -19,6 +19,11 @@ LLAMA_FTYPE: Final[dict[Ftype, int]] = {
 }
 
 BUNDLE_FILE: Final = "bundle.json"
+
+
+def ftype_from(text: str) -> Ftype:
+    """The file type that a user wrote, in any case; who uses it refuses what is none."""
+    return cast(Ftype, text.upper())
 
 
 def decoder_file_name(name: str, size_label: str, ftype: Ftype) -> str:

@@ -43,9 +43,7 @@ class ContextParams:
             ("n_threads_batch", 1, 512),
             ("n_outputs_max", 1, 2**20),
         ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not least <= value <= most:
-                raise UsageError(f"{name} is {value}: give a number from {least} to {most}.")
+            check_integer(name, getattr(self, name), least, most)
         _check_choice("type_k", self.type_k, CACHE_TYPES)
         _check_choice("type_v", self.type_v, CACHE_TYPES)
         _check_choice("flash_attn", self.flash_attn, FLASH_ATTENTION)
@@ -70,18 +68,28 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, least, most in (
             ("temperature", 0.0, 100.0),
-            ("top_k", 0, 2**31 - 1),
             ("top_p", 0.0, 1.0),
             ("min_p", 0.0, 1.0),
             ("repeat_penalty", 1e-3, 100.0),
         ):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not least <= value <= most:  # NaN fails both
-                raise UsageError(f"{name} is {value}: give a number from {least:g} to {most:g}.")
-        if self.seed is not None and not 0 <= self.seed < 2**32 - 1:
-            raise UsageError(f"seed is {self.seed}: give a number from 0 to {2**32 - 2}.")
+                raise UsageError(f"{name} is {value!r}: give a number from {least:g} to {most:g}.")
+        check_integer("top_k", self.top_k, 0, 2**31 - 1)
+        if self.seed is not None:
+            check_integer("seed", self.seed, 0, 2**32 - 2)
 
 
-def _check_choice(name: str, value: str, choices: Mapping[Any, int]) -> None:
-    if value not in choices:
+def check_integer(name: str, value: object, least: int, most: int) -> None:
+    """Check a setting called ``name``.
+
+    Raises:
+        UsageError: it is no integer, or out of its range.
+    """
+    if not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{name} is {value!r}: give a whole number from {least} to {most}.")
+
+
+def _check_choice(name: str, value: object, choices: Mapping[Any, int]) -> None:
+    if not isinstance(value, str) or value not in choices:
         raise UsageError(f"{name} is {value!r}: choose from {', '.join(choices)}.")

@@ -9,7 +9,10 @@ from acestep_gguf.errors import UsageError
 
 
 class Turnstile:
-    """Lets one thread through at a time, and refuses a thread that would wait for itself."""
+    """Lets one thread through at a time, and refuses a thread that would wait for itself.
+
+    A turn belongs to the thread that took it, until another one takes it over.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,6 +37,10 @@ class Turnstile:
                 yield
             finally:
                 self._owner = None
+
+    def take_over(self) -> None:
+        """Make this thread the owner of the turn, which another one may have had."""
+        self._owner = threading.get_ident()
 
 
 class Stopwatch:

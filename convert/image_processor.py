@@ -20,6 +20,8 @@ LLAVA_TYPES: Final = ("LlavaImageProcessor",)
 # Pillow's numbers.
 RESAMPLE: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
+MAX_PATCHES_PER_SIDE: Final = 256
+
 Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Rgb = tuple[float, float, float]
 
@@ -145,8 +147,16 @@ def _background(mean: Rgb) -> tuple[int, int, int]:
 def _resized(spec: ImageSpec, config: LlavaConfig, image_size: int) -> ImageSpec:
     """The spec for pictures of ``image_size``; a margin that is cropped away scales along."""
     patch_size = config.vision_config.patch_size
-    if image_size % patch_size or not 1 <= image_size // patch_size <= 256:
-        raise UsageError(f"image size {image_size} is no multiple of the tower's patch size, {patch_size}.")
+    if image_size <= 0 or image_size % patch_size:
+        raise UsageError(
+            f"image size {image_size} does not fit the tower: give a positive multiple of the patch size "
+            f"{patch_size}, such as {8 * patch_size}."
+        )
+    if image_size > MAX_PATCHES_PER_SIDE * patch_size:
+        raise UsageError(
+            f"image size {image_size} makes more than {MAX_PATCHES_PER_SIDE} patches a side: "
+            f"give at most {MAX_PATCHES_PER_SIDE * patch_size}."
+        )
     scale = image_size / spec.size.height
     target = Size(height=image_size, width=image_size)
     resize_to = spec.resize_to and Size(

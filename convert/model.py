@@ -10,7 +10,7 @@ from acestep_gguf.bundle import ImageSpec, PromptSpec, Source
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.config import LlavaConfig, ModelConfig, parse_config, parse_decoder_config
 from acestep_gguf.convert.image_processor import read_image_spec
-from acestep_gguf.convert.prompt import read_prompt_spec
+from acestep_gguf.convert.prompt import read_prompt_spec, read_stop_ids
 from acestep_gguf.convert.supported import BARE_DECODER, check_architecture
 from acestep_gguf.convert.tensor_names import ModelTensors, find_tensors
 from acestep_gguf.convert.tokenizer import Vocabulary, read_vocabulary
@@ -54,7 +54,9 @@ def read_model(checkpoint: Checkpoint, image_size: int | None) -> Model:
         image = read_image_spec(checkpoint, config, image_size)
     elif image_size is not None:
         raise UsageError(f"{checkpoint.folder} has no vision tower: leave the image size out.")
-    prompt = read_prompt_spec(checkpoint, config, vocabulary)
+    stop_ids = read_stop_ids(checkpoint, config, vocabulary)
+    vocabulary = vocabulary.with_control_tokens(stop_ids)
+    prompt = read_prompt_spec(checkpoint, config, vocabulary, stop_ids)
     checkpoint.open_weights()
     return Model(
         config=config,

@@ -11,13 +11,13 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from acestep_gguf.errors import AceStepError
+from acestep_gguf.errors import MissingPackageError
 from acestep_gguf.quantize.staging import StagedFile
 
 try:
     from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 except ModuleNotFoundError as error:
-    raise AceStepError("converting needs the onnx package: pip install 'acestep-gguf[convert]'.") from error
+    raise MissingPackageError("onnx") from error
 
 OPSET: Final = 20  # the first with Gelu
 IR_VERSION: Final = 9

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from acestep_gguf.bundle import (
     Bundle,
@@ -14,9 +14,12 @@ from acestep_gguf.bundle import (
     Vision,
     check_file,
 )
-from acestep_gguf.errors import BundleError
+from acestep_gguf.errors import BundleError, UsageError
 from acestep_gguf.names import BUNDLE_FILE, FTYPES, Ftype, decoder_file_name, vision_file_name
 from acestep_gguf.quantize.staging import leftovers
+
+# File names have 255 bytes: this leaves room for size, ftype, and the suffix of a partial file.
+MAX_NAME_LENGTH: Final = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +37,17 @@ class OutputFolder:
 
         Raises:
             BundleError: it is no folder, or a damaged bundle.
+            UsageError: there can be no such folder.
         """
-        if path.exists() and not path.is_dir():
-            raise BundleError(f"{path} is not a folder: give another output folder.")
-        if not (path / BUNDLE_FILE).exists():
-            return cls(path=path)
+        try:
+            if path.exists() and not path.is_dir():
+                raise BundleError(f"{path} is not a folder: give another output folder.")
+            if not (path / BUNDLE_FILE).exists():
+                return cls(path=path)
+        except OSError as error:
+            raise UsageError(
+                f"the output folder cannot be used ({error.strerror}): give another one."
+            ) from error
         bundle = Bundle.read(path)
         decoders = {ftype: file for ftype, file in bundle.decoders.files.items() if _is_sound(path, file)}
         decoder_files = [file.file for file in bundle.decoders.files.values()]
@@ -58,9 +67,10 @@ class OutputFolder:
 
         Raises:
             BundleError: another name is asked for.
+            UsageError: the name is too long, or is no text.
         """
         if self.bundle is None:
-            return asked or default
+            return _checked_name(asked or default)
         if asked not in (None, self.bundle.name):
             raise BundleError(
                 f"{self.path} is named {self.bundle.name}: leave the name out, or give a new folder."
@@ -96,6 +106,15 @@ class OutputFolder:
                 raise BundleError(
                     f"{self.path} holds {path.name} and is no bundle: give a new or empty folder."
                 )
+
+
+def _checked_name(name: str) -> str:
+    # The name of a file or an argument that is not UTF-8 comes as half surrogate pairs.
+    if len(name) > MAX_NAME_LENGTH or any("\ud800" <= char <= "\udfff" for char in name):
+        raise UsageError(
+            f"{name[:30]!r} is no UTF-8 text of at most {MAX_NAME_LENGTH} characters: give another --name."
+        )
+    return name
 
 
 def _is_sound(folder: Path, record: FileRecord) -> bool:

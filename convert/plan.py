@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from acestep_gguf.bundle import ImageSpec
+from acestep_gguf.chat_template import ChatTemplate
 from acestep_gguf.conversion_events import Plan, PlannedFile
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.config import LlavaConfig
@@ -13,7 +14,9 @@ from acestep_gguf.convert.decoder import decoder_metadata
 from acestep_gguf.convert.model import Model, read_model
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.vision import PlannedVision, plan_vision
-from acestep_gguf.errors import UsageError
+from acestep_gguf.decoder_info import check_vocabulary, decoder_info
+from acestep_gguf.errors import BundleError, CheckpointError, PromptError, UsageError
+from acestep_gguf.gguf_header import parse_gguf_header
 from acestep_gguf.names import FTYPES, Ftype, decoder_file_name
 from acestep_gguf.quantize.gguf_layout import GgufLayout, lay_out
 from acestep_gguf.quantize.imatrix import Importance, read_imatrix
@@ -162,6 +165,7 @@ def make_plan(checkpoint: Checkpoint, out: Path, options: Options) -> Conversion
             ftype=ftype,
         )
         layout = lay_out(metadata | (imatrix.metadata if imatrix else {}), shapes, choices[ftype])
+        _check_will_run(layout, model, checkpoint.folder)
         decoders[ftype] = PlannedDecoder(
             file=decoder_file_name(name, model.size_label, ftype),
             layout=layout,
@@ -177,6 +181,21 @@ def make_plan(checkpoint: Checkpoint, out: Path, options: Options) -> Conversion
         importance=importance,
         n_threads=options.n_threads,
     )
+
+
+def _check_will_run(layout: GgufLayout, model: Model, folder: Path) -> None:
+    """What the runtime will check: nothing that it refuses is written.
+
+    Raises:
+        CheckpointError: the runtime would refuse it.
+    """
+    try:
+        header = parse_gguf_header(layout.header, folder, layout.n_bytes)
+        decoder_info(header)
+        check_vocabulary(header, model.prompt, model.image)
+        ChatTemplate(model.prompt.chat_template, model.prompt.template_tokens)
+    except (BundleError, PromptError) as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _plan_vision(model: Model, image: ImageSpec | None) -> PlannedVision | None:

@@ -1,6 +1,6 @@
 """Chat template, stop tokens and template variables as a PromptSpec."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from acestep_gguf.bundle import PromptSpec
@@ -25,35 +25,58 @@ TEMPLATE_TOKENS: Final = (
 )
 
 
-def read_prompt_spec(checkpoint: Checkpoint, config: ModelConfig, vocabulary: Vocabulary) -> PromptSpec:
-    """How messages become tokens.
+def read_prompt_spec(
+    checkpoint: Checkpoint, config: ModelConfig, vocabulary: Vocabulary, stop_ids: Sequence[int]
+) -> PromptSpec:
+    """How messages become tokens; ``stop_ids`` are control tokens of ``vocabulary``.
 
     Raises:
-        CheckpointError: there is no chat template, or a stop token is not in the vocabulary.
+        CheckpointError: there is no chat template, or it is said twice, and differently, what stands for
+            a picture.
     """
-    tokenizer_config = {
-        **(checkpoint.read_json("special_tokens_map.json") or {}),
-        **(checkpoint.read_json(TOKENIZER_CONFIG_FILE) or {}),
-    }
+    tokenizer_config = _tokenizer_config(checkpoint)
     processor_config = checkpoint.read_json(PROCESSOR_FILE) or {}
     image_token = None
     if config.image_token_index is not None:
         image_token = vocabulary.tokens[config.image_token_index]
         _check_image_token(image_token, processor_config, tokenizer_config)
-    template_tokens = _template_tokens(tokenizer_config)
-    stop_ids = _stop_ids(checkpoint, config, vocabulary, template_tokens.get("eos_token"))
-    stop_tokens = tuple(vocabulary.tokens[token_id] for token_id in stop_ids)
     return PromptSpec(
         image_token=image_token,
         chat_template=_chat_template(checkpoint, processor_config, tokenizer_config),
-        template_tokens=template_tokens,
-        control_tokens=vocabulary.special | dict(zip(stop_tokens, stop_ids, strict=True)),
-        user_defined_tokens={
-            text: token_id for text, token_id in vocabulary.user_defined.items() if token_id not in stop_ids
-        },
-        stop_tokens=stop_tokens,
+        template_tokens=_template_tokens(tokenizer_config),
+        control_tokens=vocabulary.control,
+        user_defined_tokens=vocabulary.user_defined,
+        stop_tokens=tuple(vocabulary.tokens[token_id] for token_id in stop_ids),
         normalizer=vocabulary.normalizer,
     )
+
+
+def read_stop_ids(checkpoint: Checkpoint, config: ModelConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """generation_config.json's eos tokens, else config.json's, and the tokenizer's; at least one.
+
+    Raises:
+        CheckpointError: there is none, or it is not in the vocabulary.
+    """
+    generation_config = checkpoint.read_json("generation_config.json") or {}
+    ids = [*_as_ids(generation_config.get("eos_token_id"))] or [*_as_ids(config.text_config.eos_token_id)]
+    eos_token = _template_tokens(_tokenizer_config(checkpoint)).get("eos_token")
+    if eos_token is not None:
+        eos_id = vocabulary.id(eos_token)
+        if eos_id is None:
+            raise CheckpointError(f"the eos_token {eos_token!r} is not in {TOKENIZER_FILE}: add it there.")
+        ids.append(eos_id)
+    if not ids:
+        raise CheckpointError(f"{checkpoint.folder} names no eos token: add one to {TOKENIZER_CONFIG_FILE}.")
+    if bad := [token_id for token_id in ids if not 0 <= token_id < len(vocabulary.tokens)]:
+        raise CheckpointError(f"the eos token {bad[0]} is not in the vocabulary: get the files of one model.")
+    return tuple(dict.fromkeys(ids))
+
+
+def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        **(checkpoint.read_json("special_tokens_map.json") or {}),
+        **(checkpoint.read_json(TOKENIZER_CONFIG_FILE) or {}),
+    }
 
 
 def _chat_template(
@@ -106,24 +129,6 @@ def _check_image_token(
         named = _token_text(config.get("image_token"))
         if named not in (None, image_token):
             raise CheckpointError(f"the processor's image token is {named!r}, config.json's {image_token!r}.")
-
-
-def _stop_ids(
-    checkpoint: Checkpoint, config: ModelConfig, vocabulary: Vocabulary, eos_token: str | None
-) -> tuple[int, ...]:
-    """generation_config.json's eos tokens, else config.json's, and the tokenizer's; at least one."""
-    generation_config = checkpoint.read_json("generation_config.json") or {}
-    ids = [*_as_ids(generation_config.get("eos_token_id"))] or [*_as_ids(config.text_config.eos_token_id)]
-    if eos_token is not None:
-        eos_id = vocabulary.id(eos_token)
-        if eos_id is None:
-            raise CheckpointError(f"the eos_token {eos_token!r} is not in {TOKENIZER_FILE}: add it there.")
-        ids.append(eos_id)
-    if not ids:
-        raise CheckpointError(f"{checkpoint.folder} names no eos token: add one to {TOKENIZER_CONFIG_FILE}.")
-    if bad := [token_id for token_id in ids if not 0 <= token_id < len(vocabulary.tokens)]:
-        raise CheckpointError(f"the eos token {bad[0]} is not in the vocabulary: get the files of one model.")
-    return tuple(dict.fromkeys(ids))
 
 
 def _as_ids(value: Any) -> Iterable[int]:

@@ -14,12 +14,15 @@ MUSIC: Final = (
     f"give a checkpoint of {SUPPORTED}."
 )
 QWEN_VL: Final = (
-    "Qwen-VL models have a window-attention tower and M-RoPE positions of their own, and llama.cpp's own "
-    "tools (convert_hf_to_gguf.py --mmproj, llama-mtmd-cli) run them; "
+    "Qwen-VL models have a tower for pictures of any size and M-RoPE positions of their own, and llama.cpp's "
+    "own tools (convert_hf_to_gguf.py --mmproj, llama-mtmd-cli) run them; "
     f"this software converts {SUPPORTED}."
 )
 # model_type of a decoder whose checkpoint has no vision tower.
 BARE_DECODER: Final = "qwen2"
+
+# Folders in the published repository of ACE-Step 1.5.
+MUSIC_FOLDERS: Final = ("acestep-v15-", "acestep-5Hz-lm-")
 
 # By model_type of config.json.
 SENTENCES: Final = {
@@ -57,7 +60,7 @@ def check_architecture(config: dict[str, Any], folder: Path) -> None:
         config.get("_class_name"),
         *(architectures if isinstance(architectures, list) else []),
     ]
-    if any(map(_is_ace_step, names)) or (model_type != "llava" and _holds_ace_step(folder)):
+    if any(map(_is_ace_step, names)) or (model_type is None and _holds_ace_step(folder)):
         raise UnsupportedModelError(f"{folder}: {MUSIC}")
     if not isinstance(model_type, str):
         raise CheckpointError(f"{folder}/config.json has no model_type: give a checkpoint of {SUPPORTED}.")
@@ -94,9 +97,9 @@ def _check_not_quantized(config: dict[str, Any], folder: Path) -> None:
 
 
 def _is_ace_step(name: object) -> bool:
-    """Whether a model's, class's or folder's name is ACE-Step's, such as "acestep-v15-turbo"."""
+    """Whether a model's or class's name is ACE-Step's, such as "AceStepConditionGenerationModel"."""
     return isinstance(name, str) and name.lower().replace("_", "").replace("-", "").startswith("acestep")
 
 
 def _holds_ace_step(folder: Path) -> bool:
-    return any(_is_ace_step(path.name) for path in folder.iterdir() if path.is_dir())
+    return any(path.name.startswith(MUSIC_FOLDERS) for path in folder.iterdir() if path.is_dir())

@@ -4,9 +4,9 @@ Only what llama.cpp tokenizes in the same way is taken: byte-level BPE with Qwen
 normalizer or NFC. Everything else is refused by name.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Collection, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, Self
 
 from gguf import TokenType
 
@@ -24,19 +24,34 @@ PRE_TOKENIZERS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """What GGUF's ``tokenizer.ggml.*`` holds; ``special`` and ``user_defined`` are text → id of added tokens."""
+    """What GGUF's ``tokenizer.ggml.*`` holds; ``control`` and ``user_defined`` are text → id."""
 
     pre: str
     tokens: list[str]
+    ids: dict[str, int]
     types: list[int]
     merges: list[str]
-    special: dict[str, int]
+    control: dict[str, int]
     user_defined: dict[str, int]
     normalizer: Literal["NFC"] | None
 
     def id(self, token: str | None) -> int | None:
         """A token's id, None when there is no such token."""
-        return self.tokens.index(token) if token in self.tokens else None
+        return None if token is None else self.ids.get(token)
+
+    def with_control_tokens(self, token_ids: Collection[int]) -> Self:
+        """The same, but these are control tokens, whatever tokenizer.json says."""
+        types = self.types.copy()
+        for token_id in token_ids:
+            types[token_id] = TokenType.CONTROL
+        return replace(
+            self,
+            types=types,
+            control=self.control | {self.tokens[token_id]: token_id for token_id in token_ids},
+            user_defined={
+                text: token_id for text, token_id in self.user_defined.items() if token_id not in token_ids
+            },
+        )
 
 
 def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int | None) -> Vocabulary:
@@ -64,27 +79,29 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int
     for token, token_id in _token_ids(model.get("vocab")).items():
         _put(tokens, token_id, token)
         types[token_id] = TokenType.NORMAL
-    special: dict[str, int] = {}
+    control: dict[str, int] = {}
     user_defined: dict[str, int] = {}
     for added in _added_tokens(raw):
         _put(tokens, added.id, added.content)
         is_control = added.special or added.id == image_token_id
         types[added.id] = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
-        (special if is_control else user_defined)[added.content] = added.id
-    if image_token_id is not None and image_token_id not in special.values():
+        (control if is_control else user_defined)[added.content] = added.id
+    if image_token_id is not None and image_token_id not in control.values():
         raise CheckpointError(
             f"the image token {image_token_id} of config.json is no added token of the tokenizer."
         )
 
     texts = [f"[PAD{token_id}]" if token is None else token for token_id, token in enumerate(tokens)]
-    if len(set(texts)) != len(texts) or any("\0" in text for text in texts):
+    ids = {text: token_id for token_id, text in enumerate(texts)}
+    if len(ids) != len(texts) or any("\0" in text for text in texts):
         raise _damaged("two ids have the same token, or one has a NUL character")
     return Vocabulary(
         pre=_pre_tokenizer(raw.get("pre_tokenizer")),
         tokens=texts,
+        ids=ids,
         types=types,
-        merges=_merges(model.get("merges"), set(texts)),
-        special=special,
+        merges=_merges(model.get("merges"), ids.keys()),
+        control=control,
         user_defined=user_defined,
         normalizer=_normalizer(raw.get("normalizer")),
     )
@@ -145,7 +162,7 @@ def _put(tokens: list[str | None], token_id: int, token: str) -> None:
     tokens[token_id] = token
 
 
-def _merges(raw: Any, tokens: set[str]) -> list[str]:
+def _merges(raw: Any, tokens: Set[str]) -> list[str]:
     """Merges as "left right"; tokenizers wrote them so, and writes them as pairs since 0.20."""
     if not isinstance(raw, list):
         raise _damaged("it has no merges")

@@ -94,7 +94,7 @@ def quantize_gguf(
             staging.publish()
     seconds = perf_counter() - started
     on_event(FileDone(file=out.name, bytes=file.n_bytes, sha256=file.sha256, seconds=seconds))
-    on_event(Finished(folder=told.folder, seconds=seconds))
+    on_event(Finished(folder=told.folder, seconds=seconds, file=out.name))
 
 
 def plan_quantization(
@@ -160,8 +160,7 @@ def _plan(
 ) -> _Work:
     n_threads = thread_count(threads)
     check_ftype(ftype)
-    if out.is_dir() or (out.exists() and out.samefile(source.path)):
-        raise UsageError(f"{out} is a folder, or the file that is to be read: name a new file.")
+    _check_is_new_file(out, source)
     weighing = read_imatrix(imatrix) if imatrix else None
     choices = choose_types(ftype, source.shapes, steering)
     if not allow_requantize:
@@ -177,6 +176,15 @@ def _plan(
         identity=identity(layout, importance),
         n_threads=n_threads,
     )
+
+
+def _check_is_new_file(out: Path, source: GgufSource) -> None:
+    try:
+        is_taken = out.is_dir() or (out.exists() and out.samefile(source.path))
+    except OSError as error:
+        raise UsageError(f"the output file cannot be made ({error.strerror}): name another file.") from error
+    if is_taken:
+        raise UsageError(f"{out} is a folder, or the file that is to be read: name a new file.")
 
 
 def _check_is_first_quantization(source: GgufSource, choices: Mapping[str, TypeChoice]) -> None:

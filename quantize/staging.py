@@ -13,16 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from acestep_gguf.errors import AceStepError, BundleError, SourceLostError
+from acestep_gguf.errors import BundleError, MissingPackageError, SourceLostError
 from acestep_gguf.names import partial_name
 from acestep_gguf.quantize.journal import Journal, Step
 
 try:
     from filelock import FileLock, Timeout
 except ModuleNotFoundError as error:
-    raise AceStepError(
-        "converting needs the filelock package: pip install 'acestep-gguf[convert]'."
-    ) from error
+    raise MissingPackageError("filelock") from error
 
 LOCK_FILE: Final = ".acestep-gguf.lock"
 JOURNAL_SUFFIX: Final = ".journal"

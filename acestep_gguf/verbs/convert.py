@@ -1,15 +1,22 @@
 """``acestep-gguf convert``: shows a conversion as a bar and a table, or as JSON lines."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
 from typing import Final
 
 import msgspec
-from rich import progress
-from rich.console import Console
 
 from acestep_gguf.conversion_events import Event, FileDone, Finished, Plan, PlannedFile, Progress
+from acestep_gguf.errors import MissingPackageError
+
+try:
+    from rich import progress
+    from rich.console import Console
+except ModuleNotFoundError as error:
+    raise MissingPackageError("rich") from error
 
 SECONDS_BETWEEN_LINES: Final = 1.0
 
@@ -53,7 +60,7 @@ class JsonLines:
                 return
             self._next_progress = monotonic() + SECONDS_BETWEEN_LINES
         fields = {"event": event.event, **msgspec.to_builtins(event)}
-        print(msgspec.json.encode(fields).decode(), flush=True)
+        print(json.dumps(fields), flush=True)  # unlike msgspec's, in ASCII: a path may be no UTF-8
 
 
 class Bar:
@@ -131,10 +138,9 @@ class Report:
 
     def _last_lines(self, plan: Plan) -> list[str]:
         if self._finished is not None:
-            n_bytes = sum(file.bytes for file in plan.files)
-            return [
-                f"{plan.folder} is ready: {_size(n_bytes)} written in {self._finished.seconds:.1f} seconds."
-            ]
+            ready = Path(self._finished.folder, self._finished.file or "")
+            size = _size(sum(file.bytes for file in plan.files))
+            return [f"{ready} is ready: {size} written in {self._finished.seconds:.1f} seconds."]
         kept = sum(file.bytes_kept for file in plan.files)
         return [
             f"disk: {_size(plan.bytes_needed)} needed, {_size(plan.bytes_free)} free",

@@ -27,7 +27,10 @@ def run(
     answer_options: dict[str, Any],
 ) -> None:
     """Answer on stdout, as it is written or as one JSON object; a line of statistics on stderr."""
-    messages = _messages(question if question is not None else read_stdin(), images, system_prompt)
+    question = question if question is not None else read_stdin()
+    if not question.strip():
+        raise PromptError("the question is empty: give it after the bundle, or on standard input.")
+    messages = _messages(question, images, system_prompt)
     end_at_once_on_ctrl_c()
     with AceStep(bundle, **engine_options) as model:
         if as_json:
@@ -46,7 +49,7 @@ def read_stdin() -> str:
     """The question on standard input.
 
     Raises:
-        PromptError: there is none, or it is too long or not UTF-8.
+        PromptError: there is no standard input, or it is too long or not UTF-8.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise PromptError("there is no question: give it after the bundle, or on standard input.")
@@ -54,12 +57,9 @@ def read_stdin() -> str:
     if len(data) > MAX_STDIN_BYTES:
         raise PromptError(f"the question on standard input is longer than {MAX_STDIN_BYTES >> 20} MiB.")
     try:
-        question = data.decode().strip()
+        return data.decode().strip()
     except UnicodeDecodeError as error:
         raise PromptError(f"the question on standard input is not UTF-8 ({error.reason}).") from error
-    if not question:
-        raise PromptError("the question on standard input is empty: give it after the bundle instead.")
-    return question
 
 
 def end_at_once_on_ctrl_c() -> None:

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,14 @@ def test_a_bundle_that_needs_a_newer_reader_is_refused(tmp_path: Path) -> None:
         ("decoders.files.Q4_K_M.bytes", 0, "claims 0 bytes"),
         ("decoders.default", "Q8_0", "not among the files"),
         ("decoders.default", "Q3_K_S", "decoders.default"),
-        ("image.std", [0.5, 0.0, 0.5], "std has a zero"),
+        ("image.std", [0.5, 0.0, 0.5], "std positive"),
+        ("image.std", [0.5, -0.5, 0.5], "std positive"),
+        ("image.std", [0.5, 1e-300, 0.5], "std positive"),
+        ("image.std", [0.5, 1e300, 0.5], "std positive"),
+        ("image.mean", [0.5, -1e300, 0.5], "mean and std"),
+        ("image.rescale_factor", 0.0, "rescale_factor"),
+        ("image.rescale_factor", -1.0, "rescale_factor"),
+        ("image.rescale_factor", 1e300, "rescale_factor"),
         ("image.size", {"height": 10**9, "width": 10**9}, "no usable picture size"),
         ("image.n_image_tokens", -1, "must be positive"),
         ("image.resize_to", None, "go together"),
@@ -159,11 +167,33 @@ def test_other_json_is_no_bundle(tmp_path: Path, raw: object) -> None:
 def test_missing_folder_missing_file_and_checkpoint_each_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a folder"):
         Bundle.read(tmp_path / "none")
-    with pytest.raises(BundleError, match=r"has no bundle\.json: is the path right"):
+    with pytest.raises(BundleError, match=r"has no bundle\.json: check the path\."):
         Bundle.read(tmp_path)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(BundleError, match="run `acestep-gguf convert` first"):
         Bundle.read(tmp_path)
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"cannot be read \(File name too long\): check the path"):
+        Bundle.read(tmp_path / ("x" * 5000))
+    with pytest.raises(BundleError, match="not a folder"):
+        Bundle.read(tmp_path / "nul\0name")
+
+
+def test_a_fifo_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "bundle.json")
+    with pytest.raises(BundleError, match=r"bundle\.json is not a file"):
+        Bundle.read(tmp_path)
+
+
+def test_decoders_are_named_in_any_case(tmp_path: Path) -> None:
+    write(tmp_path, VALID)
+    bundle = Bundle.read(tmp_path)
+    assert bundle.decoder("q4_k_m") == bundle.decoder("Q4_K_M") == bundle.decoder()
+    for unknown in ("", "q4_k", "Q8_0"):
+        with pytest.raises(BundleError, match="choose from Q4_K_M"):
+            bundle.decoder(unknown)
 
 
 def test_deeply_nested_json_is_an_error_and_no_crash(tmp_path: Path) -> None:

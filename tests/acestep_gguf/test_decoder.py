@@ -52,7 +52,7 @@ def test_a_prompt_may_end_with_a_picture(decoder: Decoder, context: Context) -> 
 
 
 def test_overflow_is_found_before_anything_is_computed(decoder: Decoder) -> None:
-    with pytest.raises(ContextOverflowError, match=r"48 tokens.* 48"):
+    with pytest.raises(ContextOverflowError, match=r"48 tokens.* 48.*--ctx-size \(n_ctx\) up to 512"):
         decoder.prefill([[1] * 38, PICTURE])
     assert decoder.n_past == 0
     decoder.prefill([[1] * 37, PICTURE])

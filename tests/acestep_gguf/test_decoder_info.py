@@ -63,6 +63,14 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "a key of another architecture": {"llama_block_count": 2},
     "text for a number": {"qwen2_rope_freq_base": "large"},
     "rope base not finite": {"qwen2_rope_freq_base": float("nan")},
+    "unknown rope scaling": {"qwen2_rope.scaling.type": "foo"},
+    "rope scaling of a number": {"qwen2_rope.scaling.type": 1},
+    "rope scaling by zero": {"qwen2_rope.scaling.factor": 0.0},
+    "negative attention factor": {"qwen2_rope.scaling.attn_factor": -1.0},
+    "rope base zero": {"qwen2_rope_freq_base": 0.0},
+    "no epsilon": {"qwen2_attention_layer_norm_rms_epsilon": None},
+    "epsilon zero": {"qwen2_attention_layer_norm_rms_epsilon": 0.0},
+    "negative epsilon": {"qwen2_attention_layer_norm_rms_epsilon": -1.0},
     "another vocabulary": {"tokenizer_ggml_tokens": Strings([b"a", b"b"])},
     "no vocabulary": {"tokenizer_ggml_tokens": None},
 }  # fmt: skip
@@ -74,6 +82,11 @@ def test_contradictions_are_found_before_llama_cpp_sees_them(
 ) -> None:
     with pytest.raises(BundleError):
         decoder_info(changed(header, **entries))
+
+
+@pytest.mark.parametrize("scaling", ["none", "linear", "yarn"])
+def test_rope_scaling_of_every_known_type(header: GGUFHeader, scaling: str) -> None:
+    decoder_info(changed(header, **{"qwen2_rope.scaling.type": scaling, "qwen2_rope.scaling.factor": 4.0}))
 
 
 def test_other_architectures_are_named(header: GGUFHeader) -> None:

@@ -3,6 +3,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +128,11 @@ def test_sampling_follows_its_seed(model: AceStep) -> None:
 def test_settings_out_of_range_are_refused_at_once(model: AceStep) -> None:
     with pytest.raises(UsageError, match="max_tokens"):
         model.stream("x", max_tokens=0)
+    for max_tokens in ("5", None, 1.5):
+        with pytest.raises(UsageError, match="max_tokens"):
+            model.stream("x", max_tokens=max_tokens)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="stop has something that is no string"):
+        model.stream("x", stop=[1])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="temperature"):
         model.stream("x", temperature=-1)
     with pytest.raises(UsageError, match="images is no list"):
@@ -198,8 +204,41 @@ def test_a_closed_model_says_so(tiny_bundle: Path) -> None:
     assert list(stream) == []
     with pytest.raises(UsageError, match="closed"):
         model.generate("hello")
-    with pytest.raises(UsageError, match="closed"), model:
-        model.generate("hello")
+    with pytest.raises(UsageError, match="closed"):
+        model.__enter__()
+
+
+def test_a_stream_that_was_not_begun_says_that_the_model_is_closed(tiny_bundle: Path) -> None:
+    model = AceStep(tiny_bundle, n_threads=1)
+    running, waiting = model.stream("hello", max_tokens=50), model.stream("hello")
+    next(running)
+    model.close()
+    assert list(running) == []
+    with pytest.raises(UsageError, match="closed"):
+        next(waiting)
+
+
+def test_another_thread_may_go_on_with_a_stream(model: AceStep) -> None:
+    expected = model.generate("hello", max_tokens=30).text
+    stream = model.stream("hello", max_tokens=30)
+    texts = [next(stream).text]
+    refused: list[UsageError] = []
+
+    def go_on() -> None:
+        texts.append(next(stream).text)
+        try:
+            model.generate("hello")
+        except UsageError as error:
+            refused.append(error)
+
+    other = threading.Thread(target=go_on, daemon=True)
+    other.start()
+    other.join(60)
+    assert not other.is_alive()
+    assert len(refused) == 1
+    texts += [chunk.text for chunk in stream]
+    assert "".join(texts) == expected
+    assert model.generate("hello", max_tokens=30).text == expected
 
 
 def test_close_waits_for_the_answer_of_another_thread(tiny_bundle: Path) -> None:
@@ -219,6 +258,17 @@ def test_close_waits_for_the_answer_of_another_thread(tiny_bundle: Path) -> None
     assert texts[-1].answer is not None
 
 
+def test_a_context_longer_than_the_models_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(UsageError, match=r"n_ctx .* is 513: .* 512 tokens"):
+        AceStep(tiny_bundle, n_ctx=513)
+
+
+@pytest.mark.parametrize("bundle", [None, 5, b"bundle"])
+def test_what_is_no_path_is_no_bundle(bundle: Any) -> None:
+    with pytest.raises(UsageError, match="give the path of a folder"):
+        AceStep(bundle)
+
+
 @pytest.mark.parametrize("settings", [{"n_ctx": 0}, {"n_threads": 0}, {"n_batch": 0}, {"type_k": "q9"}])
 def test_settings_of_the_context(tiny_bundle: Path, settings: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(settings))):
@@ -226,16 +276,21 @@ def test_settings_of_the_context(tiny_bundle: Path, settings: dict[str, int]) ->
 
 
 def test_the_default_context_is_the_models(tiny_bundle: Path) -> None:
-    with AceStep(tiny_bundle, n_threads=1) as model, pytest.raises(ContextOverflowError, match="512"):
+    with AceStep(tiny_bundle, n_threads=1) as model, pytest.raises(ContextOverflowError) as caught:
         model.generate("word " * 2000)
+    assert "holds 512" in str(caught.value)
+    assert "--ctx-size" not in str(caught.value)
 
 
 def test_other_decoders_of_the_bundle(tiny_bundle: Path) -> None:
     with AceStep(tiny_bundle, quant="Q8_0", n_threads=1) as model:
         assert model.info.bits_per_weight < 9
         assert model.generate("hello", max_tokens=3).text
-    with pytest.raises(BundleError, match="Q5_K_M"):
-        AceStep(tiny_bundle, quant="Q5_K_M")
+    for quant in ("Q5_K_M", ""):
+        with pytest.raises(BundleError, match=f"no decoder '{quant}'"):
+            AceStep(tiny_bundle, quant=quant)
+    with pytest.raises(UsageError, match="quant is 5"):
+        AceStep(tiny_bundle, quant=5)  # type: ignore[arg-type]
 
 
 def test_damaged_bundles(bundle_copy: Path, tmp_path: Path) -> None:

@@ -158,6 +158,8 @@ def test_16_bit_gray_is_scaled_not_clipped() -> None:
     gray = Image.fromarray(np.array([[0, 0x1234, 0x8000, 0xFFFF]], np.uint16))
     seen = np.asarray(rgb(encoded(gray, "PNG")))
     assert seen[0, :, 0].tolist() == [0, 0x12, 0x80, 0xFF]
+    wider = Image.fromarray(np.array([[-1, 0x1234, 0x8000, 0x12345]], np.int32))
+    assert np.asarray(to_rgb(wider))[0, :, 0].tolist() == [0, 0x12, 0x80, 0xFF]
 
 
 def test_16_bit_colors_keep_their_high_byte() -> None:
@@ -197,6 +199,19 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         with pytest.raises(ImageError) as caught:
             open_image(source)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", [5, None, bytearray(b"x"), np.zeros((4, 4, 3), np.uint8), io.BytesIO()])
+def test_what_is_given_in_another_way_is_refused(source: Any) -> None:
+    with pytest.raises(ImageError, match="give a path, bytes or a PIL image"):
+        open_image(source)
+
+
+def test_the_path_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(ImageError) as caught:
+        open_image(tmp_path / "none.png")
+    assert str(caught.value).count("none.png") == 1
+    assert "(No such file or directory)" in str(caught.value)
 
 
 def test_a_fifo_is_refused_instead_of_waited_for(tmp_path: Path) -> None:

@@ -178,9 +178,9 @@ def test_a_file_that_llama_cpp_refuses(tmp_path: Path, capfd: pytest.CaptureFixt
 
 
 def test_layers_on_a_gpu_that_is_not_there(decoder_file: Path) -> None:
-    for n_gpu_layers in (-2, 2**31):
+    for n_gpu_layers in (-2, 2**31, "2", None, 1.5):
         with pytest.raises(UsageError, match="n_gpu_layers"):
-            Model(decoder_file, n_gpu_layers=n_gpu_layers)
+            Model(decoder_file, n_gpu_layers=n_gpu_layers)  # type: ignore[arg-type]
     if not llama_cpp.llama_supports_gpu_offload():
         with pytest.raises(UsageError, match="without a GPU"):
             Model(decoder_file, n_gpu_layers=1)

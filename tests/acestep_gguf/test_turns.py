@@ -38,6 +38,17 @@ def test_a_thread_does_not_wait_for_itself() -> None:
         pass
 
 
+def test_a_turn_is_taken_over_by_another_thread() -> None:
+    turnstile = Turnstile()
+    with turnstile.turn():
+        other = threading.Thread(target=turnstile.take_over)
+        other.start()
+        other.join()
+        assert not turnstile.is_mine()
+        turnstile.take_over()
+        assert turnstile.is_mine()
+
+
 def test_the_turn_is_given_back_after_an_error() -> None:
     turnstile = Turnstile()
     with pytest.raises(ZeroDivisionError), turnstile.turn():

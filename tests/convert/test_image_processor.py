@@ -143,7 +143,17 @@ def test_other_picture_size(tmp_path: Path) -> None:
     assert read(folder, image_size=56) == read(folder)
 
 
-@pytest.mark.parametrize("image_size", [0, -14, 50, 14 * 300])
-def test_picture_size_that_does_not_fit_the_patches_is_refused(tiny: Path, image_size: int) -> None:
-    with pytest.raises(UsageError, match="patch size"):
+@pytest.mark.parametrize(
+    ("image_size", "message"),
+    [
+        (0, "give a positive multiple of the patch size 14, such as 112"),
+        (-14, "give a positive multiple of the patch size 14, such as 112"),
+        (50, "give a positive multiple of the patch size 14, such as 112"),
+        (14 * 300, "more than 256 patches a side: give at most 3584"),
+    ],
+)
+def test_picture_size_that_does_not_fit_the_patches_is_refused(
+    tiny: Path, image_size: int, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
         read(tiny, image_size)

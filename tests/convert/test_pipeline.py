@@ -11,11 +11,13 @@ from gguf import GGUFReader
 from acestep_gguf.bundle import Bundle, check_file
 from acestep_gguf.conversion_events import Event, FileDone, Finished, Plan, Progress
 from acestep_gguf.convert import convert_checkpoint, plan_conversion
+from acestep_gguf.engine import AceStep
 from acestep_gguf.errors import AceStepError, BundleError, CheckpointError, UnsupportedModelError, UsageError
 from acestep_gguf.llama import Model
 from acestep_gguf.names import Ftype
 from acestep_gguf.quantize.steering import parse_steering
 from tests.tiny_checkpoints import Dtype, Layout, TinyCheckpoint, write_safetensors
+from tests.tiny_tokenizer import n_tokens, token_id
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_bundle.json"
 
@@ -230,6 +232,76 @@ def test_name_goes_into_file_names_and_metadata(tmp_path: Path) -> None:
         convert_checkpoint(checkpoint, tmp_path / "b", ["Q4_K_M"], name="Other")
     # Without a name, what is there keeps its own.
     assert convert_checkpoint(checkpoint, tmp_path / "b", ["F16"]).decoder("F16").file == "Tiny-1.4M-F16.gguf"
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\udcff", os.fsdecode(b"Tiny\xff")])
+def test_names_that_no_file_can_have_are_refused(tmp_path: Path, name: str) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="is no UTF-8 text of at most 200 characters") as raised:
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], name=name)
+    assert len(str(raised.value)) < 200
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_longest_name_fits_into_a_file_name(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M"], name="x" * 200)
+    assert Bundle.read(tmp_path / "bundle") == bundle
+
+
+def test_a_folder_whose_name_is_not_utf8_needs_a_name(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / os.fsdecode(b"Tiny\xff"))
+    with pytest.raises(UsageError, match="give another --name"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    assert convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], name="Tiny").name == "Tiny"
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "x/" * 2500])
+def test_output_folders_that_cannot_be_are_refused(tmp_path: Path, out: str) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match=r"cannot be used \(File name too long\): give another one"):
+        convert_checkpoint(checkpoint, tmp_path / out)
+
+
+def add_to_vocabulary(checkpoint: Path, token: str) -> int:
+    """Add ``token``, but not to the added tokens, and return its id."""
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"][token] = n_tokens()
+    (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return n_tokens()
+
+
+@pytest.mark.parametrize("eos_token", ["<tool_call>", "<|end|>"])
+def test_an_eos_token_that_is_not_special_still_makes_a_bundle_that_runs(
+    tmp_path: Path, eos_token: str
+) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    eos_id = token_id("<tool_call>")
+    if eos_token == "<|end|>":
+        eos_id = add_to_vocabulary(checkpoint, eos_token)
+    config = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": eos_token}))
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": eos_id}))
+    bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    assert bundle.prompt.stop_tokens == (eos_token,)
+    with AceStep(tmp_path / "bundle", n_threads=1, n_ctx=256) as model:
+        assert model.generate(f"Is {eos_token} a word?", max_tokens=2).finish_reason in ("stop", "length")
+
+
+def test_what_the_runtime_would_refuse_is_not_written(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    add_to_vocabulary(checkpoint, "")
+    with pytest.raises(CheckpointError, match=r"no sound decoder \(a token is empty\): get the checkpoint"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_chat_template_that_is_not_valid_is_refused(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(chat_template_in="chat_template.jinja").write(tmp_path / "checkpoint")
+    (checkpoint / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(CheckpointError, match="the chat template is not valid"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from acestep_gguf.bundle import PromptSpec
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.config import parse_config
-from acestep_gguf.convert.prompt import read_prompt_spec
+from acestep_gguf.convert.prompt import read_prompt_spec, read_stop_ids
 from acestep_gguf.convert.tokenizer import read_vocabulary
 from acestep_gguf.errors import CheckpointError
 from tests.tiny_checkpoints import CHAT_TEMPLATE, TinyCheckpoint
@@ -18,7 +18,8 @@ def read(folder: Path) -> PromptSpec:
     with Checkpoint(folder) as checkpoint:
         config = parse_config(checkpoint.config, folder / "config.json")
         vocabulary = read_vocabulary(checkpoint, config.text_config.vocab_size, config.image_token_index)
-        return read_prompt_spec(checkpoint, config, vocabulary)
+        stop_ids = read_stop_ids(checkpoint, config, vocabulary)
+        return read_prompt_spec(checkpoint, config, vocabulary.with_control_tokens(stop_ids), stop_ids)
 
 
 def changed(folder: Path, name: str, **changes: Any) -> Path:

@@ -19,7 +19,7 @@ TEXT = {"model_type": "qwen2"}
         ({"model_type": "acestep"}, "makes music from text"),
         ({"model_type": "x", "architectures": ["AceStepConditionGenerationModel"]}, "makes music from text"),
         ({"_class_name": "ACEStepTransformer2DModel"}, "makes music from text"),
-        ({"model_type": "qwen2_vl"}, "M-RoPE"),
+        ({"model_type": "qwen2_vl"}, "a tower for pictures of any size and M-RoPE"),
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "M-RoPE"),
         ({"model_type": "qwen3"}, "is a qwen3 checkpoint"),
         ({"model_type": "qwen2", "quantization_config": {"quant_method": "gptq"}}, "already quantized .gptq"),
@@ -84,6 +84,19 @@ def test_folder_of_the_published_music_model_gets_a_sentence(tmp_path: Path) -> 
         Checkpoint(tmp_path)
     with pytest.raises(UnsupportedModelError, match="makes music from text"):
         check_architecture({}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["acestep_gguf", "acestep-bundle", "ace-step"])
+def test_folders_with_like_names_are_no_music_model(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        Checkpoint(tmp_path)
+
+
+def test_beside_a_config_that_says_what_it_is_folders_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "acestep-v15-turbo").mkdir()
+    with pytest.raises(UnsupportedModelError, match="is a qwen3 checkpoint"):
+        check_architecture({"model_type": "qwen3"}, tmp_path)
 
 
 def test_diffusion_pipeline_gets_a_sentence(tmp_path: Path) -> None:

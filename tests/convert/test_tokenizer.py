@@ -41,7 +41,7 @@ def test_tokens_and_their_types(tiny: Path) -> None:
     last = TINY.vocab_size - 1
     assert (vocabulary.tokens[last], vocabulary.types[last]) == (f"[PAD{last}]", TokenType.UNUSED)
     assert vocabulary.types.count(TokenType.UNUSED) == TINY.n_padding_rows
-    assert vocabulary.special == {
+    assert vocabulary.control == {
         token: token_id(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
     }
 
@@ -56,7 +56,18 @@ def test_merges_as_strings_and_as_pairs(tmp_path: Path, layout: Layout) -> None:
 def test_image_token_is_a_control_token_even_if_it_was_not_added_as_special(tiny: Path) -> None:
     vocabulary = read(tiny, image_token="<tool_call>")
     assert vocabulary.types[token_id("<tool_call>")] == TokenType.CONTROL
-    assert "<tool_call>" in vocabulary.special
+    assert "<tool_call>" in vocabulary.control
+
+
+def test_stop_tokens_are_control_tokens_even_if_they_were_not_added_at_all(tiny: Path) -> None:
+    vocabulary = read(tiny)
+    stop_ids = (token_id("<tool_call>"), 0)
+    stopping = vocabulary.with_control_tokens(stop_ids)
+    assert [stopping.types[stop_id] for stop_id in stop_ids] == [TokenType.CONTROL] * 2
+    assert stopping.control == vocabulary.control | {"<tool_call>": stop_ids[0], "Ā": 0}
+    assert "<tool_call>" in vocabulary.user_defined
+    assert "<tool_call>" not in stopping.user_defined
+    assert (stopping.id("Ā"), stopping.id("<none>"), stopping.id(None)) == (0, None, None)
 
 
 @pytest.mark.parametrize("normalizer", [None, {"type": "Sequence", "normalizers": []}])

@@ -176,6 +176,13 @@ def test_what_is_planned_is_what_is_written_and_planning_writes_nothing(
     assert isinstance(done, FileDone)
     assert (done.bytes, done.sha256) == (file.bytes, hashlib.sha256(out.read_bytes()).hexdigest())
     assert isinstance(finished, Finished)
+    assert (finished.folder, finished.file) == (str(out.parent), out.name)
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "x/" * 2500])
+def test_output_files_that_cannot_be_are_refused(tmp_path: Path, make_source: MakeSource, out: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot be made \(File name too long\): name another file"):
+        quantize_gguf(make_source(), tmp_path / out, "Q8_0")
 
 
 def test_what_was_interrupted_is_carried_on_with(tmp_path: Path, make_source: MakeSource) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,30 @@ def test_the_table_of_what_was_done() -> None:
     assert last == "out is ready: 3.60 MB written in 2.0 seconds."
 
 
+def test_the_last_line_names_the_file_that_quantize_wrote() -> None:
+    report = Report()
+    report.add(PLAN)
+    report.add(Finished(folder="out", file=DECODER.file, seconds=2.0))
+    assert str(report).splitlines()[-1] == "out/Tiny-Q4_K_M.gguf is ready: 3.60 MB written in 2.0 seconds."
+
+
+@pytest.mark.parametrize(
+    ("package", "module"),
+    [
+        ("rich", "acestep_gguf.verbs.convert"),
+        ("filelock", "acestep_gguf.quantize.requantize"),
+        ("onnx", "acestep_gguf.convert"),
+    ],
+)
+def test_without_the_convert_extra_one_line_says_what_to_install(package: str, module: str) -> None:
+    code = f"import sys; sys.modules['{package}'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == (
+        "acestep_gguf.errors.MissingPackageError: "
+        f"this needs the {package} package: pip install 'acestep-gguf[convert]'."
+    )
+
+
 def test_the_bar_shows_bytes_speed_and_time_left_on_a_terminal_only() -> None:
     for is_terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
@@ -89,7 +114,13 @@ def test_json_lines_come_at_a_bounded_rate(capsys: pytest.CaptureFixture[str]) -
     }
     assert plan["event"] == "plan"
     assert plan["files"][0]["fallbacks"] == {"Q6_K -> Q8_0": 2}
-    assert finished == {"event": "finished", "folder": "out", "seconds": 2.0}
+    assert finished == {"event": "finished", "folder": "out", "seconds": 2.0, "file": None}
+
+
+def test_json_lines_tell_paths_that_are_not_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = os.fsdecode(b"out\xff")
+    JsonLines()(Finished(folder=folder, seconds=2.0))
+    assert json.loads(capsys.readouterr().out)["folder"] == folder
 
 
 def test_a_dry_run_writes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
