@@ -3,9 +3,9 @@
     python scripts/bench_convert.py --shape 1.5b --rounds 3
 
 Both get the same random Qwen2 decoder as a checkpoint of its own, because llama.cpp's converter cannot read
-LLaVA's layout, with the real Qwen2 vocabulary. The tools are built from llama-cpp-python's source package. Before
-a run the inputs are dropped from the page cache, so that bytes read are bytes that left the disk. Figures are
-medians over the rounds; memory is sampled every 20 ms over the process and its children.
+LLaVA's layout, with the real Qwen2 vocabulary. The tools are built from llama-cpp-python's source package.
+Before a run the inputs are dropped from the page cache, so that bytes read are bytes that left the disk.
+Figures are medians over the rounds; memory is sampled every 20 ms over the process and its children.
 """
 
 import argparse
