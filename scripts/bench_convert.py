@@ -1,6 +1,6 @@
 """Compare conversion with llama.cpp's way: its converter to F16, then llama-quantize once per quantization.
 
-    python scripts/bench_convert.py --shape 1.5b --rounds 3
+    pip install -e '.[bench]' && python scripts/bench_convert.py --shape 1.5b --rounds 3
 
 Both get the same random Qwen2 decoder as a checkpoint of its own, because llama.cpp's converter cannot read
 LLaVA's layout, with the real Qwen2 vocabulary. The tools are built from llama-cpp-python's source package.

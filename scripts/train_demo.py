@@ -2,6 +2,7 @@
 
     python scripts/train_demo.py --out runs/demo --minutes 110 --export acestep_gguf/demo
     python scripts/train_demo.py --out runs/demo --minutes 110 --resume
+    python scripts/train_demo.py --out runs/more --minutes 120 --start acestep_gguf/demo --rate 0.5
 
 Two stages: the vision tower first learns to label every patch, then everything learns from chats
 about pictures. Without the first stage reading takes many times longer to start. Learning rates
@@ -87,17 +88,23 @@ def mean_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 class Trainer:
-    def __init__(self, out: Path, seconds: float, rate: float, resume: bool) -> None:
+    def __init__(self, out: Path, seconds: float, rate: float, resume: bool, start: Path | None) -> None:
         torch.manual_seed(1)
         self.out = out
         self.seconds = seconds
         self.rate = rate
         self.spent = 0.0  # seconds of training so far, over all runs
         self.batches_seen = {"pictures": 0, "chats": 0}
-        if not resume:
+        if start is not None:
+            LlavaProcessor.from_pretrained(start, backend="pil").save_pretrained(out / "processor")
+        elif not resume:
             build_processor(build_tokenizer()).save_pretrained(out / "processor")
         self.processor: LlavaProcessor = LlavaProcessor.from_pretrained(out / "processor", backend="pil")
         self.model: LlavaForConditionalGeneration = build_model(self.processor.tokenizer)
+        if start is not None:
+            weights = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32).state_dict()
+            self.model.load_state_dict(weights)
+            self.spent = STAGE_1_SHARE * seconds  # the tower sees already
         self.labeller = PatchLabeller(
             self.model.config.vision_config.hidden_size, self.model.config.text_config.hidden_size
         )
@@ -292,6 +299,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the state and the log")
     parser.add_argument("--minutes", type=float, default=110, help="time to train for, in all")
     parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    parser.add_argument("--start", type=Path, help="begin with the weights and tokenizer of this checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rate", type=float, default=1.0, help="times the learning rates")
     parser.add_argument("--export", type=Path, help="write the checkpoint here")
@@ -301,7 +309,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
     resume = arguments.resume or arguments.no_training
-    trainer = Trainer(arguments.out, 60 * arguments.minutes, arguments.rate, resume)
+    seconds = 60 * arguments.minutes
+    trainer = Trainer(arguments.out, seconds, arguments.rate, resume, arguments.start)
     if not arguments.no_training:
         trainer.run()
     if arguments.export:
