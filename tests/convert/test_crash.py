@@ -123,19 +123,12 @@ def test_killed_at_random_moments(tmp_path: Path, checkpoint: Path, expected: di
 
 @pytest.mark.slow
 def test_killed_command_line(tmp_path: Path, checkpoint: Path, expected: dict[str, bytes]) -> None:
-    command = [*CLI, "convert", str(checkpoint), str(tmp_path / "out"), "--name", "Tiny"]
-    command += [
-        "--name",
-        "Tiny",
-        "-t",
-        "2",
-        "--log-json",
-        *(word for ftype in FTYPES for word in ("-q", ftype)),
-    ]
+    command = [*CLI, "convert", str(checkpoint), str(tmp_path / "out"), "--name", "Tiny", "--log-json"]
+    command += [word for ftype in FTYPES for word in ("-q", ftype)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        while '"event":"progress"' not in process.stdout.readline():
-            assert process.poll() is None
+        # On a fast day it may be through by then: the next command must not mind.
+        next((line for line in process.stdout if '"event":"progress"' in line), None)
         process.kill()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert contents(tmp_path / "out") == expected
