@@ -21,7 +21,7 @@ from torch.utils.data import IterableDataset
 from transformers import Qwen2Tokenizer
 
 # share of the sequences; the pictures of "pair" are two scenes
-MIX = {"scene": 0.34, "pair": 0.30, "number": 0.12, "word": 0.03, "chart": 0.21}
+MIX = {"scene": 0.32, "pair": 0.30, "number": 0.14, "word": 0.08, "chart": 0.16}
 MOST_QUESTIONS = 10
 DESCRIBED_SHARE = 0.4  # the others are asked no description: it is long and soon learnt
 APART_SHARE = 0.8  # sequences of separate questions; the others are running chats

@@ -214,12 +214,7 @@ def _shapes(scene: Scene, rng: Random) -> Iterator[Question]:
 
 def _places(scene: Scene, rng: Random) -> Iterator[Question]:
     for one in scene.objects:
-        names = [one.name]
-        if sum(other.shape == one.shape for other in scene.objects) == 1:
-            names.append(one.shape)
-        if sum(other.colour == one.colour for other in scene.objects) == 1:
-            names.append(f"{one.colour} object")
-        yield Question("place", rng.choice(WHERE).format(rng.choice(names)), PLACES[one.cell])
+        yield Question("place", rng.choice(WHERE).format(one.name), PLACES[one.cell])
     by_cell = {one.cell: with_article(one.name) for one in scene.objects}
     for cell in dict.fromkeys((rng.choice(scene.objects).cell, rng.randrange(len(PLACES)))):
         text = rng.choice(WHAT_IS_AT).format(PLACES[cell])
