@@ -9,6 +9,7 @@ from typing import Final, Self
 
 from acestep_gguf.answer import Answer, Chunk, FinishReason, Timings, Usage
 from acestep_gguf.bundle import Bundle, check_file
+from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.decoder import Decoder
 from acestep_gguf.decoder_info import check_vocabulary, decoder_info
 from acestep_gguf.errors import UsageError
@@ -290,10 +291,3 @@ def _folder(bundle: str | os.PathLike[str]) -> Path:
         raise UsageError(
             f"the bundle is given as {type(bundle).__name__}: give the path of a folder."
         ) from error
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -19,9 +19,9 @@ from acestep_gguf.bundle import Bundle
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.model import read_model
 from acestep_gguf.convert.safetensors_file import SafetensorsTensor
+from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.names import Ftype
 from acestep_gguf.quantize.gguf_source import GgufSource, GgufTensor
-from acestep_gguf.quantize.one_pass import n_cores
 from acestep_gguf.verify import DecoderComparison, QtypeError
 
 # Relative RMS error of random normal weights: what a type costs. tests/convert/test_compare.py measures it.
@@ -60,7 +60,11 @@ def compare_with_checkpoint(folder: Path, checkpoint: Path) -> tuple[DecoderComp
         BundleError: the bundle is missing or damaged.
     """
     bundle = Bundle.read(folder)
-    with Checkpoint(checkpoint) as opened, ExitStack() as stack, ThreadPoolExecutor(n_cores()) as executor:
+    with (
+        Checkpoint(checkpoint) as opened,
+        ExitStack() as stack,
+        ThreadPoolExecutor(usable_cpus()) as executor,
+    ):
         model = read_model(opened, None)
         decoders = {
             ftype: _Comparison(ftype, stack.enter_context(GgufSource(folder / record.file)))

@@ -81,11 +81,6 @@ class ConversionPlan:
         """Whether everything that was asked for is there."""
         return not self.decoders and self.vision is None
 
-    @property
-    def file_names(self) -> list[str]:
-        """Files to write."""
-        return [file.file for file in self._files()]
-
     def event(self) -> Plan:
         """The plan as it is told."""
         files = tuple(self._files())

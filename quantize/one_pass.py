@@ -4,7 +4,6 @@ Worker threads read and quantize chunks of rows; the calling thread takes the re
 file is written from its beginning to its end and hashed on the way. What files share is computed once.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -122,11 +121,6 @@ def write_ggufs(
 
     for output in outputs:
         output.file.pad_to(output.layout.n_bytes)
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def buffer_bytes(layouts: Sequence[GgufLayout], n_threads: int) -> int:

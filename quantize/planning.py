@@ -11,11 +11,11 @@ from typing import Final
 import msgspec
 
 from acestep_gguf.conversion_events import Event, Plan, PlannedFile, Progress
+from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import BundleError, UsageError
 from acestep_gguf.names import FTYPES, partial_name
 from acestep_gguf.quantize.gguf_layout import GgufLayout
 from acestep_gguf.quantize.imatrix import Importance
-from acestep_gguf.quantize.one_pass import n_cores
 from acestep_gguf.quantize.recipes import FLOAT_TYPES, TypeChoice
 from acestep_gguf.quantize.staging import journal_path
 
@@ -32,7 +32,7 @@ def check_ftype(ftype: str) -> None:
 
 def thread_count(threads: int | None) -> int:
     """Threads that read and quantize, by default one for each core. Raises UsageError if they are absurd."""
-    n_threads = n_cores() if threads is None else threads
+    n_threads = usable_cpus() if threads is None else threads
     if not 1 <= n_threads <= MAX_THREADS:
         raise UsageError(f"{n_threads} threads were asked for: give 1 to {MAX_THREADS}.")
     return n_threads
