@@ -21,9 +21,9 @@ from torch.utils.data import IterableDataset
 from transformers import Qwen2Tokenizer
 
 # share of the sequences; the pictures of "pair" are two scenes
-MIX = {"scene": 0.32, "pair": 0.30, "number": 0.14, "word": 0.08, "chart": 0.16}
+MIX = {"scene": 0.34, "pair": 0.32, "number": 0.11, "word": 0.05, "chart": 0.18}
 MOST_QUESTIONS = 10
-DESCRIBED_SHARE = 0.4  # the others are asked no description: it is long and soon learnt
+DESCRIBED_SHARE = 0.25  # the others are asked no description: it is long and soon learnt
 APART_SHARE = 0.8  # sequences of separate questions; the others are running chats
 SYSTEM_SHARE = 0.05
 SYSTEM = "You are a helpful assistant."

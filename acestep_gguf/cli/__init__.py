@@ -1,0 +1,67 @@
+"""The command line: options here, the work in ``verbs``, imported in the bodies so that --help is fast."""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from acestep_gguf.cli.answering import run
+from acestep_gguf.cli.conversion import convert, demo, quantize
+from acestep_gguf.cli.inspection import info, verify
+from acestep_gguf.errors import AceStepError
+
+app = typer.Typer(
+    name="acestep-gguf",
+    help="Turns a LLaVA-layout checkpoint into a small bundle, and answers questions about pictures from it.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+# In the order of --help.
+for verb in (convert, quantize, run, info, verify, demo):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run the command line; an error that we raise on purpose is one line, without a traceback."""
+    if sys.stdout is None:  # its number would go to the next file that is opened
+        _fail("standard output is closed: redirect it, to /dev/null if it is not wanted.")
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # at shutdown it would be too late for an error
+    except AceStepError as error:
+        _fail(error)
+    except OSError as error:
+        if error.filename is not None:  # writing to standard output names no file, so this is a bug
+            raise
+        # What is still in its buffer goes nowhere, instead of failing again at shutdown.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(1)  # who reads it has seen enough
+        _fail(f"the output cannot be written ({error.strerror}): make room for it, or redirect it.")
+
+
+def _fail(message: object) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("acestep-gguf"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass

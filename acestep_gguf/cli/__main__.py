@@ -1,0 +1,5 @@
+"""``python -m acestep_gguf.cli``."""
+
+from acestep_gguf.cli import main
+
+main()
