@@ -8,8 +8,10 @@ from typing import Any, Final, Self
 import numpy as np
 
 from acestep_gguf.convert.json_file import read_json, read_text
+from acestep_gguf.convert.quantized.formats import Unpacked, read_format, unpack
 from acestep_gguf.convert.safetensors_file import SafetensorsFile, SafetensorsTensor
 from acestep_gguf.convert.supported import check_no_pipeline
+from acestep_gguf.convert.weight import Weight
 from acestep_gguf.errors import CheckpointError
 from acestep_gguf.names import BUNDLE_FILE
 
@@ -19,7 +21,7 @@ INDEX_FILE: Final = "model.safetensors.index.json"
 
 # Of each tensor, this much goes into the weights' hash: training moves every row that it touches.
 N_SAMPLED_BYTES: Final = 4096
-N_COMPARED_BYTES: Final = 2**22
+N_COMPARED_WEIGHTS: Final = 2**20
 
 
 class Checkpoint:
@@ -40,7 +42,28 @@ class Checkpoint:
             ) from error
         self.config = read_json(folder / CONFIG_FILE)
         self._files: list[SafetensorsFile] = []
-        self.tensors: dict[str, SafetensorsTensor] = {}
+        self._stored: dict[str, SafetensorsTensor] = {}
+        self._unpacked = Unpacked({})
+
+    @property
+    def tensors(self) -> dict[str, Weight]:
+        """The weights by name; those of a quantized checkpoint read as what they stand for."""
+        return self._unpacked.weights
+
+    @property
+    def zero_biases(self) -> frozenset[str]:
+        """Biases of nothing but zeros, which GPTQ stores for layers that have none."""
+        return self._unpacked.zero_biases
+
+    @property
+    def quantization(self) -> str | None:
+        """How the weights are quantized already, in a few words; None if they are not."""
+        return self._unpacked.label
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that reading packed weights holds on to, at most."""
+        return self._unpacked.held_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -56,21 +79,23 @@ class Checkpoint:
 
         Raises:
             CheckpointError: missing or damaged, a tensor stands twice, or the index names what is not there.
+            UnsupportedModelError: quantized in a way that is not read.
         """
         weight_map = self._read_index()
         for name in sorted(set(weight_map.values())) if weight_map else [SINGLE_FILE]:
             file = SafetensorsFile(self.folder / name)
             self._files.append(file)
             for tensor in file.tensors.values():
-                if tensor.name in self.tensors:
-                    other = self.tensors[tensor.name].file.path.name
+                if tensor.name in self._stored:
+                    other = self._stored[tensor.name].file.path.name
                     raise CheckpointError(
                         f"tensor {tensor.name} is both in {other} and in {name}: remove one."
                     )
-                self.tensors[tensor.name] = tensor
+                self._stored[tensor.name] = tensor
         for name, file_name in weight_map.items():
-            if name not in self.tensors or self.tensors[name].file.path.name != file_name:
+            if name not in self._stored or self._stored[name].file.path.name != file_name:
                 raise CheckpointError(f"{INDEX_FILE} says that {file_name} has {name}, but it has not.")
+        self._unpacked = unpack(self._stored, read_format(self.config, self.folder))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The JSON object in the file ``name``, None when there is no such file."""
@@ -87,26 +112,22 @@ class Checkpoint:
         return hashlib.sha256(read_text(self.folder / CONFIG_FILE).encode()).hexdigest()
 
     def weights_sha256(self) -> str:
-        """Hash over names, dtypes, shapes and first bytes of all tensors: it tells fine-tunes apart."""
+        """Hash over names, dtypes, shapes and first bytes of all stored tensors: tells fine-tunes apart."""
         digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            tensor = self.tensors[name]
+        for name in sorted(self._stored):
+            tensor = self._stored[name]
             digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
             digest.update(tensor.read_bytes(0, N_SAMPLED_BYTES).data)
         return digest.hexdigest()
 
     @staticmethod
-    def are_equal(left: SafetensorsTensor, right: SafetensorsTensor) -> bool:
-        """Whether two tensors are the same, bit for bit."""
-        if (left.dtype, left.shape) != (right.dtype, right.shape):
+    def are_equal(left: Weight, right: Weight) -> bool:
+        """Whether two matrices hold the same weights."""
+        if left.shape != right.shape or len(left.shape) != 2 or 0 in left.shape:
             return False
-        return all(
-            np.array_equal(
-                left.read_bytes(start, start + N_COMPARED_BYTES),
-                right.read_bytes(start, start + N_COMPARED_BYTES),
-            )
-            for start in range(0, left.n_bytes, N_COMPARED_BYTES)
-        )
+        n_rows, step = left.shape[0], max(1, N_COMPARED_WEIGHTS // left.shape[1])
+        chunks = ((start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+        return all(np.array_equal(left.read_rows(*chunk), right.read_rows(*chunk)) for chunk in chunks)
 
     def _read_index(self) -> dict[str, str]:
         """Tensor name to file name; empty for a checkpoint in a single file."""

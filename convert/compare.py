@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from acestep_gguf.bundle import Bundle
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.model import read_model
-from acestep_gguf.convert.safetensors_file import SafetensorsTensor
 from acestep_gguf.cpus import usable_cpus
-from acestep_gguf.names import Ftype
+from acestep_gguf.names import DecoderFtype
 from acestep_gguf.quantize.gguf_source import GgufSource, GgufTensor
+from acestep_gguf.quantize.one_pass import TensorSource
 from acestep_gguf.verify import DecoderComparison, QtypeError
 
 # Relative RMS error of random normal weights: what a type costs. tests/convert/test_compare.py measures it.
@@ -84,9 +84,7 @@ def compare_with_checkpoint(folder: Path, checkpoint: Path) -> tuple[DecoderComp
     return tuple(decoder.result() for decoder in decoders.values())
 
 
-def relative_errors(
-    tensor: SafetensorsTensor, stored: Sequence[GgufTensor], executor: Executor
-) -> list[float]:
+def relative_errors(tensor: TensorSource, stored: Sequence[GgufTensor], executor: Executor) -> list[float]:
     """RMS error over RMS of the weights of ``tensor``, for each way in which it is stored."""
     n_rows = prod(tensor.shape[:-1])
     at_once = max(1, CHUNK_WEIGHTS // tensor.shape[-1])
@@ -111,14 +109,14 @@ def _dequantized(tensor: GgufTensor, start: int, stop: int) -> NDArray[np.float3
 class _Comparison:
     """A decoder while it is compared; ``tensors`` are those that can be."""
 
-    def __init__(self, ftype: Ftype, source: GgufSource) -> None:
+    def __init__(self, ftype: DecoderFtype, source: GgufSource) -> None:
         self.ftype = ftype
         self.source = source
         self.tensors = {tensor.name: tensor for tensor in source.tensors}
         self.problems: list[str] = []
         self._errors: dict[QType, dict[str, float]] = {}
 
-    def check_names_and_shapes(self, expected: Mapping[str, SafetensorsTensor]) -> None:
+    def check_names_and_shapes(self, expected: Mapping[str, TensorSource]) -> None:
         """Note what is missing, too much, or of a wrong shape or type, and take it out of ``tensors``."""
         for name in expected.keys() - self.tensors.keys():
             self._note(name, "is missing")

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
+from acestep_gguf.convert.families import CLIP, DECODERS, LLAMA, QWEN2, TOWERS, DecoderFamily, TowerFamily
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 # Bounds far above every known model: they keep sizes computed from a hostile config harmless.
@@ -22,7 +23,7 @@ TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**22)]
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]
 
 # LlavaConfig's tower when config.json has no vision_config at all.
-DEFAULT_VISION_CONFIG: Final = {
+DEFAULT_VISION_CONFIG: Final[Mapping[str, Any]] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
     "num_hidden_layers": 24,
@@ -34,8 +35,9 @@ DEFAULT_VISION_CONFIG: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionConfig:
-    """CLIPVisionConfig."""
+    """CLIPVisionConfig, and by its family's defaults that of others."""
 
+    model_type: str = CLIP.model_type
     hidden_size: Dim = 768
     intermediate_size: Dim = 3072
     num_hidden_layers: Layers = 12
@@ -55,6 +57,11 @@ class VisionConfig:
             raise ValueError(
                 f"image_size {self.image_size} and patch_size {self.patch_size} do not go together"
             )
+
+    @property
+    def family(self) -> TowerFamily:
+        """The kind of tower."""
+        return TOWERS[self.model_type]
 
     @property
     def patches_per_side(self) -> int:
@@ -92,8 +99,9 @@ class RopeParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
-    """Qwen2Config."""
+    """Qwen2Config, and by its family's defaults that of others."""
 
+    model_type: str = QWEN2.model_type
     vocab_size: VocabSize = 151936
     hidden_size: Dim = 4096
     intermediate_size: Dim = 22016
@@ -110,6 +118,8 @@ class TextConfig:
     sliding_window: int | None = 4096
     max_window_layers: int = 28
     layer_types: list[str] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
     bos_token_id: TokenId | None = None
     eos_token_id: TokenId | list[TokenId] | None = None
 
@@ -122,6 +132,16 @@ class TextConfig:
             raise ValueError("hidden_size / num_attention_heads is odd")
 
     @property
+    def family(self) -> DecoderFamily:
+        """The kind of decoder."""
+        return DECODERS[self.model_type]
+
+    @property
+    def head_size(self) -> int:
+        """Rows of the query projection that belong to one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
     def n_key_value_heads(self) -> int:
         """Key and value heads; null means as many as attention heads."""
         return self.num_key_value_heads or self.num_attention_heads
@@ -129,7 +149,7 @@ class TextConfig:
     @property
     def key_value_size(self) -> int:
         """Rows of the key and the value projection."""
-        return self.hidden_size // self.num_attention_heads * self.n_key_value_heads
+        return self.head_size * self.n_key_value_heads
 
     @property
     def has_sliding_window(self) -> bool:
@@ -186,9 +206,10 @@ class LlavaConfig(ModelConfig):
         )
 
     def n_image_tokens(self, image_size: int) -> int:
-        """Tokens of one picture: its patches, and CLS under the strategy "full"."""
+        """Tokens of one picture: patches and CLS, without the first of them under the strategy "default"."""
         n_patches = (image_size // self.vision_config.patch_size) ** 2
-        return n_patches + (self.vision_feature_select_strategy == "full")
+        is_cut = self.vision_feature_select_strategy == "default"
+        return n_patches + self.vision_config.family.has_class_token - is_cut
 
 
 C = TypeVar("C", bound=ModelConfig)
@@ -201,8 +222,9 @@ def parse_config(raw: dict[str, Any], path: Path) -> LlavaConfig:
         CheckpointError: a value is missing, of a wrong type or contradicts another.
         UnsupportedModelError: the values ask for something that llama.cpp or the graph does not do.
     """
-    vision = raw.get("vision_config") or DEFAULT_VISION_CONFIG
-    text = _text_config(raw.get("text_config") or {}, path)
+    vision = {"model_type": CLIP.model_type, **(raw.get("vision_config") or DEFAULT_VISION_CONFIG)}
+    vision = {**TOWERS[vision["model_type"]].defaults, **vision}
+    text = _text_config({"model_type": LLAMA.model_type, **(raw.get("text_config") or {})}, path)
     merged = {**raw, "vision_config": vision, "text_config": text}
     if "image_token_id" in raw:
         merged.setdefault("image_token_index", raw["image_token_id"])
@@ -215,7 +237,7 @@ def parse_decoder_config(raw: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _text_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    return {**raw, "rope_parameters": _rope_parameters(raw, path)}
+    return {**DECODERS[raw["model_type"]].defaults, **raw, "rope_parameters": _rope_parameters(raw, path)}
 
 
 def _checked(raw: dict[str, Any], kind: type[C], path: Path) -> C:
@@ -239,14 +261,14 @@ def _rope_parameters(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if text.get("rope_theta") is not None:
         rope.setdefault("rope_theta", text["rope_theta"])
     if rope.pop("partial_rotary_factor", text.get("partial_rotary_factor")) not in (None, 1, 1.0):
-        raise UnsupportedModelError(f"{path}: Qwen2 decoders with partial_rotary_factor are not supported.")
+        raise UnsupportedModelError(f"{path}: decoders with partial_rotary_factor are not supported.")
     if unknown := set(rope) - set(RopeParameters.__dataclass_fields__):
         raise UnsupportedModelError(f"{path}: the rope parameter {min(unknown)!r} is not supported.")
     return rope
 
 
 def _check_runnable(text: TextConfig, path: Path) -> None:
-    """Refuse what llama.cpp's Qwen2 does not compute."""
+    """Refuse what llama.cpp's Qwen2 and Llama do not compute."""
     rope = text.rope_parameters
     if rope.rope_type not in ("default", "linear", "yarn"):
         raise UnsupportedModelError(
@@ -257,16 +279,18 @@ def _check_runnable(text: TextConfig, path: Path) -> None:
             f"{path}: rope type {rope.rope_type!r} has no factor: get an undamaged checkpoint."
         )
     if rope.rope_type == "yarn" and (rope.beta_fast not in (None, 32) or rope.beta_slow not in (None, 1)):
-        raise UnsupportedModelError(
-            f"{path}: llama.cpp's Qwen2 has YaRN with beta_fast 32 and beta_slow 1 only."
-        )
+        raise UnsupportedModelError(f"{path}: llama.cpp has YaRN with beta_fast 32 and beta_slow 1 only.")
     if rope.rope_type == "yarn" and not rope.truncate:
         raise UnsupportedModelError(f"{path}: llama.cpp has YaRN with truncated correction dimensions only.")
     if text.hidden_act != "silu":
-        raise UnsupportedModelError(f"{path}: hidden_act {text.hidden_act!r} is not Qwen2's silu.")
+        raise UnsupportedModelError(f"{path}: hidden_act {text.hidden_act!r} is not a decoder's silu.")
     if text.head_dim not in (None, text.hidden_size // text.num_attention_heads):
         raise UnsupportedModelError(f"{path}: a head_dim other than hidden_size / num_attention_heads.")
     if text.has_sliding_window:
         raise UnsupportedModelError(
             f"{path}: llama.cpp's Qwen2 has no sliding window: set use_sliding_window false."
+        )
+    if text.family is LLAMA and (text.attention_bias or text.mlp_bias):
+        raise UnsupportedModelError(
+            f"{path}: Llama decoders with attention_bias or mlp_bias are not supported."
         )

@@ -1,7 +1,6 @@
 """The decoder's GGUF metadata. Keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md."""
 
 import math
-from typing import Final
 
 from gguf import GGML_QUANT_VERSION, Keys
 
@@ -9,9 +8,7 @@ from acestep_gguf.bundle import PromptSpec
 from acestep_gguf.convert.config import TextConfig
 from acestep_gguf.convert.tokenizer import Vocabulary
 from acestep_gguf.names import LLAMA_FTYPE, Ftype
-from acestep_gguf.quantize.gguf_layout import boolean, f32, i32s, string, strings, u32
-
-ARCH: Final = "qwen2"
+from acestep_gguf.quantize.gguf_layout import boolean, f32, f32s, i32s, string, strings, u32
 
 
 def decoder_metadata(
@@ -25,16 +22,16 @@ def decoder_metadata(
 ) -> dict[str, bytes]:
     """All keys of a decoder file of ``ftype``, with their encoded values."""
     return {
-        **_general(name, size_label, ftype),
+        **_general(config.family.arch, name, size_label, ftype),
         **_hyperparameters(config),
         **_rope(config),
         **_tokenizer(config, vocabulary, prompt),
     }
 
 
-def _general(name: str, size_label: str, ftype: Ftype) -> dict[str, bytes]:
+def _general(arch: str, name: str, size_label: str, ftype: Ftype) -> dict[str, bytes]:
     return {
-        Keys.General.ARCHITECTURE: string(ARCH),
+        Keys.General.ARCHITECTURE: string(arch),
         Keys.General.TYPE: string("model"),
         Keys.General.NAME: string(name),
         Keys.General.SIZE_LABEL: string(size_label),
@@ -54,7 +51,7 @@ def _hyperparameters(config: TextConfig) -> dict[str, bytes]:
         Keys.Attention.HEAD_COUNT_KV: u32(config.n_key_value_heads),
         Keys.Attention.LAYERNORM_RMS_EPS: f32(config.rms_norm_eps),
     }
-    return {key.format(arch=ARCH): value for key, value in keys.items()}
+    return {key.format(arch=config.family.arch): value for key, value in keys.items()}
 
 
 def _context_length(config: TextConfig) -> int:
@@ -69,7 +66,7 @@ def _context_length(config: TextConfig) -> int:
 def _rope(config: TextConfig) -> dict[str, bytes]:
     rope = config.rope_parameters
     keys = {
-        Keys.Rope.DIMENSION_COUNT: u32(config.hidden_size // config.num_attention_heads),
+        Keys.Rope.DIMENSION_COUNT: u32(config.head_size),
         Keys.Rope.FREQ_BASE: f32(rope.rope_theta),
     }
     if rope.rope_type != "default" and rope.factor is not None:
@@ -82,18 +79,18 @@ def _rope(config: TextConfig) -> dict[str, bytes]:
         keys[Keys.Rope.SCALING_ATTN_FACTOR] = f32(
             rope.yarn_attention_factor() / (0.1 * math.log(rope.factor) + 1.0)
         )
-    return {key.format(arch=ARCH): value for key, value in keys.items()}
+    return {key.format(arch=config.family.arch): value for key, value in keys.items()}
 
 
 def _tokenizer(config: TextConfig, vocabulary: Vocabulary, prompt: PromptSpec) -> dict[str, bytes]:
     keys = {
-        Keys.Tokenizer.MODEL: string("gpt2"),
+        Keys.Tokenizer.MODEL: string(vocabulary.model),
         Keys.Tokenizer.PRE: string(vocabulary.pre),
         Keys.Tokenizer.LIST: strings(vocabulary.tokens),
         Keys.Tokenizer.TOKEN_TYPE: i32s(vocabulary.types),
-        Keys.Tokenizer.MERGES: strings(vocabulary.merges),
+        **_merging(vocabulary),
         Keys.Tokenizer.EOS_ID: u32(prompt.control_tokens[prompt.stop_tokens[0]]),
-        Keys.Tokenizer.ADD_BOS: boolean(False),
+        Keys.Tokenizer.ADD_BOS: boolean(prompt.add_bos),
         Keys.Tokenizer.CHAT_TEMPLATE: string(prompt.chat_template),
     }
     bos_id = vocabulary.id(prompt.template_tokens.get("bos_token"))
@@ -102,3 +99,12 @@ def _tokenizer(config: TextConfig, vocabulary: Vocabulary, prompt: PromptSpec) -
         Keys.Tokenizer.PAD_ID: vocabulary.id(prompt.template_tokens.get("pad_token")),
     }
     return keys | {key: u32(token_id) for key, token_id in optional.items() if token_id is not None}
+
+
+def _merging(vocabulary: Vocabulary) -> dict[str, bytes]:
+    if vocabulary.model == "gpt2":
+        return {Keys.Tokenizer.MERGES: strings(vocabulary.merges)}
+    return {
+        Keys.Tokenizer.SCORES: f32s(vocabulary.scores),
+        Keys.Tokenizer.ADD_PREFIX: boolean(vocabulary.space_prefix != "never"),
+    }

@@ -14,13 +14,24 @@ from acestep_gguf.errors import CheckpointError, UnsupportedModelError, UsageErr
 PROCESSOR_FILE: Final = "processor_config.json"
 IMAGE_PROCESSOR_FILE: Final = "preprocessor_config.json"
 
-CLIP_TYPES: Final = ("CLIPImageProcessor", "CLIPFeatureExtractor")
-LLAVA_TYPES: Final = ("LlavaImageProcessor",)
-
 # Pillow's numbers.
 RESAMPLE: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 MAX_PATCHES_PER_SIDE: Final = 256
+
+# The kinds, and their defaults where they are not CLIPImageProcessor's.
+LLAVA: Final = "LlavaImageProcessor"
+DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "CLIPImageProcessor": {},
+    "CLIPFeatureExtractor": {},
+    LLAVA: {},
+    "SiglipImageProcessor": {
+        "do_center_crop": False,
+        "size": {"height": 224, "width": 224},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+}
 
 Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Rgb = tuple[float, float, float]
@@ -55,22 +66,25 @@ def read_image_spec(checkpoint: Checkpoint, config: LlavaConfig, image_size: int
     raw = processor_config.get("image_processor") or checkpoint.read_json(IMAGE_PROCESSOR_FILE)
     if not isinstance(raw, dict):
         raise CheckpointError(f"{checkpoint.folder} has no {IMAGE_PROCESSOR_FILE}: get the whole checkpoint.")
-    is_llava = _is_llava_processor(raw)
+    kind = _kind(raw)
     _check_same_tower(processor_config, config)
     try:
-        spec = _image_spec(msgspec.convert(raw, type=ImageProcessorConfig), config, is_llava=is_llava)
+        processor = msgspec.convert({**DEFAULTS[kind], **raw}, type=ImageProcessorConfig)
+        spec = _image_spec(processor, config, can_pad=kind == LLAVA)
     except ValueError as error:
         raise CheckpointError(f"the image processor's config is damaged ({error}): get it again.") from error
     return spec if image_size in (None, spec.size.height) else _resized(spec, config, image_size)
 
 
-def _is_llava_processor(raw: Mapping[str, Any]) -> bool:
-    kind = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or CLIP_TYPES[0])
+def _kind(raw: Mapping[str, Any]) -> str:
+    name = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "CLIPImageProcessor")
     # The suffix names a backend; what it computes is the same within rounding.
-    base = kind.removesuffix("Fast").removesuffix("Pil")
-    if base not in CLIP_TYPES + LLAVA_TYPES:
-        raise UnsupportedModelError(f"the image processor is a {kind}: supported are CLIP's and LLaVA's.")
-    return base in LLAVA_TYPES
+    kind = name.removesuffix("Fast").removesuffix("Pil")
+    if kind not in DEFAULTS:
+        raise UnsupportedModelError(
+            f"the image processor is a {name}: supported are CLIP's, SigLIP's and LLaVA's."
+        )
+    return kind
 
 
 def _check_same_tower(processor_config: Mapping[str, Any], config: LlavaConfig) -> None:
@@ -87,9 +101,9 @@ def _check_same_tower(processor_config: Mapping[str, Any], config: LlavaConfig) 
             )
 
 
-def _image_spec(processor: ImageProcessorConfig, config: LlavaConfig, *, is_llava: bool) -> ImageSpec:
+def _image_spec(processor: ImageProcessorConfig, config: LlavaConfig, *, can_pad: bool) -> ImageSpec:
     side = config.vision_config.image_size
-    pads = is_llava and bool(processor.do_pad)
+    pads = can_pad and bool(processor.do_pad)
     resize, resize_to = _resize(processor)
     center_crop = _center_crop(processor)
     if center_crop is not None:

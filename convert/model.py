@@ -9,9 +9,10 @@ from gguf.utility import model_weight_count_rounded_notation
 from acestep_gguf.bundle import ImageSpec, PromptSpec, Source
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.config import LlavaConfig, ModelConfig, parse_config, parse_decoder_config
+from acestep_gguf.convert.families import DECODERS
 from acestep_gguf.convert.image_processor import read_image_spec
 from acestep_gguf.convert.prompt import read_prompt_spec, read_stop_ids
-from acestep_gguf.convert.supported import BARE_DECODER, check_architecture
+from acestep_gguf.convert.supported import check_architecture
 from acestep_gguf.convert.tensor_names import ModelTensors, find_tensors
 from acestep_gguf.convert.tokenizer import Vocabulary, read_vocabulary
 from acestep_gguf.convert.vision import check_activations
@@ -20,7 +21,10 @@ from acestep_gguf.errors import UsageError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What the checkpoint's files say; ``image`` is None for a decoder without a vision tower."""
+    """What the checkpoint's files say; ``image`` is None for a decoder without a vision tower.
+
+    ``held_bytes`` is the memory that reading packed weights holds on to.
+    """
 
     config: ModelConfig
     tensors: ModelTensors
@@ -28,6 +32,7 @@ class Model:
     image: ImageSpec | None
     prompt: PromptSpec
     source: Source
+    held_bytes: int
 
     @property
     def size_label(self) -> str:
@@ -45,11 +50,13 @@ def read_model(checkpoint: Checkpoint, image_size: int | None) -> Model:
         UsageError: ``image_size`` does not fit the tower, or there is none.
     """
     check_architecture(checkpoint.config, checkpoint.folder)
-    parse = parse_decoder_config if checkpoint.config["model_type"] == BARE_DECODER else parse_config
+    parse = parse_decoder_config if checkpoint.config["model_type"] in DECODERS else parse_config
     config = parse(checkpoint.config, checkpoint.folder / "config.json")
     vocabulary = read_vocabulary(checkpoint, config.text_config.vocab_size, config.image_token_index)
+    decoder_family, tower_family = config.text_config.family, None
     image = None
     if isinstance(config, LlavaConfig):
+        tower_family = config.vision_config.family
         check_activations(config)
         image = read_image_spec(checkpoint, config, image_size)
     elif image_size is not None:
@@ -65,10 +72,12 @@ def read_model(checkpoint: Checkpoint, image_size: int | None) -> Model:
         image=image,
         prompt=prompt,
         source=Source(
-            architecture="LlavaForConditionalGeneration" if image else "Qwen2ForCausalLM",
-            vision_model_type="clip_vision_model" if image else None,
-            text_model_type="qwen2",
+            architecture="LlavaForConditionalGeneration" if tower_family else decoder_family.architecture,
+            vision_model_type=tower_family.model_type if tower_family else None,
+            text_model_type=decoder_family.model_type,
             config_sha256=checkpoint.config_sha256(),
             weights_sha256=checkpoint.weights_sha256(),
+            quantization=checkpoint.quantization,
         ),
+        held_bytes=checkpoint.held_bytes,
     )

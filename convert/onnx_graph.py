@@ -1,9 +1,10 @@
-"""An ONNX graph under construction: nodes, and float32 weights that are streamed into an external data file.
+"""An ONNX graph under construction: nodes, and weights that are streamed into an external data file.
 
 Weights are loaded only while they are written, so that a tower is never in memory as a whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Final
@@ -19,6 +20,10 @@ try:
 except ModuleNotFoundError as error:
     raise MissingPackageError("onnx") from error
 
+Weights = NDArray[np.float32] | NDArray[np.int8]
+Shapes = Mapping[str, Sequence[str | int | None]]
+
+DATA_TYPES: Final = {np.float32: TensorProto.FLOAT, np.int8: TensorProto.INT8}
 OPSET: Final = 20  # the first with Gelu
 IR_VERSION: Final = 9
 MICROSOFT: Final = "com.microsoft"
@@ -30,11 +35,18 @@ class _Weight:
     name: str
     shape: tuple[int, ...]
     offset: int
-    load: Callable[[], NDArray[np.float32]]
+    load: Callable[[], Weights]
+    dtype: type[np.float32] | type[np.int8]
 
     @property
     def n_bytes(self) -> int:
-        return 4 * prod(self.shape)
+        return np.dtype(self.dtype).itemsize * prod(self.shape)
+
+    def read(self) -> Weights:
+        array = np.ascontiguousarray(self.load(), np.dtype(self.dtype).newbyteorder("<"))
+        if array.shape != self.shape:
+            raise ValueError(f"{self.name} has shape {array.shape}, not {self.shape}")
+        return array
 
 
 class OnnxGraph:
@@ -42,30 +54,49 @@ class OnnxGraph:
 
     def __init__(self) -> None:
         self._nodes: list[NodeProto] = []
+        self._names: set[str] = set()
         self._constants: list[TensorProto] = []
         self._weights: list[_Weight] = []
 
     def node(self, op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
         """Add a node whose only output is called ``name``."""
         self._nodes.append(helper.make_node(op, list(inputs), [name], name=name, domain=domain, **attributes))
+        self._names.add(name)
         return name
+
+    def has_node(self, name: str) -> bool:
+        """Whether there is a node called ``name``."""
+        return name in self._names
 
     def constant(self, name: str, values: Sequence[int]) -> str:
         """Add a small int64 vector."""
         self._constants.append(numpy_helper.from_array(np.array(values, np.int64), name))
         return name
 
-    def weight(self, name: str, shape: Sequence[int], load: Callable[[], NDArray[np.float32]]) -> str:
-        """Add a float32 weight of ``shape``; ``load`` is called once, when the data file is written."""
+    def weight(
+        self,
+        name: str,
+        shape: Sequence[int],
+        load: Callable[[], Weights],
+        dtype: type[np.float32] | type[np.int8] = np.float32,
+    ) -> str:
+        """Add a weight of ``shape``; ``load`` is called when the data file is written."""
         end = self._weights[-1].offset + self._weights[-1].n_bytes if self._weights else 0
         offset = -(-end // DATA_ALIGNMENT) * DATA_ALIGNMENT
-        self._weights.append(_Weight(name, tuple(shape), offset, load))
+        self._weights.append(_Weight(name, tuple(shape), offset, load, dtype))
         return name
 
     @property
-    def n_weights(self) -> int:
-        """Number of weights."""
-        return len(self._weights)
+    def n_weights(self) -> dict[str, int]:
+        """Number of weights by type, such as "F32" or "I8"."""
+        counts = Counter("F32" if weight.dtype is np.float32 else "I8" for weight in self._weights)
+        return dict(counts.most_common())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Mean over all elements of all weights."""
+        n_bytes = sum(weight.n_bytes for weight in self._weights)
+        return 8 * n_bytes / sum(prod(weight.shape) for weight in self._weights)
 
     @property
     def data_bytes(self) -> int:
@@ -80,20 +111,15 @@ class OnnxGraph:
     def write_data(self, file: StagedFile) -> None:
         """Stream all weights into ``file``."""
         for weight in self._weights:
-            array = np.ascontiguousarray(weight.load(), "<f4")
-            if array.shape != weight.shape:
-                raise ValueError(f"{weight.name} has shape {array.shape}, not {weight.shape}")
             file.pad_to(weight.offset)
-            file.write(array.data)
+            file.write(weight.read().data)
             file.end_step()
 
-    def to_model(
-        self,
-        *,
-        inputs: dict[str, Sequence[str | int]],
-        outputs: dict[str, Sequence[str | int]],
-        data_file: str,
-    ) -> ModelProto:
+    def read_weights(self) -> dict[str, Weights]:
+        """All weights, by name, in memory."""
+        return {weight.name: weight.read() for weight in self._weights}
+
+    def to_model(self, *, inputs: Shapes, outputs: Shapes, data_file: str) -> ModelProto:
         """The model, whose weights lie in ``data_file`` beside it; inputs and outputs are float32."""
         graph = helper.make_graph(
             self._nodes,
@@ -115,7 +141,7 @@ def _external(weight: _Weight, data_file: str) -> TensorProto:
     tensor = TensorProto(
         name=weight.name,
         dims=weight.shape,
-        data_type=TensorProto.FLOAT,
+        data_type=DATA_TYPES[weight.dtype],
         data_location=TensorProto.EXTERNAL,
     )
     for key, value in (("location", data_file), ("offset", weight.offset), ("length", weight.n_bytes)):

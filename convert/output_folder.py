@@ -11,11 +11,23 @@ from acestep_gguf.bundle import (
     ImageSpec,
     PromptSpec,
     Source,
-    Vision,
+    VisionFile,
     check_file,
 )
 from acestep_gguf.errors import BundleError, UsageError
-from acestep_gguf.names import BUNDLE_FILE, FTYPES, Ftype, decoder_file_name, vision_file_name
+from acestep_gguf.names import (
+    BUNDLE_FILE,
+    FTYPES,
+    LLAMA_FTYPE,
+    MMPROJ_FTYPES,
+    VISION_PRECISIONS,
+    Ftype,
+    MmprojFtype,
+    VisionPrecision,
+    decoder_file_name,
+    mmproj_file_name,
+    vision_file_name,
+)
 from acestep_gguf.quantize.staging import leftovers
 
 # File names have 255 bytes: this leaves room for size, ftype, and the suffix of a partial file.
@@ -29,7 +41,8 @@ class OutputFolder:
     path: Path
     bundle: Bundle | None = None
     decoders: dict[Ftype, DecoderFile] = field(default_factory=dict)
-    vision: Vision | None = None
+    vision: dict[VisionPrecision, VisionFile] = field(default_factory=dict)
+    mmproj: dict[MmprojFtype, FileRecord] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -49,18 +62,33 @@ class OutputFolder:
                 f"the output folder cannot be used ({error.strerror}): give another one."
             ) from error
         bundle = Bundle.read(path)
-        decoders = {ftype: file for ftype, file in bundle.decoders.files.items() if _is_sound(path, file)}
-        decoder_files = [file.file for file in bundle.decoders.files.values()]
-        is_vision_sound = all(
-            _is_sound(path, record) for record in bundle.records() if record.file not in decoder_files
-        )
-        vision = bundle.vision if is_vision_sound else None
-        return cls(path=path, bundle=bundle, decoders=decoders, vision=vision)
+        files = bundle.decoders.files
+        sound = {ftype: file for ftype, file in files.items() if _is_sound(path, file)}
+        decoders = {ftype: sound[ftype] for ftype in FTYPES if ftype in sound}
+        mmproj = {ftype: file for ftype, file in bundle.mmproj.items() if _is_sound(path, file)}
+        towers = bundle.vision.files if bundle.vision else {}
+        vision = {
+            precision: file
+            for precision, file in towers.items()
+            if _is_sound(path, file) and _is_sound(path, file.data)
+        }
+        return cls(path=path, bundle=bundle, decoders=decoders, vision=vision, mmproj=mmproj)
 
     @property
     def ftypes(self) -> tuple[Ftype, ...]:
         """What the bundle had, whole or not."""
-        return tuple(self.bundle.decoders.files) if self.bundle else ()
+        files = self.bundle.decoders.files if self.bundle else {}
+        return tuple(ftype for ftype in FTYPES if ftype in files)
+
+    @property
+    def precisions(self) -> tuple[VisionPrecision, ...]:
+        """The towers that the bundle had, whole or not."""
+        return tuple(self.bundle.vision.files) if self.bundle and self.bundle.vision else ()
+
+    @property
+    def mmproj_ftypes(self) -> tuple[MmprojFtype, ...]:
+        """The mmproj files that the bundle had, whole or not."""
+        return tuple(self.bundle.mmproj) if self.bundle else ()
 
     def model_name(self, asked: str | None, default: str) -> str:
         """The name under which a model is added: a bundle keeps its own.
@@ -86,7 +114,7 @@ class OutputFolder:
             BundleError: the folder was made from something else, or is no bundle and not empty.
         """
         if self.bundle is None:
-            self._check_no_foreign_files(name, size_label)
+            self.check_no_foreign_files(name, size_label)
             return
         if self.bundle.image and image and self.bundle.image.size != image.size:
             raise BundleError(
@@ -96,10 +124,17 @@ class OutputFolder:
         if (self.bundle.source, self.bundle.image, self.bundle.prompt) != (source, image, prompt):
             raise BundleError(f"{self.path} was made from another checkpoint: give another output folder.")
 
-    def _check_no_foreign_files(self, name: str, size_label: str) -> None:
-        """A conversion that was killed may have left files, but only files that this one writes again."""
-        vision = vision_file_name("float32")
-        own = {vision, f"{vision}.data", *(decoder_file_name(name, size_label, ftype) for ftype in FTYPES)}
+    def check_no_foreign_files(self, name: str, size_label: str) -> None:
+        """A conversion that was killed may have left files, but only files that this one writes again.
+
+        Raises:
+            BundleError: the folder is no bundle, and holds something else.
+        """
+        own = {decoder_file_name(name, size_label, ftype) for ftype in LLAMA_FTYPE}
+        for precision in VISION_PRECISIONS:
+            vision = vision_file_name(precision)
+            own |= {vision, f"{vision}.data"}
+        own |= {mmproj_file_name(name, ftype) for ftype in MMPROJ_FTYPES}
         left = leftovers(self.path)
         for path in self.path.iterdir() if self.path.exists() else ():
             if path.name not in own and path not in left:

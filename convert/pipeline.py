@@ -1,23 +1,42 @@
 """checkpoint -> bundle: a conversion, step by step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from acestep_gguf.bundle import SCHEMA_VERSION, Bundle, DecoderFile, Decoders, Vision
+from acestep_gguf.bundle import (
+    SCHEMA_VERSION,
+    Bundle,
+    DecoderFile,
+    Decoders,
+    FileRecord,
+    Vision,
+    VisionFile,
+)
 from acestep_gguf.conversion_events import FileDone, Finished, Plan
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.plan import ConversionPlan, Options, make_plan
+from acestep_gguf.convert.vision_files import PlannedVision
 from acestep_gguf.errors import BundleError
-from acestep_gguf.names import FTYPES, Ftype, partial_name
+from acestep_gguf.names import (
+    FTYPES,
+    VISION_PRECISIONS,
+    Ftype,
+    MmprojFtype,
+    VisionPrecision,
+    partial_name,
+)
 from acestep_gguf.quantize.one_pass import GgufOutput, write_ggufs
 from acestep_gguf.quantize.planning import OnEvent, ProgressTally, check_disk
 from acestep_gguf.quantize.staging import LOCK_FILE, Staging, journal_path, leftovers
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
 
 DEFAULT_FTYPES: Final[tuple[Ftype, ...]] = ("Q4_K_M", "Q5_K_M", "Q8_0")
+
+# Mean cosine of image embeds to float32's, from which on int8 is the default.
+GOOD_COSINE: Final = 0.99
 
 
 def convert_checkpoint(
@@ -29,6 +48,10 @@ def convert_checkpoint(
     name: str | None = None,
     steering: Steering = AS_THE_RECIPE,
     imatrix: Path | None = None,
+    mmproj: Sequence[MmprojFtype] = (),
+    class_token_first: bool = False,
+    vision: Sequence[VisionPrecision] = VISION_PRECISIONS,
+    calibration: Path | None = None,
     threads: int | None = None,
     on_event: OnEvent = lambda _: None,
 ) -> Bundle:
@@ -47,19 +70,33 @@ def convert_checkpoint(
         name: the model's name in file names and metadata, by default the checkpoint folder's.
         steering: what is to differ from the recipes of ``ftypes``.
         imatrix: file of llama-imatrix, made from the same model.
+        mmproj: types in which the tower and projector are written for llama.cpp, too.
+        class_token_first: write them for a llama.cpp without the defect #25814, see docs/llama_cpp.md.
+        vision: precisions of the tower to make; those that are there already stay.
+        calibration: folder of pictures that show what int8 would ruin, by default a few of our own.
         threads: threads that read and quantize, by default one for each core.
         on_event: called with each event, see conversion_events.py; very often with Progress.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or contradicts itself.
-        UnsupportedModelError: it is of a kind that this software does not run.
+        UnsupportedModelError: it is of a kind that this software, or for ``mmproj`` llama.cpp, does not run.
         BundleError: ``out`` cannot be written, holds something else, or another process is writing to it.
         ImatrixError: ``imatrix`` is damaged or of another model.
+        ImageError: a picture of ``calibration`` cannot be read, or there is none.
         UsageError: an argument is out of its range.
     """
     started = perf_counter()
     options = Options(
-        ftypes=ftypes, image_size=image_size, name=name, steering=steering, imatrix=imatrix, threads=threads
+        ftypes=ftypes,
+        image_size=image_size,
+        name=name,
+        steering=steering,
+        imatrix=imatrix,
+        threads=threads,
+        mmproj=mmproj,
+        class_token_first=class_token_first,
+        vision=vision,
+        calibration=calibration,
     )
     with Checkpoint(checkpoint) as opened:
         plan = make_plan(opened, out, options)
@@ -75,13 +112,14 @@ def convert_checkpoint(
             check_disk(told)
             _remove_leftovers(plan)
             decoders, decoder_seconds = _write_decoders(staging, plan)
-            vision, vision_seconds = _write_vision(staging, plan)
+            towers, vision_seconds = _write_vision(staging, plan, progress)
+            mmproj_files, mmproj_seconds = _write_mmproj(staging, plan)
             staging.publish()
-            bundle = _bundle(plan, decoders, options.ftypes[0], vision)
+            bundle = _bundle(plan, decoders, options.ftypes[0], towers, mmproj_files)
             bundle.write(out)
     for file in told.files:
         record = next(record for record in bundle.records() if record.file == file.file)
-        seconds = vision_seconds if file.label == "vision" else decoder_seconds
+        seconds = {"vision": vision_seconds, "mmproj": mmproj_seconds}.get(file.label, decoder_seconds)
         on_event(FileDone(file=record.file, bytes=record.bytes, sha256=record.sha256, seconds=seconds))
     on_event(Finished(folder=str(out), seconds=perf_counter() - started))
     return bundle
@@ -96,12 +134,25 @@ def plan_conversion(
     name: str | None = None,
     steering: Steering = AS_THE_RECIPE,
     imatrix: Path | None = None,
+    mmproj: Sequence[MmprojFtype] = (),
+    class_token_first: bool = False,
+    vision: Sequence[VisionPrecision] = VISION_PRECISIONS,
+    calibration: Path | None = None,
     threads: int | None = None,
     on_event: OnEvent = lambda _: None,
 ) -> Plan:
     """What ``convert_checkpoint`` would write, with the same arguments and errors; nothing is written."""
     options = Options(
-        ftypes=ftypes, image_size=image_size, name=name, steering=steering, imatrix=imatrix, threads=threads
+        ftypes=ftypes,
+        image_size=image_size,
+        name=name,
+        steering=steering,
+        imatrix=imatrix,
+        threads=threads,
+        mmproj=mmproj,
+        class_token_first=class_token_first,
+        vision=vision,
+        calibration=calibration,
     )
     with Checkpoint(checkpoint) as opened:
         plan = make_plan(opened, out, options).event()
@@ -129,7 +180,7 @@ def _write_decoders(staging: Staging, plan: ConversionPlan) -> tuple[dict[Ftype,
     """The decoders of the bundle, and the seconds that it took to write those that were missing."""
     started = perf_counter()
     tensors = list(plan.model.tensors.decoder.items())
-    stamps = [tensor.file.stamp for _, tensor in tensors]
+    stamps = [tensor.stamp for _, tensor in tensors]
     outputs = {
         ftype: GgufOutput(
             decoder.layout, staging.create_resumable(decoder.file, identity=decoder.identity, stamps=stamps)
@@ -151,17 +202,35 @@ def _write_decoders(staging: Staging, plan: ConversionPlan) -> tuple[dict[Ftype,
     return plan.there.decoders | written, perf_counter() - started
 
 
-def _write_vision(staging: Staging, plan: ConversionPlan) -> tuple[Vision | None, float]:
-    """The tower of the bundle, and the seconds that it took to write it, if it was missing."""
+def _write_vision(
+    staging: Staging, plan: ConversionPlan, progress: ProgressTally
+) -> tuple[dict[VisionPrecision, VisionFile], float]:
+    """The towers of the bundle, and the seconds that it took to write those that were missing."""
     started = perf_counter()
-    if plan.vision is None:
-        return plan.there.vision, 0.0
-    vision = Vision(default="float32", files={"float32": plan.vision.write(staging)})
-    return vision, perf_counter() - started
+    written = write_towers(plan.vision.values(), staging, plan.n_threads, progress)
+    return plan.there.vision | written, perf_counter() - started
+
+
+def write_towers(
+    towers: Iterable[PlannedVision], staging: Staging, n_threads: int, progress: ProgressTally
+) -> dict[VisionPrecision, VisionFile]:
+    """Write the files of ``towers``; to the progress, what need not be written is done, too."""
+    return {tower.precision: tower.write(staging, n_threads, on_spared=progress.add) for tower in towers}
+
+
+def _write_mmproj(staging: Staging, plan: ConversionPlan) -> tuple[dict[MmprojFtype, FileRecord], float]:
+    """The mmproj files of the bundle, and the seconds that it took to write those that were missing."""
+    started = perf_counter()
+    written = {ftype: mmproj.write(staging, plan.n_threads) for ftype, mmproj in plan.mmproj.items()}
+    return plan.there.mmproj | written, perf_counter() - started
 
 
 def _bundle(
-    plan: ConversionPlan, decoders: Mapping[Ftype, DecoderFile], default: Ftype, vision: Vision | None
+    plan: ConversionPlan,
+    decoders: Mapping[Ftype, DecoderFile],
+    default: Ftype,
+    towers: Mapping[VisionPrecision, VisionFile],
+    mmproj: dict[MmprojFtype, FileRecord],
 ) -> Bundle:
     return Bundle(
         schema_version=SCHEMA_VERSION,
@@ -172,7 +241,17 @@ def _bundle(
             default=plan.there.bundle.decoders.default if plan.there.bundle else default,
             files={ftype: decoders[ftype] for ftype in FTYPES if ftype in decoders},
         ),
-        vision=vision,
+        vision=vision_with_default(towers),
         image=plan.model.image,
         prompt=plan.model.prompt,
+        mmproj=mmproj,
     )
+
+
+def vision_with_default(towers: Mapping[VisionPrecision, VisionFile]) -> Vision | None:
+    """The default is int8, unless it came out badly and there is another."""
+    files = {precision: towers[precision] for precision in VISION_PRECISIONS if precision in towers}
+    if not files:
+        return None
+    good = [precision for precision, file in files.items() if file.cosine_to_float32 >= GOOD_COSINE]
+    return Vision(default="int8" if "int8" in good else next(iter(files)), files=files)

@@ -5,19 +5,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from acestep_gguf.bundle import ImageSpec
 from acestep_gguf.chat_template import ChatTemplate
 from acestep_gguf.conversion_events import Plan, PlannedFile
+from acestep_gguf.convert.calibration import find_pictures
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.config import LlavaConfig
 from acestep_gguf.convert.decoder import decoder_metadata
+from acestep_gguf.convert.mmproj import PlannedMmproj, plan_mmproj
 from acestep_gguf.convert.model import Model, read_model
 from acestep_gguf.convert.output_folder import OutputFolder
-from acestep_gguf.convert.vision import PlannedVision, plan_vision
+from acestep_gguf.convert.vision_files import PlannedVision, plan_vision
 from acestep_gguf.decoder_info import check_vocabulary, decoder_info
 from acestep_gguf.errors import BundleError, CheckpointError, PromptError, UsageError
 from acestep_gguf.gguf_header import parse_gguf_header
-from acestep_gguf.names import FTYPES, Ftype, decoder_file_name
+from acestep_gguf.names import (
+    FTYPES,
+    MMPROJ_FTYPES,
+    VISION_PRECISIONS,
+    Ftype,
+    MmprojFtype,
+    VisionPrecision,
+    decoder_file_name,
+)
 from acestep_gguf.quantize.gguf_layout import GgufLayout, lay_out
 from acestep_gguf.quantize.imatrix import Importance, read_imatrix
 from acestep_gguf.quantize.one_pass import buffer_bytes
@@ -40,6 +49,10 @@ class Options:
     steering: Steering
     imatrix: Path | None
     threads: int | None
+    mmproj: Sequence[MmprojFtype] = ()
+    class_token_first: bool = False
+    vision: Sequence[VisionPrecision] = VISION_PRECISIONS
+    calibration: Path | None = None
 
     @property
     def n_threads(self) -> int:
@@ -51,7 +64,20 @@ class Options:
             raise UsageError(f"no decoder is asked for: name at least one of {', '.join(FTYPES)}.")
         for ftype in self.ftypes:
             check_ftype(ftype)
+        for mmproj in self.mmproj:
+            if mmproj not in MMPROJ_FTYPES:
+                raise UsageError(f"{mmproj} is no type of an mmproj: choose from {', '.join(MMPROJ_FTYPES)}.")
+        check_precisions(self.vision)
         thread_count(self.threads)
+
+
+def check_precisions(precisions: Sequence[VisionPrecision]) -> None:
+    """Raises UsageError unless there are some, all of them ours."""
+    if not precisions or any(precision not in VISION_PRECISIONS for precision in precisions):
+        asked = ", ".join(precisions) or "nothing"
+        raise UsageError(
+            f"{asked} is asked for as the tower's precision: choose from {', '.join(VISION_PRECISIONS)}."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +98,15 @@ class ConversionPlan:
     model: Model
     there: OutputFolder
     decoders: Mapping[Ftype, PlannedDecoder]
-    vision: PlannedVision | None
+    vision: Mapping[VisionPrecision, PlannedVision]
+    mmproj: Mapping[MmprojFtype, PlannedMmproj]
     importance: Mapping[str, Importance] | None
     n_threads: int
 
     @property
     def is_empty(self) -> bool:
         """Whether everything that was asked for is there."""
-        return not self.decoders and self.vision is None
+        return not (self.decoders or self.vision or self.mmproj)
 
     def event(self) -> Plan:
         """The plan as it is told."""
@@ -89,35 +116,26 @@ class ConversionPlan:
             files=files,
             bytes_needed=sum(file.bytes for file in files),
             bytes_free=bytes_free(self.there.path, leftovers(self.there.path)),
-            memory=BASE_MEMORY + max(self._decoder_memory(), self._vision_memory()),
+            memory=BASE_MEMORY + self.model.held_bytes + max(self._decoder_memory(), self._vision_memory()),
+            source_quantization=self.model.source.quantization,
         )
 
     def _files(self) -> Iterator[PlannedFile]:
         folder = self.there.path
         for ftype, decoder in self.decoders.items():
             yield planned_gguf(folder / decoder.file, ftype, decoder.layout, decoder.choices, self.importance)
-        if self.vision is not None:
-            for file, n_bytes, n_weights in (
-                (self.vision.data_name, self.vision.graph.data_bytes, self.vision.graph.n_weights),
-                (self.vision.name, len(self.vision.model), 0),
-            ):
-                yield PlannedFile(
-                    file=file,
-                    label="vision",
-                    bytes=n_bytes,
-                    bytes_kept=0,
-                    bits_per_weight=32.0 if n_weights else 0.0,
-                    types={"F32": n_weights} if n_weights else {},
-                    fallbacks={},
-                )
+        for vision in self.vision.values():
+            yield from vision.planned_files()
+        for mmproj in self.mmproj.values():
+            yield planned_gguf(folder / mmproj.file, "mmproj", mmproj.layout, mmproj.choices, None)
 
     def _decoder_memory(self) -> int:
         layouts = [decoder.layout for decoder in self.decoders.values()]
+        layouts += [mmproj.layout for mmproj in self.mmproj.values()]
         return buffer_bytes(layouts, self.n_threads) + sum(len(layout.header) for layout in layouts)
 
     def _vision_memory(self) -> int:
-        # As it is read, as float32, and transposed.
-        return 3 * self.vision.graph.largest_weight_bytes if self.vision else 0
+        return max((vision.memory for vision in self.vision.values()), default=0)
 
 
 def make_plan(checkpoint: Checkpoint, out: Path, options: Options) -> ConversionPlan:
@@ -142,7 +160,8 @@ def make_plan(checkpoint: Checkpoint, out: Path, options: Options) -> Conversion
     shapes = [TensorShape(name, tensor.shape) for name, tensor in model.tensors.decoder.items()]
     imatrix = read_imatrix(options.imatrix) if options.imatrix else None
     importance: dict[str, Importance] | None = None
-    choices = {ftype: choose_types(ftype, shapes, options.steering) for ftype in missing}
+    arch = model.config.text_config.family.arch
+    choices = {ftype: choose_types(ftype, shapes, options.steering, arch=arch) for ftype in missing}
     if imatrix:
         importance = {
             name: values
@@ -172,7 +191,8 @@ def make_plan(checkpoint: Checkpoint, out: Path, options: Options) -> Conversion
         model=model,
         there=there,
         decoders=decoders,
-        vision=None if there.vision else _plan_vision(model, model.image),
+        vision=_plan_vision(model, options, there),
+        mmproj=_plan_mmproj(model, name, options, there),
         importance=importance,
         n_threads=options.n_threads,
     )
@@ -193,10 +213,40 @@ def _check_will_run(layout: GgufLayout, model: Model, folder: Path) -> None:
         raise CheckpointError(str(error)) from error
 
 
-def _plan_vision(model: Model, image: ImageSpec | None) -> PlannedVision | None:
-    if image is None or not isinstance(model.config, LlavaConfig):
-        return None
-    return plan_vision(model.config, image, model.tensors.vision)
+def _plan_vision(model: Model, options: Options, there: OutputFolder) -> dict[VisionPrecision, PlannedVision]:
+    config, image = model.config, model.image
+    if image is None or not isinstance(config, LlavaConfig):
+        return {}
+    wanted = dict.fromkeys([*options.vision, *there.precisions])
+    missing = [precision for precision in wanted if precision not in there.vision]
+    pictures = find_pictures(options.calibration, image) if "int8" in missing else ()
+    return {
+        precision: plan_vision(config, image, model.tensors.vision, precision, pictures)
+        for precision in missing
+    }
+
+
+def _plan_mmproj(
+    model: Model, name: str, options: Options, there: OutputFolder
+) -> dict[MmprojFtype, PlannedMmproj]:
+    config, image = model.config, model.image
+    wanted = dict.fromkeys([*options.mmproj, *there.mmproj_ftypes])
+    missing = [ftype for ftype in wanted if ftype not in there.mmproj]
+    if not missing:
+        return {}
+    if image is None or not isinstance(config, LlavaConfig):
+        raise UsageError("this checkpoint has no vision tower: leave the mmproj file out.")
+    return {
+        ftype: plan_mmproj(
+            config,
+            image,
+            model.tensors.vision,
+            name=name,
+            ftype=ftype,
+            class_token_first=options.class_token_first,
+        )
+        for ftype in missing
+    }
 
 
 def _check_steering_has_effect(options: Options, there: OutputFolder) -> None:

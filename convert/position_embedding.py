@@ -1,5 +1,7 @@
 """Position embeddings for another picture size, as in transformers' ``interpolate_pos_encoding``."""
 
+from math import isqrt
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -8,18 +10,19 @@ CUBIC_A = -0.75
 
 
 def interpolate_positions(table: NDArray[np.float32], n_side: int) -> NDArray[np.float32]:
-    """Resize ``table``, float32 [1 + old side², n_embd] with CLS first, to [1 + n_side², n_embd].
+    """Resize ``table``, float32 [old side², n_embd] with or without CLS before it, to [n_side², n_embd].
 
     The same as torch's ``interpolate(mode="bicubic", align_corners=False)`` over the grid of patches.
     """
     n_embd = table.shape[1]
-    old_side = round((table.shape[0] - 1) ** 0.5)
+    old_side = isqrt(len(table))
+    n_class = len(table) - old_side**2
     if old_side == n_side:
         return table
-    grid = table[1:].reshape(old_side, old_side, n_embd)
+    grid = table[n_class:].reshape(old_side, old_side, n_embd)
     weights = cubic_weights(old_side, n_side)
     resized = np.einsum("yh,xw,hwc->yxc", weights, weights, grid, optimize=True)
-    return np.concatenate([table[:1], resized.reshape(n_side**2, n_embd)]).astype(np.float32)
+    return np.concatenate([table[:n_class], resized.reshape(n_side**2, n_embd)]).astype(np.float32)
 
 
 def cubic_weights(n_in: int, n_out: int) -> NDArray[np.float64]:

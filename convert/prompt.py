@@ -12,6 +12,18 @@ from acestep_gguf.errors import CheckpointError
 
 TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
 
+# LLaVA-1.5 was trained on Vicuna's format. Its first published folders have no chat template.
+VICUNA: Final = (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] != 'system' -%}{{- message['role'] | upper + ': ' -}}{%- endif -%}"
+    "{%- for part in message['content'] if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
+    "{%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] + ' ' -}}{%- endfor -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
+)
+# By the beginning of the decoder's name (text_config's _name_or_path), for folders that have none.
+CHAT_TEMPLATES: Final = {"lmsys/vicuna-": VICUNA}
+
 # What transformers hands to a chat template beside the messages.
 TEMPLATE_TOKENS: Final = (
     "bos_token",
@@ -35,6 +47,7 @@ def read_prompt_spec(
             a picture.
     """
     tokenizer_config = _tokenizer_config(checkpoint)
+    template_tokens = _template_tokens(tokenizer_config)
     processor_config = checkpoint.read_json(PROCESSOR_FILE) or {}
     image_token = None
     if config.image_token_index is not None:
@@ -43,11 +56,13 @@ def read_prompt_spec(
     return PromptSpec(
         image_token=image_token,
         chat_template=_chat_template(checkpoint, processor_config, tokenizer_config),
-        template_tokens=_template_tokens(tokenizer_config),
+        template_tokens=template_tokens,
         control_tokens=vocabulary.control,
         user_defined_tokens=vocabulary.user_defined,
         stop_tokens=tuple(vocabulary.tokens[token_id] for token_id in stop_ids),
         normalizer=vocabulary.normalizer,
+        add_bos=_adds_bos(tokenizer_config, template_tokens, vocabulary),
+        space_prefix=vocabulary.space_prefix,
     )
 
 
@@ -93,9 +108,27 @@ def _chat_template(
         template = _default_template(candidate) if isinstance(candidate, list) else candidate
         if isinstance(template, str) and template:
             return template
+    decoder_name = str((checkpoint.config.get("text_config") or {}).get("_name_or_path"))
+    for beginning, template in CHAT_TEMPLATES.items():
+        if decoder_name.startswith(beginning):
+            return template
     raise CheckpointError(
         f"{checkpoint.folder} has no chat template: add a chat_template.jinja to the checkpoint."
     )
+
+
+def _adds_bos(
+    tokenizer_config: Mapping[str, Any], template_tokens: Mapping[str, str], vocabulary: Vocabulary
+) -> bool:
+    """Whether prompts begin with bos_token: add_bos_token, or else the tokenizer itself, says so."""
+    bos_token, said = template_tokens.get("bos_token"), tokenizer_config.get("add_bos_token")
+    if bos_token is None and vocabulary.bos is None:
+        return False
+    if bos_token not in vocabulary.control or vocabulary.bos not in (None, bos_token):
+        raise CheckpointError(
+            f"bos_token is {bos_token!r}, in {TOKENIZER_FILE} {vocabulary.bos!r}: get the files of one model."
+        )
+    return bool(said) if said is not None else vocabulary.bos is not None
 
 
 def _default_template(named: list[Any]) -> str | None:

@@ -56,6 +56,22 @@ class SafetensorsTensor:
     offset: int
     n_bytes: int
 
+    @property
+    def stamp(self) -> str:
+        """State of the file."""
+        return self.file.stamp
+
+    def check(self) -> None:
+        """Refuse what holds no weights.
+
+        Raises:
+            CheckpointError: it is no float of a known kind.
+        """
+        if self.dtype not in DECODERS:
+            raise CheckpointError(
+                f"tensor {self.name} is {self.dtype}: save the weights as bfloat16, float16 or float32."
+            )
+
     def read(self) -> NDArray[np.float32]:
         """The whole tensor as float32."""
         n_rows = prod(self.shape[:-1])
@@ -67,6 +83,7 @@ class SafetensorsTensor:
         Raises:
             CheckpointError: a weight is NaN or infinite, or the file ended early or cannot be read.
         """
+        self.check()
         dtype, decode = DECODERS[self.dtype]
         n_per_row = self.shape[-1]
         raw = np.empty((stop - start, n_per_row), dtype)

@@ -1,12 +1,16 @@
 """Which checkpoints can be converted, and a sentence for those that cannot."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from acestep_gguf.convert.families import CLIP, DECODERS, LLAMA, TOWERS
+from acestep_gguf.convert.quantized.formats import read_format
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 SUPPORTED: Final = (
-    "LlavaForConditionalGeneration with a CLIP vision tower and a Qwen2 decoder, or Qwen2ForCausalLM alone"
+    "LlavaForConditionalGeneration with a CLIP or SigLIP vision tower and a Qwen2 or Llama decoder, or a "
+    "decoder of these alone"
 )
 
 MUSIC: Final = (
@@ -18,9 +22,6 @@ QWEN_VL: Final = (
     "own tools (convert_hf_to_gguf.py --mmproj, llama-mtmd-cli) run them; "
     f"this software converts {SUPPORTED}."
 )
-# model_type of a decoder whose checkpoint has no vision tower.
-BARE_DECODER: Final = "qwen2"
-
 # Folders in the published repository of ACE-Step 1.5.
 MUSIC_FOLDERS: Final = ("acestep-v15-", "acestep-5Hz-lm-")
 
@@ -66,34 +67,24 @@ def check_architecture(config: dict[str, Any], folder: Path) -> None:
         raise CheckpointError(f"{folder}/config.json has no model_type: give a checkpoint of {SUPPORTED}.")
     if model_type in SENTENCES:
         raise UnsupportedModelError(f"{folder} is a {model_type} checkpoint: {SENTENCES[model_type]}")
-    _check_not_quantized(config, folder)
-    if model_type == BARE_DECODER:
+    read_format(config, folder)
+    if model_type in DECODERS:
         return
     if model_type != "llava":
         raise UnsupportedModelError(f"{folder} is a {model_type} checkpoint: supported is {SUPPORTED}.")
-    _check_part(config, "vision_config", "clip_vision_model", "clip_vision_model", folder)
-    _check_part(config, "text_config", "llama", "qwen2", folder)
+    _check_part(config, "vision_config", CLIP.model_type, TOWERS, folder)
+    _check_part(config, "text_config", LLAMA.model_type, DECODERS, folder)
 
 
-def _check_part(config: dict[str, Any], key: str, default: str, supported: str, folder: Path) -> None:
+def _check_part(
+    config: dict[str, Any], key: str, default: str, families: Mapping[str, object], folder: Path
+) -> None:
     part = config.get(key)
     if part is not None and not isinstance(part, dict):
         raise CheckpointError(f"{folder}/config.json: {key} is not an object: get an undamaged checkpoint.")
     model_type = (part or {}).get("model_type", default)
-    if model_type != supported:
-        raise UnsupportedModelError(
-            f"{folder} has a {key} of type {model_type}, not {supported}: supported is {SUPPORTED}."
-        )
-    _check_not_quantized(part or {}, folder)
-
-
-def _check_not_quantized(config: dict[str, Any], folder: Path) -> None:
-    quantization = config.get("quantization_config")
-    if quantization is not None:
-        method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else "unnamed"
-        raise UnsupportedModelError(
-            f"{folder} is already quantized ({method}): convert the bfloat16, float16 or float32 checkpoint."
-        )
+    if not isinstance(model_type, str) or model_type not in families:
+        raise UnsupportedModelError(f"{folder} has a {key} of type {model_type}: supported is {SUPPORTED}.")
 
 
 def _is_ace_step(name: object) -> bool:

@@ -1,7 +1,8 @@
-"""tokenizer.json as a GGUF vocabulary: tokens, their types, and merges.
+"""tokenizer.json as a GGUF vocabulary: tokens, their types, and merges or scores.
 
 Only what llama.cpp tokenizes in the same way is taken: byte-level BPE with Qwen2's pre-tokenizer, and no
-normalizer or NFC. Everything else is refused by name.
+normalizer or NFC, and SentencePiece's BPE as Llama has it (sentencepiece.py). Everything else is refused by
+name.
 """
 
 from collections.abc import Collection, Mapping, Set
@@ -10,6 +11,8 @@ from typing import Any, Final, Literal, Self
 
 from gguf import TokenType
 
+from acestep_gguf.bundle import SpacePrefix
+from acestep_gguf.convert import sentencepiece
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
@@ -22,18 +25,30 @@ PRE_TOKENIZERS: Final = {
 }
 
 
+# What llama.cpp's tokenizers have not.
+REFUSED_OPTIONS: Final = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """What GGUF's ``tokenizer.ggml.*`` holds; ``control`` and ``user_defined`` are text → id."""
+    """What GGUF's ``tokenizer.ggml.*`` holds; ``control`` and ``user_defined`` are text → id.
 
+    ``model`` "gpt2" is byte-level BPE, and has ``merges``; "llama" is SentencePiece's, and has ``scores``.
+    ``bos`` is the token that the tokenizer puts before a prompt.
+    """
+
+    model: Literal["gpt2", "llama"]
     pre: str
     tokens: list[str]
     ids: dict[str, int]
     types: list[int]
     merges: list[str]
+    scores: list[float]
     control: dict[str, int]
     user_defined: dict[str, int]
     normalizer: Literal["NFC"] | None
+    space_prefix: SpacePrefix
+    bos: str | None
 
     def id(self, token: str | None) -> int | None:
         """A token's id, None when there is no such token."""
@@ -72,13 +87,15 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int
     model = raw.get("model")
     if not isinstance(model, dict):
         raise _damaged("it has no model")
-    _check_model(model)
+    is_sentencepiece = bool(model.get("byte_fallback"))
+    _check_model(model, REFUSED_OPTIONS if is_sentencepiece else (*REFUSED_OPTIONS, "unk_token"))
 
     tokens: list[str | None] = [None] * vocab_size
     types = [int(TokenType.UNUSED)] * vocab_size
     for token, token_id in _token_ids(model.get("vocab")).items():
         _put(tokens, token_id, token)
-        types[token_id] = TokenType.NORMAL
+        is_byte = is_sentencepiece and token in sentencepiece.BYTE_TOKENS
+        types[token_id] = TokenType.BYTE if is_byte else TokenType.NORMAL
     control: dict[str, int] = {}
     user_defined: dict[str, int] = {}
     for added in _added_tokens(raw):
@@ -95,33 +112,67 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int
     ids = {text: token_id for token_id, text in enumerate(texts)}
     if len(ids) != len(texts) or any("\0" in text for text in texts):
         raise _damaged("two ids have the same token, or one has a NUL character")
-    return Vocabulary(
-        pre=_pre_tokenizer(raw.get("pre_tokenizer")),
+    vocabulary = Vocabulary(
+        model="gpt2",
+        pre="",
         tokens=texts,
         ids=ids,
         types=types,
         merges=_merges(model.get("merges"), ids.keys()),
+        scores=[],
         control=control,
         user_defined=user_defined,
+        normalizer=None,
+        space_prefix="never",
+        bos=_bos(raw.get("post_processor"), control),
+    )
+    return (_as_sentencepiece if is_sentencepiece else _as_byte_level)(vocabulary, raw)
+
+
+def _as_byte_level(vocabulary: Vocabulary, raw: Mapping[str, Any]) -> Vocabulary:
+    return replace(
+        vocabulary,
+        pre=_pre_tokenizer(raw.get("pre_tokenizer")),
         normalizer=_normalizer(raw.get("normalizer")),
     )
 
 
-def _check_model(model: Mapping[str, Any]) -> None:
+def _as_sentencepiece(vocabulary: Vocabulary, raw: Mapping[str, Any]) -> Vocabulary:
+    """The same with scores for its merges."""
+    sentencepiece.check_bytes(vocabulary.ids.keys())
+    return replace(
+        vocabulary,
+        model="llama",
+        pre="default",
+        merges=[],
+        scores=sentencepiece.scores(vocabulary.tokens, vocabulary.types, vocabulary.merges),
+        space_prefix=sentencepiece.space_prefix(raw.get("normalizer"), raw.get("pre_tokenizer")),
+    )
+
+
+def _check_model(model: Mapping[str, Any], refused_options: Collection[str]) -> None:
     if model.get("type", "BPE") != "BPE":
-        raise UnsupportedModelError(f"the tokenizer is {model['type']}: only byte-level BPE is supported.")
-    for option in (
-        "dropout",
-        "unk_token",
-        "continuing_subword_prefix",
-        "end_of_word_suffix",
-        "byte_fallback",
-        "ignore_merges",
-    ):
+        raise UnsupportedModelError(f"the tokenizer is {model['type']}: only BPE is supported.")
+    for option in refused_options:
         if model.get(option):
             raise UnsupportedModelError(
-                f"the tokenizer's BPE has {option}: only Qwen2's plain BPE is supported."
+                f"the tokenizer's BPE has {option}: only Qwen2's and Llama's are supported."
             )
+
+
+def _bos(raw: Any, control: Mapping[str, int]) -> str | None:
+    """The token that the tokenizer's post-processor puts before a text."""
+    match raw:
+        case None | {"type": "ByteLevel"} | {"type": "TemplateProcessing", "single": [{"Sequence": _}]}:
+            return None
+        case {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": str(bos)}}, {"Sequence": _}],
+        } if bos in control:
+            return bos
+    raise UnsupportedModelError(
+        "the tokenizer's post-processor does more than put a special token before a text: not supported."
+    )
 
 
 def _token_ids(vocab: Any) -> dict[str, int]:

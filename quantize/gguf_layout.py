@@ -47,6 +47,12 @@ def strings(values: Sequence[str]) -> bytes:
     return head + b"".join(map(_string, values))
 
 
+def f32s(values: Sequence[float]) -> bytes:
+    """An array of float32 values."""
+    head = struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.FLOAT32, len(values))
+    return head + struct.pack(f"<{len(values)}f", *values)
+
+
 def i32s(values: Sequence[int]) -> bytes:
     """An array of signed 32-bit values."""
     head = struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.INT32, len(values))

@@ -1,4 +1,4 @@
-"""A decoder in a GGUF file as the source of another: its metadata as it stands, its tensors row by row.
+"""A GGUF file as a source: its metadata as it stands, its tensors row by row.
 
 Rows are read with pread, not mmap: a file that shrinks is an error, no SIGBUS.
 """
@@ -6,6 +6,7 @@ Rows are read with pread, not mmap: a file that shrinks is an error, no SIGBUS.
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -35,16 +36,28 @@ READABLE_TYPES: Final = frozenset(QType[kind.name] for kind in TENSOR_TYPES.valu
 class GgufTensor:
     """A tensor in a file: rows of blocks of ``qtype``, from ``offset`` on."""
 
-    file: "GgufSource"
+    file: "GgufFile"
     name: str
     shape: tuple[int, ...]
     qtype: QType
     offset: int
 
     @property
+    def stamp(self) -> str:
+        """State of the file: another one when it was changed or replaced."""
+        return self.file.stamp
+
+    def check(self) -> None:
+        """The header was checked already."""
+
+    @property
     def is_quantized(self) -> bool:
         """Whether precision was lost before."""
         return self.qtype not in FLOAT_TYPES
+
+    def read(self) -> NDArray[np.float32]:
+        """The whole tensor as float32. Raises the same as ``read_rows``."""
+        return self.read_rows(0, prod(self.shape[:-1])).reshape(self.shape)
 
     def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop`` as float32 [stop - start, shape[-1]]; a vector is one row. Thread-safe.
@@ -65,14 +78,11 @@ class GgufTensor:
         return blocks
 
 
-class GgufSource:
-    """An open decoder file; its tensors are in llama-quantize's order.
-
-    ``stamp`` is another one when the file was changed or replaced.
+class GgufFile:
+    """A GGUF file, open inside its context; ``stamp`` is another one when it was changed or replaced.
 
     Raises:
         BundleError: missing, damaged, or a part of a split file.
-        UnsupportedModelError: of another architecture.
     """
 
     def __init__(self, path: Path) -> None:
@@ -80,36 +90,22 @@ class GgufSource:
         if path.exists() and not path.is_file():
             raise BundleError(f"{path} is not a file: name a GGUF file.")
         self.header = read_gguf_header(path)
-        self.info = decoder_info(self.header)
         if self.header.metadata.get("split.count", 1) not in (0, 1):
             raise BundleError(f"{path} is a part of a split file: join it with llama-gguf-split --merge.")
-        tensors = (self._tensor(info) for info in self.header.tensors)
-        self.tensors = sorted(tensors, key=lambda tensor: layer_order(tensor.name))
-        self._check_layers()
+
+    def __enter__(self) -> Self:
         try:
-            self._fd = os.open(path, os.O_RDONLY)
+            self._fd = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise self._lost(f"it cannot be read, {error.strerror}") from error
         status = os.fstat(self._fd)
-        self.stamp = f"{path.name} {status.st_size} {status.st_mtime_ns}"
-
-    def __enter__(self) -> Self:
+        self.stamp = f"{self.path.name} {status.st_size} {status.st_mtime_ns}"
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._fd)
-
-    @cached_property
-    def metadata(self) -> dict[str, bytes]:
-        """Every key with its encoded value, in the file's order."""
-        return {key: bytes(value) for key, value in self.header.encoded.items()}
-
-    @property
-    def shapes(self) -> list[TensorShape]:
-        """Name, shape and type of each tensor."""
-        return [TensorShape(tensor.name, tensor.shape, tensor.qtype) for tensor in self.tensors]
 
     def read_into(self, blocks: NDArray[np.uint8], offset: int) -> None:
         """Fill ``blocks``, which must be contiguous, with the bytes at ``offset``.
@@ -132,10 +128,12 @@ class GgufSource:
         """What to raise when the file contradicts itself."""
         return BundleError(f"{self.path} is damaged ({problem}): convert the checkpoint or copy it again.")
 
-    def _lost(self, problem: str) -> SourceLostError:
-        return SourceLostError(f"{self.path} was lost ({problem}): bring it back and try again.")
+    def tensor(self, info: TensorInfo, *, max_dims: int = 2) -> GgufTensor:
+        """The tensor that ``info`` of the header describes.
 
-    def _tensor(self, info: TensorInfo) -> GgufTensor:
+        Raises:
+            BundleError: it holds no weights, or has an absurd name or shape.
+        """
         qtype = QType[info.type.name]
         if qtype not in READABLE_TYPES:
             raise self.damaged(f"tensor {info.name!r} has the type {qtype.name}, which holds no weights")
@@ -145,9 +143,38 @@ class GgufSource:
         dims = list(info.dims)
         while len(dims) > 1 and dims[-1] == 1:
             dims.pop()
-        if len(dims) > 2 or dims[0] > MAX_ROW_LENGTH:
+        if len(dims) > max_dims or dims[0] > MAX_ROW_LENGTH:
             raise self.damaged(f"tensor {info.name!r} has the absurd shape {dims}")
         return GgufTensor(self, info.name, tuple(reversed(dims)), qtype, info.offset)
+
+    def _lost(self, problem: str) -> SourceLostError:
+        return SourceLostError(f"{self.path} was lost ({problem}): bring it back and try again.")
+
+
+class GgufSource(GgufFile):
+    """A decoder file; its tensors are in llama-quantize's order.
+
+    Raises:
+        BundleError: missing, damaged, or a part of a split file.
+        UnsupportedModelError: of another architecture.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.info = decoder_info(self.header)
+        tensors = (self.tensor(info) for info in self.header.tensors)
+        self.tensors = sorted(tensors, key=lambda tensor: layer_order(tensor.name))
+        self._check_layers()
+
+    @cached_property
+    def metadata(self) -> dict[str, bytes]:
+        """Every key with its encoded value, in the file's order."""
+        return {key: bytes(value) for key, value in self.header.encoded.items()}
+
+    @property
+    def shapes(self) -> list[TensorShape]:
+        """Name, shape and type of each tensor."""
+        return [TensorShape(tensor.name, tensor.shape, tensor.qtype) for tensor in self.tensors]
 
     def _check_layers(self) -> None:
         """The recipes count layers by their tensors, llama.cpp by the metadata: both must agree."""

@@ -44,7 +44,8 @@ FALLBACK: Final[dict[QType, QType]] = {
 }
 LAST_FALLBACK: Final = QType.F16
 
-# llama.cpp calls a Qwen2 of 80 layers "70B"; there, 8 heads share each attn_v, so more bits cost little.
+# llama.cpp calls a decoder of 80 layers "70B", where 8 heads share each attn_v, so that more bits cost
+# little; a Llama only if it is so.
 N_LAYERS_70B: Final = 80
 
 
@@ -74,21 +75,28 @@ class TypeChoice:
 
 
 def choose_types(
-    ftype: Ftype, tensors: Sequence[TensorShape], steering: Steering = AS_THE_RECIPE
+    ftype: Ftype, tensors: Sequence[TensorShape], steering: Steering = AS_THE_RECIPE, *, arch: str = "qwen2"
 ) -> dict[str, TypeChoice]:
-    """The type of every tensor, by name, in a decoder file of ``ftype``."""
+    """The type of every tensor, by name, in a decoder file of ``ftype`` and the architecture ``arch``."""
     names = [tensor.name for tensor in tensors]
     recipe = _Recipe(
         ftype,
         steering,
         n_layers=sum(name.endswith(".attn_v.weight") for name in names),
         is_tied=OUTPUT not in names,
+        heads_share_values=arch != "llama" or _heads_share_values(tensors),
     )
     choices = {}
     for tensor in sorted(tensors, key=lambda tensor: layer_order(tensor.name)):
         wanted = recipe.type_of(tensor)
         choices[tensor.name] = TypeChoice(_fitting_type(wanted, tensor.shape[-1]), wanted)
     return choices
+
+
+def _heads_share_values(tensors: Sequence[TensorShape]) -> bool:
+    """Whether there are fewer heads of keys and values than of queries."""
+    n_rows = {tensor.name: tensor.shape[0] for tensor in tensors}
+    return n_rows.get("blk.0.attn_q.weight") != n_rows.get("blk.0.attn_k.weight")
 
 
 def is_quantizable(tensor: TensorShape) -> bool:
@@ -115,6 +123,7 @@ class _Recipe:
     steering: Steering
     n_layers: int
     is_tied: bool
+    heads_share_values: bool
     n_met: Counter[str] = field(default_factory=Counter)
 
     def type_of(self, tensor: TensorShape) -> QType:
@@ -145,7 +154,8 @@ class _Recipe:
         self.n_met[match[1]] += 1
         if self.ftype in MORE_BITS and self._is_sensitive(layer):
             return MORE_BITS[self.ftype]
-        if match[1] == "attn_v" and base == QType.Q4_K and self.n_layers == N_LAYERS_70B:
+        is_70b = self.n_layers == N_LAYERS_70B and self.heads_share_values
+        if match[1] == "attn_v" and base == QType.Q4_K and is_70b:
             return QType.Q5_K
         return base
 

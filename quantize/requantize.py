@@ -162,7 +162,7 @@ def _plan(
     check_ftype(ftype)
     _check_is_new_file(out, source)
     weighing = read_imatrix(imatrix) if imatrix else None
-    choices = choose_types(ftype, source.shapes, steering)
+    choices = choose_types(ftype, source.shapes, steering, arch=source.info.architecture)
     if not allow_requantize:
         _check_is_first_quantization(source, choices)
     layout = lay_out(_metadata(source, ftype, weighing), source.shapes, choices)

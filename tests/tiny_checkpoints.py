@@ -1,4 +1,4 @@
-"""Tiny random LLaVA checkpoints in every layout that transformers has written, made without torch.
+"""Tiny random LLaVA checkpoints of every family and layout that transformers has written, without torch.
 
 The same options give the same bytes. transformers loads every one of them without missing or unexpected keys.
 """
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.tiny_tokenizer import n_tokens, token_id, tokenizer_json
+from tests.tiny_families import DECODERS, TOWERS, TinyDecoder, TinyTower
 
 Layout = Literal["v4", "v4.52", "v5"]
 Dtype = Literal["BF16", "F16", "F32"]
@@ -40,15 +40,6 @@ PREFIXES: dict[Layout, tuple[str, str, str, str]] = {
 }
 TORCH_DTYPE: dict[Dtype, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}"
-    "{%- if message['content'] is string -%}{{- message['content'] -}}"
-    "{%- else -%}{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\\n' -}}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyCheckpoint:
@@ -62,6 +53,7 @@ class TinyCheckpoint:
         None
     )
 
+    decoder: Literal["qwen2", "llama"] = "qwen2"
     tied: bool = False
     yarn: bool = False
     hidden_size: int = 256
@@ -71,7 +63,8 @@ class TinyCheckpoint:
     n_kv_heads: int = 2
     n_padding_rows: int = 11
 
-    has_tower: bool = True  # else a Qwen2ForCausalLM
+    has_tower: bool = True  # else a decoder alone
+    tower: Literal["clip", "siglip"] = "clip"
     activation: Literal["gelu", "quick_gelu", "gelu_pytorch_tanh"] = "gelu"
     vision_hidden_size: int = 64
     vision_intermediate_size: int = 160
@@ -81,13 +74,22 @@ class TinyCheckpoint:
     patch_size: int = 14
     feature_layer: int | tuple[int, ...] = -2
     strategy: Literal["default", "full"] = "default"
+    n_outliers: int = 0  # channels of each of the tower's norms that are 50 times the others
     projector_bias: bool = True
     pads_to_square: bool = False
 
     @property
     def vocab_size(self) -> int:
         """Rows of the embeddings."""
-        return n_tokens() + self.n_padding_rows
+        return self._decoder.n_tokens() + self.n_padding_rows
+
+    @property
+    def _decoder(self) -> TinyDecoder:
+        return DECODERS[self.decoder]
+
+    @property
+    def _tower(self) -> TinyTower:
+        return TOWERS[self.tower]
 
     @property
     def is_v5(self) -> bool:
@@ -100,19 +102,19 @@ class TinyCheckpoint:
         files = {
             "config.json": self.config(),
             "generation_config.json": {
-                "eos_token_id": [token_id("<|im_end|>"), token_id("<|endoftext|>")],
-                "pad_token_id": token_id("<|endoftext|>"),
+                "eos_token_id": [*map(self._decoder.token_id, self._decoder.eos_tokens)],
+                "pad_token_id": self._decoder.token_id(self._decoder.pad_token),
             },
-            "tokenizer.json": tokenizer_json(merges_as_pairs=self.is_v5),
+            "tokenizer.json": self._decoder.tokenizer_json(merges_as_pairs=self.is_v5),
             "tokenizer_config.json": self.tokenizer_config(),
             **self.processor_files(),
         }
         default = "chat_template.json" if self.has_tower else "tokenizer_config.json"
         template_in = self.chat_template_in or ("chat_template.jinja" if self.is_v5 else default)
         if template_in == "chat_template.jinja":
-            (folder / template_in).write_text(CHAT_TEMPLATE)
+            (folder / template_in).write_text(self._decoder.chat_template)
         else:
-            files.setdefault(template_in, {})["chat_template"] = CHAT_TEMPLATE
+            files.setdefault(template_in, {})["chat_template"] = self._decoder.chat_template
         for name, content in files.items():
             (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=1))
         self._write_weights(folder)
@@ -124,8 +126,8 @@ class TinyCheckpoint:
         if self.yarn:
             rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
         text: dict[str, Any] = {
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
+            "architectures": [self._decoder.architecture],
+            "model_type": self._decoder.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -133,16 +135,17 @@ class TinyCheckpoint:
             "num_attention_heads": self.n_heads,
             "num_key_value_heads": self.n_kv_heads,
             "max_position_embeddings": 512,
-            "eos_token_id": token_id("<|im_end|>"),
+            "eos_token_id": self._decoder.token_id(self._decoder.eos_tokens[0]),
         }
         vision: dict[str, Any] = {
-            "model_type": "clip_vision_model",
+            "model_type": self._tower.model_type,
             "hidden_size": self.vision_hidden_size,
             "intermediate_size": self.vision_intermediate_size,
             "num_hidden_layers": self.vision_n_layers,
             "num_attention_heads": self.vision_n_heads,
             "image_size": self.image_size,
             "patch_size": self.patch_size,
+            **self._tower.config,
         }
         config: dict[str, Any] = {
             "architectures": ["LlavaForConditionalGeneration"],
@@ -156,13 +159,14 @@ class TinyCheckpoint:
         )
         if self.is_v5:
             text["rope_parameters"] = {"rope_theta": 1e6, **rope}
-            text |= {"tie_word_embeddings": self.tied, "bos_token_id": None, "use_sliding_window": False}
+            text |= {"tie_word_embeddings": self.tied, "bos_token_id": self._bos_token_id}
+            text |= {"use_sliding_window": False} if self.decoder == "qwen2" else {}
             if not self.has_tower:
                 return text | {"dtype": TORCH_DTYPE[self.dtype]}
-            vision |= {"hidden_act": self.activation, "layer_norm_eps": 1e-5}
+            vision |= self._tower.defaults | {"hidden_act": self.activation}
             config |= {
                 "dtype": TORCH_DTYPE[self.dtype],
-                "image_token_index": token_id("<image>"),
+                "image_token_index": self._decoder.token_id("<image>"),
                 "multimodal_projector_bias": self.projector_bias,
                 "projector_hidden_act": "gelu",
                 "tie_word_embeddings": self.tied,
@@ -175,10 +179,13 @@ class TinyCheckpoint:
             text["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
         if not self.has_tower:
             return text | {"tie_word_embeddings": self.tied}
-        config |= {"torch_dtype": TORCH_DTYPE[self.dtype], "image_token_index": token_id("<image>")}
+        config |= {
+            "torch_dtype": TORCH_DTYPE[self.dtype],
+            "image_token_index": self._decoder.token_id("<image>"),
+        }
         not_default = (
             (text, "tie_word_embeddings", self.tied, False),
-            (vision, "hidden_act", self.activation, "quick_gelu"),
+            (vision, "hidden_act", self.activation, self._tower.defaults["hidden_act"]),
             (config, "multimodal_projector_bias", self.projector_bias, True),
             (config, "vision_feature_layer", feature_layer, -2),
             (config, "vision_feature_select_strategy", self.strategy, "default"),
@@ -190,24 +197,25 @@ class TinyCheckpoint:
 
     def tokenizer_config(self) -> dict[str, Any]:
         """tokenizer_config.json."""
-        config: dict[str, Any] = {
-            "bos_token": None,
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "model_max_length": 512,
-            "tokenizer_class": "Qwen2Tokenizer",
-            "processor_class": "LlavaProcessor",
-        }
+        defaults: dict[str, Any]
         if self.is_v5:
-            return config | {"backend": "tokenizers", "add_prefix_space": None, "unk_token": "<|endoftext|>"}
-        tokens = tokenizer_json(merges_as_pairs=False)["added_tokens"]
-        return config | {
+            # Version 5 gives Qwen2's tokenizer an unknown token.
+            defaults = {"backend": "tokenizers", "add_prefix_space": None, "unk_token": "<|endoftext|>"}
+            return defaults | self._decoder.tokenizer_config
+        tokens = self._decoder.tokenizer_json(merges_as_pairs=False)["added_tokens"]
+        defaults = {
             "added_tokens_decoder": {str(token.pop("id")): token for token in tokens},
             "clean_up_tokenization_spaces": False,
             "errors": "replace",
             "split_special_tokens": False,
             "unk_token": None,
         }
+        return defaults | self._decoder.tokenizer_config
+
+    @property
+    def _bos_token_id(self) -> int | None:
+        bos_token = self._decoder.tokenizer_config["bos_token"]
+        return None if bos_token is None else self._decoder.token_id(bos_token)
 
     def processor_files(self) -> dict[str, dict[str, Any]]:
         """preprocessor_config.json and processor_config.json, or only the latter."""
@@ -217,23 +225,23 @@ class TinyCheckpoint:
         side = self.image_size
         image_processor: dict[str, Any] = {
             "image_processor_type": kind,
-            "crop_size": {"height": side, "width": side},
-            "do_center_crop": True,
             "do_convert_rgb": True,
             "do_normalize": True,
             "do_rescale": True,
             "do_resize": True,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
             "resample": 3,
             "rescale_factor": 0.00392156862745098,
-            "size": {"shortest_edge": side},
+            "size": {"height": side, "width": side},
+            **self._tower.image_processor,
         }
+        if "do_center_crop" in image_processor:
+            image_processor["crop_size"] = image_processor["size"]
+            image_processor["size"] = {"shortest_edge": side}
         if self.pads_to_square:
             image_processor["do_pad"] = True
         processor = {
             "image_token": "<image>",
-            "num_additional_image_tokens": 1,
+            "num_additional_image_tokens": int(self._tower.has_class_token),
             "patch_size": self.patch_size,
             "processor_class": "LlavaProcessor",
             "vision_feature_select_strategy": self.strategy,
@@ -245,7 +253,11 @@ class TinyCheckpoint:
     @property
     def n_image_tokens(self) -> int:
         """Tokens of one picture."""
-        return (self.image_size // self.patch_size) ** 2 + (self.strategy == "full")
+        return self._n_positions - (self.strategy == "default")
+
+    @property
+    def _n_positions(self) -> int:
+        return (self.image_size // self.patch_size) ** 2 + self._tower.has_class_token
 
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """All weights by their names in this layout, float32, not yet rounded to ``dtype``."""
@@ -279,9 +291,9 @@ class TinyCheckpoint:
         for bid in range(self.n_layers):
             layer = f"{decoder}layers.{bid}."
             vector(f"{layer}input_layernorm.weight", n_embd, mean=1.0)
-            linear(f"{layer}self_attn.q_proj", n_embd, n_embd)
-            linear(f"{layer}self_attn.k_proj", n_kv, n_embd)
-            linear(f"{layer}self_attn.v_proj", n_kv, n_embd)
+            linear(f"{layer}self_attn.q_proj", n_embd, n_embd, bias=self._decoder.has_bias)
+            linear(f"{layer}self_attn.k_proj", n_kv, n_embd, bias=self._decoder.has_bias)
+            linear(f"{layer}self_attn.v_proj", n_kv, n_embd, bias=self._decoder.has_bias)
             linear(f"{layer}self_attn.o_proj", n_embd, n_embd, bias=False)
             vector(f"{layer}post_attention_layernorm.weight", n_embd, mean=1.0)
             linear(f"{layer}mlp.gate_proj", n_ff, n_embd, bias=False)
@@ -294,14 +306,14 @@ class TinyCheckpoint:
             return tensors
 
         v_embd = self.vision_hidden_size
-        vector(f"{tower}embeddings.class_embedding", v_embd)
+        if self._tower.has_class_token:
+            vector(f"{tower}embeddings.class_embedding", v_embd)
         matrix(f"{tower}embeddings.patch_embedding.weight", v_embd, 3, self.patch_size, self.patch_size)
-        matrix(
-            f"{tower}embeddings.position_embedding.weight",
-            (self.image_size // self.patch_size) ** 2 + 1,
-            v_embd,
-        )
-        layer_norm(f"{tower}pre_layrnorm", v_embd)
+        if not self._tower.has_class_token:
+            vector(f"{tower}embeddings.patch_embedding.bias", v_embd)
+        matrix(f"{tower}embeddings.position_embedding.weight", self._n_positions, v_embd)
+        if self._tower.has_class_token:
+            layer_norm(f"{tower}pre_layrnorm", v_embd)
         for bid in range(self.vision_n_layers):
             layer = f"{tower}encoder.layers.{bid}."
             layer_norm(f"{layer}layer_norm1", v_embd)
@@ -311,11 +323,24 @@ class TinyCheckpoint:
             linear(f"{layer}mlp.fc1", self.vision_intermediate_size, v_embd)
             linear(f"{layer}mlp.fc2", v_embd, self.vision_intermediate_size)
         layer_norm(f"{tower}post_layernorm", v_embd)
+        if self.n_outliers:
+            self._plant_outliers(tensors, tower)
 
         n_features = 1 if isinstance(self.feature_layer, int) else len(self.feature_layer)
         linear(f"{projector}linear_1", n_embd, v_embd * n_features, bias=self.projector_bias)
         linear(f"{projector}linear_2", n_embd, n_embd, bias=self.projector_bias)
         return tensors
+
+    def _plant_outliers(self, tensors: dict[str, NDArray[np.float32]], tower: str) -> None:
+        """As real towers have them: weights of the next layer make up for most of what is too large."""
+        outliers = np.linspace(0, self.vision_hidden_size - 1, self.n_outliers, dtype=int)
+        for bid in range(self.vision_n_layers):
+            layer = f"{tower}encoder.layers.{bid}."
+            for norm in ("layer_norm1", "layer_norm2"):
+                for part in ("weight", "bias"):
+                    tensors[f"{layer}{norm}.{part}"][outliers] *= 50
+            for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"):
+                tensors[f"{layer}{name}.weight"][:, outliers] /= 25
 
     def _write_weights(self, folder: Path) -> None:
         tensors = self.tensors()

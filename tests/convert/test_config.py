@@ -8,6 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_gguf.convert.config import LlavaConfig, RopeParameters, TextConfig, VisionConfig, parse_config
+from acestep_gguf.convert.families import LLAMA, QWEN2, SIGLIP
+from acestep_gguf.convert.supported import check_architecture
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from tests.tiny_checkpoints import TinyCheckpoint
 
@@ -23,7 +25,11 @@ def published(name: str) -> dict[str, Any]:
 def parse(
     text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
 ) -> LlavaConfig:
-    raw = {"text_config": text or {}, "vision_config": vision or {"patch_size": 14}, **top}
+    raw = {
+        "text_config": {"model_type": "qwen2", **(text or {})},
+        "vision_config": vision or {"patch_size": 14},
+        **top,
+    }
     return parse_config(raw, PATH)
 
 
@@ -46,9 +52,42 @@ def test_described_model() -> None:
 def test_omitted_keys_mean_the_defaults_of_the_config_classes() -> None:
     assert parse() == LlavaConfig(vision_config=VisionConfig(patch_size=14), text_config=TextConfig())
     assert parse().text_config.rope_parameters.rope_theta == 10_000
-    without_tower = parse_config({"text_config": {}}, PATH)
-    assert without_tower.vision_config.image_size == 336
-    assert without_tower.vision_config.num_hidden_layers == 24
+    bare = parse_config({"image_token_index": 0}, PATH)
+    assert bare.vision_config.image_size == 336
+    assert bare.vision_config.num_hidden_layers == 24
+    assert bare.text_config.family is LLAMA
+    assert bare.text_config.vocab_size == 32000
+    assert (bare.text_config.bos_token_id, bare.text_config.eos_token_id) == (1, 2)
+
+
+def test_llava_1_5_as_published() -> None:
+    config = parse_config(published("llava-1.5-7b-hf.config.json"), PATH)
+    text = config.text_config
+    assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (4096, 11008, 32)
+    assert (text.num_attention_heads, text.n_key_value_heads, text.key_value_size) == (32, 32, 4096)
+    assert (text.vocab_size, text.max_position_embeddings, text.rms_norm_eps) == (32064, 4096, 1e-5)
+    assert config.vision_config.hidden_act == "quick_gelu"
+    assert (config.image_token_index, config.feature_layers) == (32000, (23,))
+    assert config.n_image_tokens(336) == 576
+
+
+@pytest.mark.parametrize(("size", "hidden_size", "tied"), [("0.5b", 1024, True), ("7b", 4096, False)])
+def test_llava_interleave_as_published(size: str, hidden_size: int, tied: bool) -> None:
+    config = parse_config(published(f"llava-interleave-qwen-{size}-hf.config.json"), PATH)
+    text, vision = config.text_config, config.vision_config
+    assert (text.family, text.hidden_size, config.is_tied) == (QWEN2, hidden_size, tied)
+    assert text.n_key_value_heads == text.num_attention_heads
+    assert (vision.family, vision.hidden_act, vision.layer_norm_eps) == (SIGLIP, "gelu_pytorch_tanh", 1e-6)
+    assert config.feature_layers == (26,)
+    assert config.n_image_tokens(384) == 27**2  # SigLIP has no CLS
+
+
+def test_the_strategy_default_drops_the_first_feature_of_any_tower() -> None:
+    siglip = {"model_type": "siglip_vision_model"}
+    for strategy, n_tokens in (("default", 14**2 - 1), ("full", 14**2)):
+        config = parse(vision=siglip, vision_feature_select_strategy=strategy)
+        assert config.vision_config.patch_size == 16
+        assert config.n_image_tokens(224) == n_tokens
 
 
 @pytest.mark.parametrize("options", [{}, {"yarn": True}, {"tied": True}, {"feature_layer": (-2, 0)}])
@@ -95,6 +134,8 @@ def test_yarn_attention_factor_is_transformers() -> None:
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncated"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "silu"),
+        ({"model_type": "llama", "attention_bias": True}, "attention_bias"),
+        ({"model_type": "llama", "mlp_bias": True}, "mlp_bias"),
         ({"head_dim": 64}, "head_dim"),
         ({"use_sliding_window": True, "max_window_layers": 3}, "sliding window"),
         ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 32}, "sliding window"),
@@ -102,7 +143,7 @@ def test_yarn_attention_factor_is_transformers() -> None:
 )
 def test_what_llama_cpp_does_not_compute_is_refused(text: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
-        parse(text)
+        parse(text, image_token_index=0)
 
 
 def test_sliding_window_that_no_layer_uses_is_fine() -> None:
@@ -149,7 +190,9 @@ values = (
     top=st.dictionaries(st.sampled_from([*LlavaConfig.__dataclass_fields__][2:]), values),
 )
 def test_any_config_is_parsed_or_refused(text: Any, vision: Any, top: Any) -> None:
+    raw = {"model_type": "llava", "text_config": text, "vision_config": vision, **top}
     try:
-        parse_config({"text_config": text, "vision_config": vision, **top}, PATH)
+        check_architecture(raw, PATH.parent)
+        parse_config(raw, PATH)
     except (CheckpointError, UnsupportedModelError):
         return

@@ -1,16 +1,14 @@
 """Conversions that die: killed processes, full disks, lost sources. Then the same command carries on."""
 
-import multiprocessing
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter
 
 import pytest
 
@@ -19,14 +17,10 @@ from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError, CheckpointError
 from acestep_gguf.names import BUNDLE_FILE, Ftype
 from acestep_gguf.quantize.staging import LOCK_FILE
+from tests.killed_processes import contents, die_before_operation, run
 from tests.tiny_checkpoints import TinyCheckpoint
 
 FTYPES: tuple[Ftype, ...] = ("Q4_K_M", "Q8_0")
-
-# Conversions are killed in processes of their own, which start from one that has imported everything.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["acestep_gguf.convert", "tests.convert.test_crash"])
-
 
 CLI = (sys.executable, "-m", "acestep_gguf.cli")
 
@@ -37,34 +31,8 @@ def convert(checkpoint: Path, out: Path) -> None:
 
 def convert_until(checkpoint: Path, out: Path, n_operations: int) -> None:
     """Die right before operation ``n_operations`` on a file in ``out``."""
-    left = n_operations
-
-    def count(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal left
-        is_operation = event in ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
-        if is_operation and str(arguments[0]).startswith(str(out)):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
+    die_before_operation(n_operations, out)
     convert(checkpoint, out)
-
-
-def run(target: Callable[..., None], *arguments: object, kill_after: float | None = None) -> bool:
-    """Run in a process; False if it was killed."""
-    process = PROCESSES.Process(target=target, args=arguments)
-    process.start()
-    if kill_after is not None:
-        sleep(kill_after)
-        process.kill()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL)
-    return process.exitcode == 0
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def assert_nothing_looks_finished_that_is_not(out: Path, expected: dict[str, bytes]) -> None:

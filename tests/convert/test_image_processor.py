@@ -52,6 +52,16 @@ def test_published_feature_extractor_of_llava_1_5(tmp_path: Path) -> None:
     assert read(folder) == read(TinyCheckpoint(image_size=336).write(tmp_path / "other"))
 
 
+def test_omitted_keys_mean_the_defaults_of_siglip(tmp_path: Path) -> None:
+    options: Any = {"tower": "siglip", "image_size": 224, "strategy": "full"}
+    folder = TinyCheckpoint(**options).write(tmp_path / "c")
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "SiglipImageProcessorFast"}')
+    spec = read(folder)
+    assert spec == read(TinyCheckpoint(**options, layout="v5").write(tmp_path / "other"))
+    assert (spec.resize, spec.center_crop, spec.mean) == ("exact", None, (0.5, 0.5, 0.5))
+    assert spec.n_image_tokens == 16**2
+
+
 def test_omitted_keys_mean_the_defaults_of_clip(tmp_path: Path) -> None:
     folder = TinyCheckpoint(image_size=224).write(tmp_path / "c")
     (folder / "preprocessor_config.json").write_text("{}")
@@ -118,8 +128,8 @@ def test_processor_that_does_not_fit_the_tower_is_an_error(tiny: Path, changes: 
 
 
 def test_other_processors_are_refused_by_name(tiny: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="SiglipImageProcessor"):
-        read(changed(tiny, image_processor_type="SiglipImageProcessor"))
+    with pytest.raises(UnsupportedModelError, match="ViTImageProcessor"):
+        read(changed(tiny, image_processor_type="ViTImageProcessor"))
 
 
 def test_missing_processor_is_an_error(tiny: Path) -> None:

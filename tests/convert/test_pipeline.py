@@ -7,14 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader
+from PIL import Image
 
 from acestep_gguf.bundle import Bundle, check_file
 from acestep_gguf.conversion_events import Event, FileDone, Finished, Plan, Progress
 from acestep_gguf.convert import convert_checkpoint, plan_conversion
 from acestep_gguf.engine import AceStep
-from acestep_gguf.errors import AceStepError, BundleError, CheckpointError, UnsupportedModelError, UsageError
+from acestep_gguf.errors import (
+    AceStepError,
+    BundleError,
+    CheckpointError,
+    ImageError,
+    UnsupportedModelError,
+    UsageError,
+)
 from acestep_gguf.llama import Model
-from acestep_gguf.names import Ftype
+from acestep_gguf.names import Ftype, VisionPrecision
 from acestep_gguf.quantize.steering import parse_steering
 from tests.tiny_checkpoints import Dtype, Layout, TinyCheckpoint, write_safetensors
 from tests.tiny_tokenizer import n_tokens, token_id
@@ -44,8 +52,9 @@ def manifest(folder: Path) -> dict[str, Any]:
         }
     for decoder in bundle["decoders"]["files"].values():
         del decoder["sha256"]
-    # The graph's bytes depend on onnx's version, its weights do not.
+    # The graph's bytes depend on onnx's version, its weights do not; those of int8 on what a CPU rounds.
     del bundle["vision"]["files"]["float32"]["bytes"], bundle["vision"]["files"]["float32"]["sha256"]
+    bundle["vision"]["files"]["int8"] = sorted(bundle["vision"]["files"]["int8"])
     return {"bundle": bundle, "files": files}
 
 
@@ -152,7 +161,9 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
     assert isinstance(finished, Finished)
 
 
-@pytest.mark.parametrize("suffix", [".gguf", ".onnx", ".onnx.data"])
+@pytest.mark.parametrize(
+    "suffix", [".gguf", "float32.onnx", "float32.onnx.data", "int8.onnx", "int8.onnx.data"]
+)
 @pytest.mark.parametrize("is_missing", [True, False])
 def test_files_that_are_damaged_are_made_again(tmp_path: Path, suffix: str, is_missing: bool) -> None:
     checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
@@ -307,7 +318,7 @@ def test_a_chat_template_that_is_not_valid_is_refused(tmp_path: Path) -> None:
 def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     checkpoint = TinyCheckpoint(intermediate_size=352).write(tmp_path / "c")
     plan = plan_conversion(checkpoint, tmp_path / "bundle", ["Q4_K_M", "Q8_0"])
-    assert [file.fallbacks for file in plan.files] == [{"Q6_K -> Q8_0": 1, "Q4_K -> Q5_0": 1}, {}, {}, {}]
+    assert [file.fallbacks for file in plan.files[:2]] == [{"Q6_K -> Q8_0": 1, "Q4_K -> Q5_0": 1}, {}]
 
 
 @pytest.mark.parametrize("ftypes", [[], ["Q3_K_M"], ["q8_0"]])
@@ -407,14 +418,19 @@ def test_a_plan_says_what_will_be_there(tmp_path: Path) -> None:
     convert_checkpoint(checkpoint, tmp_path / "bundle", on_event=events.append)
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "bundle").iterdir()}
     del sizes["bundle.json"]
-    assert {file.file: file.bytes for file in plan.files} == sizes
-    assert plan.bytes_needed == sum(sizes.values())
+    planned = {file.file: file.bytes for file in plan.files}
+    assert plan.bytes_needed == sum(planned.values())
+    assert planned.keys() == sizes.keys()
+    for file, n_bytes in planned.items():
+        # Calibration shows how much of the int8 tower stays in float32: the plan has the most that it can be.
+        assert n_bytes >= sizes[file] if "int8" in file else n_bytes == sizes[file]
     assert plan.files[0].types == {"Q4_K": 13, "F32": 11, "Q6_K": 3}
     assert {event.file: event.bytes for event in events if isinstance(event, FileDone)} == sizes
 
     last = [event for event in events if isinstance(event, Progress)][-1]
     assert last.bytes_written == last.bytes_total == plan.bytes_needed
-    assert last.tensors_written == last.tensors_total == 3 * 27 + plan.files[3].types["F32"]
+    n_tower_weights = sum(count for file in plan.files[3:] for count in file.types.values())
+    assert last.tensors_written == last.tensors_total == 3 * 27 + n_tower_weights
     assert plan_conversion(checkpoint, tmp_path / "bundle").files == ()
 
 
@@ -432,3 +448,59 @@ def test_a_new_decoder_may_be_steered_an_old_one_may_not(tmp_path: Path) -> None
 def test_a_number_of_threads_that_makes_no_sense_is_refused(tmp_path: Path, threads: int) -> None:
     with pytest.raises(UsageError, match="give 1 to 1024"):
         convert_checkpoint(TinyCheckpoint().write(tmp_path / "c"), tmp_path / "bundle", threads=threads)
+
+
+def test_int8_is_the_default_and_float32_is_there(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    vision, _ = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"]).tower()
+    assert (vision.default, list(vision.files)) == ("int8", ["float32", "int8"])
+    assert vision.files["int8"].data.bytes < 0.9 * vision.files["float32"].data.bytes
+    assert vision.files["float32"].reference is None
+    assert vision.files["int8"].reference is not None
+
+
+@pytest.mark.parametrize(("first", "then"), [("float32", "int8"), ("int8", "float32")])
+def test_a_tower_is_added_to_a_bundle_that_lacks_it(
+    tmp_path: Path, first: VisionPrecision, then: VisionPrecision
+) -> None:
+    """And is the one that it would have been."""
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    alone, _ = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], vision=[first]).tower()
+    assert (alone.default, list(alone.files)) == (first, [first])
+    assert not (tmp_path / "bundle" / f"vision-{then}.onnx").exists()
+    plan = plan_conversion(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    assert [file.file for file in plan.files] == [f"vision-{then}.onnx.data", f"vision-{then}.onnx"]
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    convert_checkpoint(checkpoint, tmp_path / "both", ["Q8_0"])
+    assert contents(tmp_path / "bundle") == contents(tmp_path / "both")
+
+
+@pytest.mark.parametrize("vision", [[], ["int4"], ["float32", "fp16"]])
+def test_precisions_that_do_not_exist_are_refused(tmp_path: Path, vision: list[Any]) -> None:
+    with pytest.raises(UsageError, match="choose from float32, int8"):
+        convert_checkpoint(TinyCheckpoint().write(tmp_path / "c"), tmp_path / "bundle", vision=vision)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_tower_is_calibrated_on_the_pictures_given(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], calibration=pictures)
+    assert not (tmp_path / "bundle").exists()
+    Image.new("RGB", (40, 30), "white").save(pictures / "broken.png")
+    white, ours = (
+        convert_checkpoint(checkpoint, tmp_path / name, ["Q8_0"], name="Tiny", calibration=folder)
+        for name, folder in (("white", pictures), ("ours", None))
+    )
+    assert white.vision_file("int8").cosine_to_float32 != ours.vision_file("int8").cosine_to_float32
+
+
+def test_a_tower_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acestep_gguf.convert.pipeline.GOOD_COSINE", 0.9999999)
+    checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
+    assert convert_checkpoint(checkpoint, tmp_path / "both", ["Q8_0"]).tower()[0].default == "float32"
+    only = convert_checkpoint(checkpoint, tmp_path / "only", ["Q8_0"], vision=["int8"])
+    assert only.tower()[0].default == "int8"

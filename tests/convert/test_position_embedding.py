@@ -26,6 +26,11 @@ def test_cls_keeps_its_embedding() -> None:
     np.testing.assert_array_equal(interpolate_positions(table, 7)[0], table[0])
 
 
+def test_table_without_cls() -> None:
+    table = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
+    np.testing.assert_array_equal(interpolate_positions(table[1:], 7), interpolate_positions(table, 7)[1:])
+
+
 @given(n_in=st.integers(1, 40), n_out=st.integers(1, 40))
 def test_weights_keep_a_constant(n_in: int, n_out: int) -> None:
     np.testing.assert_allclose(cubic_weights(n_in, n_out).sum(axis=1), 1, atol=1e-12)

@@ -5,12 +5,14 @@ from typing import Any, Literal
 import pytest
 
 from acestep_gguf.bundle import PromptSpec
+from acestep_gguf.chat_template import ChatTemplate
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.config import parse_config
-from acestep_gguf.convert.prompt import read_prompt_spec, read_stop_ids
+from acestep_gguf.convert.prompt import VICUNA, read_prompt_spec, read_stop_ids
 from acestep_gguf.convert.tokenizer import read_vocabulary
 from acestep_gguf.errors import CheckpointError
-from tests.tiny_checkpoints import CHAT_TEMPLATE, TinyCheckpoint
+from tests.tiny_checkpoints import TinyCheckpoint
+from tests.tiny_families import QWEN2_TEMPLATE
 from tests.tiny_tokenizer import token_id
 
 
@@ -48,12 +50,42 @@ def test_both_versions_say_the_same_but_for_unk(tmp_path: Path) -> None:
 def test_template_is_found_in_each_place(
     tmp_path: Path, place: Literal["tokenizer_config.json", "chat_template.json", "chat_template.jinja"]
 ) -> None:
-    assert read(TinyCheckpoint(chat_template_in=place).write(tmp_path / "c")).chat_template == CHAT_TEMPLATE
+    assert read(TinyCheckpoint(chat_template_in=place).write(tmp_path / "c")).chat_template == QWEN2_TEMPLATE
+
+
+def test_llava_1_5s_first_folders_have_no_template(tmp_path: Path) -> None:
+    folder = TinyCheckpoint(decoder="llama").write(tmp_path / "c")
+    (folder / "chat_template.json").unlink()
+    with pytest.raises(CheckpointError, match="no chat template"):
+        read(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["_name_or_path"] = "lmsys/vicuna-7b-v1.5"
+    assert read(changed(folder, "config.json", **config)).chat_template == VICUNA
+
+
+def test_vicunas_format(tmp_path: Path) -> None:
+    spec = read(TinyCheckpoint(decoder="llama").write(tmp_path / "c"))
+    assert (spec.add_bos, spec.space_prefix, spec.stop_tokens) == (True, "first", ("</s>",))
+    picture, answer = {"type": "image"}, {"type": "text", "text": "A cat."}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "What is this?"}, picture]},
+        {"role": "assistant", "content": [answer]},
+        {"role": "user", "content": [{"type": "text", "text": "Sure?"}]},
+    ]
+    assert ChatTemplate(spec.chat_template, spec.template_tokens).render(messages) == (
+        "USER: <image>\nWhat is this? ASSISTANT: A cat. USER: Sure? ASSISTANT:"
+    )
+
+
+@pytest.mark.parametrize(("said", "expected"), [(True, True), (False, False), (None, True)])
+def test_add_bos_token(tmp_path: Path, said: bool | None, expected: bool) -> None:
+    folder = TinyCheckpoint(decoder="llama").write(tmp_path / "c")
+    assert read(changed(folder, "tokenizer_config.json", add_bos_token=said)).add_bos == expected
 
 
 def test_the_processors_template_comes_before_the_tokenizers(tiny: Path) -> None:
     changed(tiny, "tokenizer_config.json", chat_template="tokenizer's")
-    assert read(tiny).chat_template == CHAT_TEMPLATE
+    assert read(tiny).chat_template == QWEN2_TEMPLATE
     changed(tiny, "processor_config.json", chat_template="processor's")
     (tiny / "chat_template.json").unlink()
     assert read(tiny).chat_template == "processor's"

@@ -22,24 +22,22 @@ TEXT = {"model_type": "qwen2"}
         ({"model_type": "qwen2_vl"}, "a tower for pictures of any size and M-RoPE"),
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "M-RoPE"),
         ({"model_type": "qwen3"}, "is a qwen3 checkpoint"),
-        ({"model_type": "qwen2", "quantization_config": {"quant_method": "gptq"}}, "already quantized .gptq"),
+        ({"model_type": "qwen2", "quantization_config": {"quant_method": "hqq"}}, "quantized by 'hqq'"),
         ({"model_type": "llava_next", "vision_config": {}}, "is a llava_next checkpoint"),
-        ({"model_type": "llava", "vision_config": VISION}, "text_config of type llama, not qwen2"),
         (
             {"model_type": "llava", "vision_config": VISION, "text_config": {"model_type": "mistral"}},
             "mistral",
         ),
         ({"model_type": "llava", "vision_config": {"model_type": "pixtral"}, "text_config": TEXT}, "pixtral"),
-        ({"model_type": "llava", "quantization_config": {"quant_method": "gptq"}}, "already quantized .gptq"),
+        ({"model_type": "llava", "vision_config": {"model_type": ["clip"]}}, "vision_config of type"),
         (
             {
                 "model_type": "llava",
                 "vision_config": VISION,
-                "text_config": TEXT | {"quantization_config": {"quant_method": "awq"}},
+                "text_config": TEXT | {"quantization_config": {"quant_method": "aqlm"}},
             },
-            "already quantized .awq",
+            "quantized by 'aqlm'",
         ),
-        ({"model_type": "llava", "quantization_config": []}, "already quantized .unnamed"),
     ],
 )
 def test_other_models_get_a_sentence(tmp_path: Path, config: dict[str, Any], sentence: str) -> None:
@@ -48,28 +46,30 @@ def test_other_models_get_a_sentence(tmp_path: Path, config: dict[str, Any], sen
 
 
 @pytest.mark.parametrize(
-    ("name", "sentence"),
+    "name",
     [
-        ("llava-1.5-7b-hf.config.json", "text_config of type llama"),
-        ("llava-interleave-qwen-0.5b-hf.config.json", "vision_config of type siglip_vision_model"),
-        ("llava-interleave-qwen-7b-hf.config.json", "vision_config of type siglip_vision_model"),
+        "llava-1.5-7b-hf.config.json",
+        "llava-interleave-qwen-0.5b-hf.config.json",
+        "llava-interleave-qwen-7b-hf.config.json",
+        "qwen2.5-32b-instruct.config.json",
     ],
 )
-def test_published_checkpoints_of_other_kinds_get_a_sentence(
-    tmp_path: Path, name: str, sentence: str
-) -> None:
-    with pytest.raises(UnsupportedModelError, match=sentence):
-        check_architecture(json.loads((PUBLISHED / name).read_text()), tmp_path)
+def test_published_checkpoints_pass(tmp_path: Path, name: str) -> None:
+    check_architecture(json.loads((PUBLISHED / name).read_text()), tmp_path)
 
 
-@pytest.mark.parametrize("config", [{}, {"model_type": 3}, {"model_type": "llava", "vision_config": []}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"model_type": 3},
+        {"model_type": "llava", "vision_config": []},
+        {"model_type": "llava", "quantization_config": []},
+    ],
+)
 def test_config_that_does_not_say_what_it_is_is_damaged(tmp_path: Path, config: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError):
         check_architecture(config, tmp_path)
-
-
-def test_a_decoder_alone_passes(tmp_path: Path) -> None:
-    check_architecture(json.loads((PUBLISHED / "qwen2.5-32b-instruct.config.json").read_text()), tmp_path)
 
 
 def test_supported_architecture_passes_beside_anything(tmp_path: Path) -> None:

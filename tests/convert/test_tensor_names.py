@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.config import parse_config
-from acestep_gguf.convert.tensor_names import PARTS, find_tensors
+from acestep_gguf.convert.families import DECODERS, TOWERS
+from acestep_gguf.convert.tensor_names import find_tensors
+from acestep_gguf.convert.tensor_tables import HEAD, PROJECTOR
 from acestep_gguf.errors import CheckpointError
 from tests.tiny_checkpoints import PREFIXES, Layout, TinyCheckpoint, write_safetensors
 
@@ -136,6 +138,9 @@ def test_projector_without_bias(tmp_path: Path) -> None:
     assert "mm.1.bias" not in found
 
 
-def test_no_name_stands_twice_in_the_table() -> None:
-    rows: list[Any] = [row[0] for part in PARTS for row in part.rows.values() if row]
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("tower", TOWERS)
+def test_no_name_stands_twice_in_the_tables(decoder: str, tower: str) -> None:
+    parts = (DECODERS[decoder].tensors, HEAD, TOWERS[tower].tensors, PROJECTOR)
+    rows: list[Any] = [row[0] for part in parts for row in part.rows.values() if row]
     assert len(rows) == len(set(rows))

@@ -79,7 +79,9 @@ def test_no_normalizer(tiny: Path, normalizer: Any) -> None:
     ("change", "message"),
     [
         (lambda t: t["model"].update(type="Unigram"), "Unigram"),
-        (lambda t: t["model"].update(byte_fallback=True), "byte_fallback"),
+        (lambda t: t["model"].update(byte_fallback=True), "no token '<0x00>'"),
+        (lambda t: t["model"].update(unk_token="<unk>"), "unk_token"),
+        (lambda t: t.update(post_processor={"type": "BertProcessing"}), "post-processor"),
         (lambda t: t["model"].update(ignore_merges=True), "ignore_merges"),
         (lambda t: t["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
         (lambda t: t.update(normalizer={"type": "Lowercase"}), "Lowercase"),

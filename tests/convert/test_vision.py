@@ -30,7 +30,7 @@ ACTIVATIONS = {
 
 
 class Reference:
-    """CLIPVisionModel and LlavaMultiModalProjector in float64."""
+    """CLIPVisionModel or SiglipVisionModel and LlavaMultiModalProjector in float64."""
 
     def __init__(self, folder: Path) -> None:
         with Checkpoint(folder) as checkpoint:
@@ -39,8 +39,8 @@ class Reference:
             tensors = find_tensors(checkpoint, self.config).vision
             self.weights = {name: tensor.read().astype(np.float64) for name, tensor in tensors.items()}
 
-    def image_embeds(self, pixel_values: NDArray[np.float32]) -> Floats:
-        """[B, 3, S, S] -> [B, n_image_tokens, n_embd]."""
+    def run(self, pixel_values: NDArray[np.float32]) -> dict[str, Floats]:
+        """[B, 3, S, S] -> image_embeds [B, n_image_tokens, n_embd] and patch_attention [B, n_patches]."""
         vision = self.config.vision_config
         n_batch, side = len(pixel_values), pixel_values.shape[-1] // vision.patch_size
         grid = pixel_values.astype(np.float64).reshape(
@@ -48,9 +48,15 @@ class Reference:
         )
         patches = np.einsum("bcyixj,ocij->byxo", grid, self.weights["v.patch_embd.weight"])
         rows = patches.reshape(n_batch, side**2, vision.hidden_size)
-        cls = np.broadcast_to(self.weights["v.class_embd"], (n_batch, 1, vision.hidden_size))
-        positions = interpolate_positions(self.weights["v.position_embd.weight"].astype(np.float32), side)
-        hidden = self.layer_norm(np.concatenate([cls, rows], axis=1) + positions, "v.pre_ln")
+        rows = rows + self.weights.get("v.patch_embd.bias", 0.0)
+        has_cls = "v.class_embd" in self.weights
+        if has_cls:
+            cls = np.broadcast_to(self.weights["v.class_embd"], (n_batch, 1, vision.hidden_size))
+            rows = np.concatenate([cls, rows], axis=1)
+        positions = self.weights["v.position_embd.weight"].astype(np.float32)
+        hidden = rows + interpolate_positions(positions, side)
+        if "v.pre_ln.weight" in self.weights:
+            hidden = self.layer_norm(hidden, "v.pre_ln")
 
         states = [hidden]
         for bid in range(max(self.config.feature_layers)):
@@ -62,7 +68,11 @@ class Reference:
         features = np.concatenate([states[layer] for layer in self.config.feature_layers], axis=-1)
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
-        return self.linear(ACTIVATIONS["gelu"](self.linear(features, "mm.1")), "mm.2")
+        embeds = self.linear(ACTIVATIONS["gelu"](self.linear(features, "mm.1")), "mm.2")
+        if max(self.config.feature_layers) == 0:
+            return {"image_embeds": embeds}
+        last: Floats = self.attention_weights.mean(axis=1)  # of all heads: [B, queries, keys]
+        return {"image_embeds": embeds, "patch_attention": last[:, 0, 1:] if has_cls else last.mean(axis=1)}
 
     def attention(self, x: Floats, block: str) -> Floats:
         n_heads = self.config.vision_config.num_attention_heads
@@ -72,6 +82,7 @@ class Reference:
         scores = np.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
+        self.attention_weights = weights
         return self.linear(np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape), f"{block}.attn_out")
 
     def layer_norm(self, x: Floats, name: str) -> Floats:
@@ -85,10 +96,11 @@ class Reference:
         return product + self.weights.get(f"{name}.bias", 0.0)
 
 
-def run(bundle: Path, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+def run(bundle: Path, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """The outputs by name."""
     session = onnxruntime.InferenceSession(str(bundle / "vision-float32.onnx"))
-    (image_embeds,) = session.run(["image_embeds"], {"pixel_values": pixel_values})
-    return np.asarray(image_embeds)
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"pixel_values": pixel_values}), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -106,6 +118,7 @@ def run(bundle: Path, pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         ({"patch_size": 10, "image_size": 45}, None),
         ({"image_size": 56}, 84),
         ({"image_size": 56}, 28),
+        ({"tower": "siglip", "strategy": "full", "activation": "gelu_pytorch_tanh"}, None),
     ],
     ids=str,
 )
@@ -114,29 +127,49 @@ def test_graph_computes_the_towers_formulas(
 ) -> None:
     tiny = TinyCheckpoint(**options)
     checkpoint = tiny.write(tmp_path / "checkpoint")
-    bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], image_size=image_size)
+    bundle = convert_checkpoint(
+        checkpoint, tmp_path / "bundle", ["Q8_0"], image_size=image_size, vision=["float32"]
+    )
     side = image_size or tiny.image_size
     pixel_values = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
 
     used = side // tiny.patch_size * tiny.patch_size
-    expected = Reference(checkpoint).image_embeds(pixel_values[..., :used, :used])
-    image_embeds = run(tmp_path / "bundle", pixel_values)
+    expected = Reference(checkpoint).run(pixel_values[..., :used, :used])
+    outputs = run(tmp_path / "bundle", pixel_values)
 
     _, image = bundle.tower()
-    assert image_embeds.shape == (2, image.n_image_tokens, image.n_embd)
-    assert np.abs(image_embeds - expected).max() < 1e-5 * np.abs(expected).max()
+    assert outputs["image_embeds"].shape == (2, image.n_image_tokens, image.n_embd)
+    assert outputs.keys() == expected.keys()
+    for name, values in expected.items():
+        assert np.abs(outputs[name] - values).max() < 1e-5 * np.abs(values).max()
 
 
 def test_graph_is_sound_and_its_data_is_streamed_beside_it(tmp_path: Path) -> None:
     bundle = convert_checkpoint(TinyCheckpoint().write(tmp_path / "c"), tmp_path / "bundle", ["Q8_0"])
-    onnx.checker.check_model(tmp_path / "bundle" / "vision-float32.onnx", full_check=True)
-    record = bundle.tower()[0].files["float32"]
-    model = onnx.load(tmp_path / "bundle" / record.file, load_external_data=False)
-    assert {entry.value for tensor in model.graph.initializer for entry in tensor.external_data[:1]} == {
-        record.data.file
-    }
-    assert record.bytes < 20_000 < record.data.bytes
-    assert record.cosine_to_float32 == 1.0
+    for record in bundle.tower()[0].files.values():
+        onnx.checker.check_model(tmp_path / "bundle" / record.file, full_check=True)
+        model = onnx.load(tmp_path / "bundle" / record.file, load_external_data=False)
+        assert {entry.value for tensor in model.graph.initializer for entry in tensor.external_data[:1]} == {
+            record.data.file
+        }
+        assert record.bytes < 20_000 < record.data.bytes
+    assert bundle.vision_file("float32").cosine_to_float32 == 1.0
+    assert 0.99 < bundle.vision_file("int8").cosine_to_float32 < 1.0
+
+
+def test_int8_multiplies_what_its_norms_divided(tmp_path: Path) -> None:
+    """In the int8 tower alone: divisors are powers of two, so that float32 would not notice them."""
+    checkpoint = TinyCheckpoint(n_outliers=4).write(tmp_path / "c")
+    bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+
+    def norm(precision: str) -> NDArray[np.float32]:
+        model = onnx.load(tmp_path / "bundle" / bundle.vision_file(precision).file)
+        (weight,) = [w for w in model.graph.initializer if w.name == "v.blk.0.ln1.weight"]
+        return np.asarray(onnx.numpy_helper.to_array(weight))
+
+    divisors = norm("float32") / norm("int8")
+    assert (divisors > 8).sum() == 4
+    assert (np.log2(divisors) % 1 == 0).all()
 
 
 def test_damaged_tower_weights_leave_nothing_behind(tmp_path: Path) -> None:

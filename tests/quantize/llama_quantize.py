@@ -11,13 +11,13 @@ from gguf import GGUFReader
 from llama_cpp._logger import set_verbose
 from numpy.typing import NDArray
 
-from acestep_gguf.names import LLAMA_FTYPE, Ftype
+from acestep_gguf.names import LLAMA_FTYPE, DecoderFtype
 
 
 def llama_quantize(
     source: Path,
     target: Path,
-    ftype: Ftype,
+    ftype: DecoderFtype,
     *,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
     overrides: Mapping[str, int | str] | None = None,

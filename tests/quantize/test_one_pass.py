@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
 # Shapes that hit every rule of the recipes, and the types that must come up.
 SHAPES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "more bits": ({"n_layers": 16}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
+    "Llama": ({"n_layers": 16, "decoder": "llama"}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
     "tied": ({"n_layers": 4, "tied": True}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
     "rows of 32": (
         {"n_layers": 8, "hidden_size": 288, "n_heads": 6, "n_kv_heads": 3, "intermediate_size": 512},
@@ -68,9 +69,17 @@ def test_every_tensor_is_byte_for_byte_llama_cpps(tmp_path: Path, shape: str) ->
     assert assert_as_llama_cpp(checkpoint, tmp_path) >= qtypes
 
 
-def test_the_rule_for_80_layers_is_llama_cpps(tmp_path: Path) -> None:
-    tiny = TinyCheckpoint(n_layers=80, intermediate_size=256, n_kv_heads=1, dtype="F32")
-    assert assert_as_llama_cpp(tiny.write(tmp_path / "checkpoint"), tmp_path, ["Q4_K_M"]) >= {"Q5_K"}
+@pytest.mark.parametrize(
+    ("decoder", "n_kv_heads", "is_70b"), [("qwen2", 1, True), ("llama", 1, True), ("llama", 4, False)]
+)
+def test_the_rule_for_80_layers_is_llama_cpps(
+    tmp_path: Path, decoder: Literal["qwen2", "llama"], n_kv_heads: int, is_70b: bool
+) -> None:
+    tiny = TinyCheckpoint(
+        decoder=decoder, n_layers=80, intermediate_size=256, n_kv_heads=n_kv_heads, dtype="F32"
+    )
+    qtypes = assert_as_llama_cpp(tiny.write(tmp_path / "checkpoint"), tmp_path, ["Q4_K_M"])
+    assert ("Q5_K" in qtypes) == is_70b
 
 
 @pytest.mark.skipif(not (DEMO / "model.safetensors").exists(), reason="the demo checkpoint is not there")

@@ -46,6 +46,15 @@ def test_attn_v_of_80_layers_gets_five_bits_at_least() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arch", "n_kv", "is_70b"), [("llama", 128, True), ("llama", 256, False), ("qwen2", 256, True)]
+)
+def test_a_llama_of_80_layers_is_a_70b_only_if_heads_share_values(arch: str, n_kv: int, is_70b: bool) -> None:
+    tensors = [*decoder(80), TensorShape("blk.0.attn_k.weight", (n_kv, 256))]
+    choices = choose_types("Q4_K_M", tensors, arch=arch)
+    assert choices["blk.10.attn_v.weight"].qtype == (QType.Q5_K if is_70b else QType.Q4_K)
+
+
+@pytest.mark.parametrize(
     ("ftype", "output"), [("Q4_K_M", QType.Q6_K), ("Q5_K_M", QType.Q6_K), ("Q8_0", QType.Q8_0)]
 )
 def test_output_and_tied_embeddings_get_six_bits(ftype: Ftype, output: QType) -> None:

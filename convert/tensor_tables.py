@@ -1,0 +1,145 @@
+"""Every tensor of every family: its Hugging Face name, its name here, and its shape.
+
+Decoder names are GGUF's; names of the tower and projector are those of llama.cpp's mmproj files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+# Hugging Face name -> (name here, shape); None: dropped on purpose. {bid} is the layer's number.
+Rows = Mapping[str, tuple[str, tuple[str, ...]] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the model, with every prefix that transformers 4.36 to 5 has written before its tensors."""
+
+    prefixes: tuple[str, ...]
+    before_layers: Rows
+    layer: Rows = field(default_factory=dict)
+    after_layers: Rows = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Rows:
+        """All rows."""
+        return {**self.before_layers, **self.layer, **self.after_layers}
+
+
+LLAMA: Final = Part(
+    prefixes=("language_model.model.", "model.language_model.", "language_model."),
+    before_layers={
+        "embed_tokens.weight": ("token_embd.weight", ("n_vocab", "n_embd")),
+    },
+    layer={
+        "layers.{bid}.input_layernorm.weight": ("blk.{bid}.attn_norm.weight", ("n_embd",)),
+        "layers.{bid}.self_attn.q_proj.weight": ("blk.{bid}.attn_q.weight", ("n_embd", "n_embd")),
+        "layers.{bid}.self_attn.k_proj.weight": ("blk.{bid}.attn_k.weight", ("n_kv", "n_embd")),
+        "layers.{bid}.self_attn.v_proj.weight": ("blk.{bid}.attn_v.weight", ("n_kv", "n_embd")),
+        "layers.{bid}.self_attn.o_proj.weight": ("blk.{bid}.attn_output.weight", ("n_embd", "n_embd")),
+        "layers.{bid}.self_attn.rotary_emb.inv_freq": None,  # a buffer, computed from the config
+        "layers.{bid}.post_attention_layernorm.weight": ("blk.{bid}.ffn_norm.weight", ("n_embd",)),
+        "layers.{bid}.mlp.gate_proj.weight": ("blk.{bid}.ffn_gate.weight", ("n_ff", "n_embd")),
+        "layers.{bid}.mlp.up_proj.weight": ("blk.{bid}.ffn_up.weight", ("n_ff", "n_embd")),
+        "layers.{bid}.mlp.down_proj.weight": ("blk.{bid}.ffn_down.weight", ("n_embd", "n_ff")),
+    },
+    after_layers={
+        "norm.weight": ("output_norm.weight", ("n_embd",)),
+    },
+)
+# A Llama with biases, in the order in which the demo's file has them.
+QWEN2: Final = replace(
+    LLAMA,
+    layer={
+        "layers.{bid}.input_layernorm.weight": ("blk.{bid}.attn_norm.weight", ("n_embd",)),
+        "layers.{bid}.self_attn.q_proj.weight": ("blk.{bid}.attn_q.weight", ("n_embd", "n_embd")),
+        "layers.{bid}.self_attn.q_proj.bias": ("blk.{bid}.attn_q.bias", ("n_embd",)),
+        "layers.{bid}.self_attn.k_proj.weight": ("blk.{bid}.attn_k.weight", ("n_kv", "n_embd")),
+        "layers.{bid}.self_attn.k_proj.bias": ("blk.{bid}.attn_k.bias", ("n_kv",)),
+        "layers.{bid}.self_attn.v_proj.weight": ("blk.{bid}.attn_v.weight", ("n_kv", "n_embd")),
+        "layers.{bid}.self_attn.v_proj.bias": ("blk.{bid}.attn_v.bias", ("n_kv",)),
+        **LLAMA.layer,
+    },
+)
+HEAD: Final = Part(
+    prefixes=("language_model.lm_head.", "lm_head."),
+    before_layers={
+        "weight": ("output.weight", ("n_vocab", "n_embd")),
+    },
+)
+
+SIGLIP: Final = Part(
+    prefixes=(
+        "vision_tower.vision_model.",
+        "vision_tower.",
+        "model.vision_tower.vision_model.",
+        "model.vision_tower.",
+    ),
+    before_layers={
+        "embeddings.patch_embedding.weight": ("v.patch_embd.weight", ("v_embd", "rgb", "v_patch", "v_patch")),
+        "embeddings.patch_embedding.bias": ("v.patch_embd.bias", ("v_embd",)),
+        "embeddings.position_embedding.weight": ("v.position_embd.weight", ("v_positions", "v_embd")),
+        "embeddings.position_ids": None,  # a buffer: 0, 1, 2, …
+    },
+    layer={
+        "encoder.layers.{bid}.layer_norm1.weight": ("v.blk.{bid}.ln1.weight", ("v_embd",)),
+        "encoder.layers.{bid}.layer_norm1.bias": ("v.blk.{bid}.ln1.bias", ("v_embd",)),
+        "encoder.layers.{bid}.self_attn.q_proj.weight": ("v.blk.{bid}.attn_q.weight", ("v_embd", "v_embd")),
+        "encoder.layers.{bid}.self_attn.q_proj.bias": ("v.blk.{bid}.attn_q.bias", ("v_embd",)),
+        "encoder.layers.{bid}.self_attn.k_proj.weight": ("v.blk.{bid}.attn_k.weight", ("v_embd", "v_embd")),
+        "encoder.layers.{bid}.self_attn.k_proj.bias": ("v.blk.{bid}.attn_k.bias", ("v_embd",)),
+        "encoder.layers.{bid}.self_attn.v_proj.weight": ("v.blk.{bid}.attn_v.weight", ("v_embd", "v_embd")),
+        "encoder.layers.{bid}.self_attn.v_proj.bias": ("v.blk.{bid}.attn_v.bias", ("v_embd",)),
+        "encoder.layers.{bid}.self_attn.out_proj.weight": (
+            "v.blk.{bid}.attn_out.weight",
+            ("v_embd", "v_embd"),
+        ),
+        "encoder.layers.{bid}.self_attn.out_proj.bias": ("v.blk.{bid}.attn_out.bias", ("v_embd",)),
+        "encoder.layers.{bid}.layer_norm2.weight": ("v.blk.{bid}.ln2.weight", ("v_embd",)),
+        "encoder.layers.{bid}.layer_norm2.bias": ("v.blk.{bid}.ln2.bias", ("v_embd",)),
+        "encoder.layers.{bid}.mlp.fc1.weight": ("v.blk.{bid}.ffn_up.weight", ("v_ff", "v_embd")),
+        "encoder.layers.{bid}.mlp.fc1.bias": ("v.blk.{bid}.ffn_up.bias", ("v_ff",)),
+        "encoder.layers.{bid}.mlp.fc2.weight": ("v.blk.{bid}.ffn_down.weight", ("v_embd", "v_ff")),
+        "encoder.layers.{bid}.mlp.fc2.bias": ("v.blk.{bid}.ffn_down.bias", ("v_embd",)),
+    },
+    after_layers={
+        "post_layernorm.weight": None,  # LLaVA takes hidden states from before it
+        "post_layernorm.bias": None,
+        # The pooling head, which LLaVA has no use for; "vision_use_head" false leaves it out.
+        "head.probe": None,
+        "head.attention.in_proj_weight": None,
+        "head.attention.in_proj_bias": None,
+        "head.attention.out_proj.weight": None,
+        "head.attention.out_proj.bias": None,
+        "head.layernorm.weight": None,
+        "head.layernorm.bias": None,
+        "head.mlp.fc1.weight": None,
+        "head.mlp.fc1.bias": None,
+        "head.mlp.fc2.weight": None,
+        "head.mlp.fc2.bias": None,
+    },
+)
+CLIP: Final = replace(
+    SIGLIP,
+    before_layers={
+        "embeddings.class_embedding": ("v.class_embd", ("v_embd",)),
+        "embeddings.patch_embedding.weight": ("v.patch_embd.weight", ("v_embd", "rgb", "v_patch", "v_patch")),
+        "embeddings.position_embedding.weight": ("v.position_embd.weight", ("v_positions", "v_embd")),
+        "embeddings.position_ids": None,
+        "pre_layrnorm.weight": ("v.pre_ln.weight", ("v_embd",)),
+        "pre_layrnorm.bias": ("v.pre_ln.bias", ("v_embd",)),
+    },
+    after_layers={
+        "post_layernorm.weight": None,
+        "post_layernorm.bias": None,
+    },
+)
+PROJECTOR: Final = Part(
+    prefixes=("multi_modal_projector.", "model.multi_modal_projector."),
+    before_layers={
+        "linear_1.weight": ("mm.1.weight", ("n_embd", "v_features")),
+        "linear_1.bias": ("mm.1.bias", ("n_embd",)),
+        "linear_2.weight": ("mm.2.weight", ("n_embd", "n_embd")),
+        "linear_2.bias": ("mm.2.bias", ("n_embd",)),
+    },
+)
