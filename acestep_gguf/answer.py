@@ -3,16 +3,24 @@
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Token counts; ``prompt_tokens`` counts text and images, ``image_tokens`` the images among them."""
+    """Token counts.
+
+    ``prompt_tokens`` counts text and images, ``image_tokens`` the images among them, and ``cached_tokens``
+    those of both that were computed before, for another answer. Of ``completion_tokens``, the
+    ``accepted_tokens`` were guessed ahead, and so were others that were wrong, ``drafted_tokens`` in all.
+    """
 
     prompt_tokens: int
     image_tokens: int
+    cached_tokens: int
     completion_tokens: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +55,15 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A whole answer; ``finish_reason`` is "length" when max_tokens or the context ended it."""
+    """A whole answer.
+
+    ``finish_reason`` is "length" when max_tokens or the context ended it, "cancelled" when somebody did.
+    ``tokens`` are what the model wrote, without the one that ended it; after a string of ``stop`` they may
+    reach further than ``text``.
+    """
 
     text: str
+    tokens: tuple[int, ...]
     finish_reason: FinishReason
     usage: Usage
     timings: Timings

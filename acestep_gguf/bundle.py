@@ -6,18 +6,28 @@ The schema is documented in docs/bundle.md. bundle.json is written last, so a fo
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
 
 from acestep_gguf.errors import BundleError, PromptError
-from acestep_gguf.names import BUNDLE_FILE, Ftype, VisionPrecision, ftype_from, partial_name
+from acestep_gguf.names import (
+    BUNDLE_FILE,
+    DecoderFtype,
+    MmprojFtype,
+    VisionPrecision,
+    ftype_from,
+    partial_name,
+)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_BUNDLE_JSON_BYTES = 16 * 2**20
 
+SpacePrefix = Literal["never", "first", "always", "prepend"]
+
+IMPORTED = "llama.cpp"
 NO_TOWER = "this bundle has no vision tower: ask without pictures."
 
 
@@ -44,19 +54,40 @@ class DecoderFile(FileRecord):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceEmbeds:
+    """The direction of one image token of the reference picture (see vision_check.py) in float32.
+
+    ``direction`` has the length 1; its elements are float16, little-endian.
+    """
+
+    token: int
+    direction: bytes
+
+    def __post_init__(self) -> None:
+        if self.token < 0 or not self.direction or len(self.direction) % 2:
+            raise ValueError("the reference embeds are no token and no float16 numbers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VisionFile(FileRecord):
-    """An ONNX file, its external data, and its fidelity: mean cosine of image embeds to float32's."""
+    """An ONNX file, its external data, and its fidelity: cosines of image embeds to float32's.
+
+    ``cosine_to_float32`` is the mean over tokens of the calibration pictures, ``min_cosine_to_float32`` the
+    least. Schema version 1 had no ``min_cosine_to_float32`` and no ``reference``; float32 needs none.
+    """
 
     data: FileRecord
     cosine_to_float32: float
+    min_cosine_to_float32: float | None = None
+    reference: ReferenceEmbeds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoders:
     """Decoder files by ftype."""
 
-    default: Ftype
-    files: dict[Ftype, DecoderFile]
+    default: DecoderFtype
+    files: dict[DecoderFtype, DecoderFile]
 
     def __post_init__(self) -> None:
         if self.default not in self.files:
@@ -92,11 +123,13 @@ class ImageSpec:
     """How a picture becomes ``pixel_values``, in the order of the fields, and what the tower makes of them.
 
     ``resize`` "shortest_edge" scales the shorter edge to ``resize_to.height`` and keeps the aspect; "exact"
-    scales to ``resize_to``. Pixels are then ``(pixel * rescale_factor - mean) / std`` per RGB channel.
+    scales to ``resize_to``; "longest_edge" keeps the aspect, too, scales to what fits into ``resize_to`` and
+    fills the rest with the color ``fill``. Pixels are then ``(pixel * rescale_factor - mean) / std`` per RGB
+    channel.
     """
 
     pad_to_square: tuple[int, int, int] | None
-    resize: Literal["shortest_edge", "exact"] | None
+    resize: Literal["shortest_edge", "exact", "longest_edge"] | None
     resize_to: Size | None
     resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
     center_crop: Size | None
@@ -106,10 +139,16 @@ class ImageSpec:
     size: Size
     n_image_tokens: int
     n_embd: int
+    fill: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if (self.resize is None) != (self.resize_to is None):
             raise ValueError("resize and resize_to go together")
+        if (self.resize == "longest_edge") != (self.fill is not None):
+            raise ValueError("longest_edge and fill go together")
+        for color in filter(None, (self.pad_to_square, self.fill)):
+            if not all(0 <= channel <= 255 for channel in color):
+                raise ValueError(f"{color} is no color")
         if not 0 < self.rescale_factor < 1e6:
             raise ValueError("rescale_factor must lie between 0 and a million")
         if not all(
@@ -129,7 +168,11 @@ class PromptSpec:
     each special token to its id: only these, and only where the template wrote them, become control tokens.
     ``user_defined_tokens`` are added tokens that are not special: each is one token, whoever wrote it.
     ``stop_tokens`` end an answer. ``normalizer`` is applied to text before llama.cpp tokenizes it.
-    ``image_token`` is None in a bundle without a vision tower.
+    ``image_token`` is what the template writes in the place of an image, None in a bundle without a vision
+    tower; no tokenizer sees it, so it need not be in the vocabulary. ``add_bos``: a prompt begins with the
+    template's bos_token, also where the template does not write it. ``space_prefix`` is which texts between
+    control tokens get a space before them: the "first" of the prompt or "always", unless they begin with
+    one, or any ("prepend"); the first space of an answer is then no part of it.
     """
 
     image_token: str | None
@@ -139,11 +182,18 @@ class PromptSpec:
     user_defined_tokens: dict[str, int]
     stop_tokens: tuple[str, ...]
     normalizer: Literal["NFC"] | None
+    add_bos: bool = False
+    space_prefix: SpacePrefix = "never"
 
     def __post_init__(self) -> None:
-        for token in (self.image_token, *self.stop_tokens):
+        for token in (self.bos_token, *self.stop_tokens):
             if token is not None and token not in self.control_tokens:
                 raise ValueError(f"{token!r} is not among control_tokens")
+
+    @property
+    def bos_token(self) -> str | None:
+        """The token that every prompt begins with, if there is one."""
+        return self.template_tokens.get("bos_token", "") if self.add_bos else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,7 +202,10 @@ class Source:
 
     ``weights_sha256`` is over the checkpoint's tensor names, dtypes and shapes and the first 4 KiB of each
     tensor: enough to tell two fine-tunes of one model apart without reading all of a large checkpoint.
-    ``vision_model_type`` is None for a decoder without a vision tower.
+    ``vision_model_type`` is None for a decoder without a vision tower. ``quantization`` tells how the
+    checkpoint was quantized already, as "AWQ 4-bit, groups of 128"; None if it was not. Where llama.cpp's
+    files took the place of a checkpoint, ``architecture`` is ``IMPORTED``, and the hashes are over their
+    headers and bytes.
     """
 
     architecture: str
@@ -160,13 +213,20 @@ class Source:
     text_model_type: str
     config_sha256: str
     weights_sha256: str
+    quantization: str | None = None
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it was made from llama.cpp's files, not from a checkpoint."""
+        return self.architecture == IMPORTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
     """bundle.json. ``min_reader_version`` is the oldest schema version whose readers understand this file.
 
-    A decoder without a vision tower has neither ``vision`` nor ``image``.
+    A decoder without a vision tower has neither ``vision`` nor ``image``. ``mmproj`` has the same tower and
+    projector for llama.cpp, if they were asked for; the runtime does not read them.
     """
 
     schema_version: int
@@ -177,6 +237,7 @@ class Bundle:
     vision: Vision | None
     image: ImageSpec | None
     prompt: PromptSpec
+    mmproj: dict[MmprojFtype, FileRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         parts = (self.vision, self.image, self.prompt.image_token, self.source.vision_model_type)
@@ -242,6 +303,23 @@ class Bundle:
             f"this bundle has no decoder {wanted!r}: choose from {have}, or add it with `convert -q`."
         )
 
+    def vision_file(self, precision: str | None = None) -> VisionFile:
+        """The tower's files in ``precision``, in any case, by default the bundle's default.
+
+        Raises:
+            PromptError: the bundle has no vision tower.
+            BundleError: it has none of this precision.
+        """
+        vision, _ = self.tower()
+        wanted = vision.default if precision is None else precision.lower()
+        for name, record in vision.files.items():
+            if name == wanted:
+                return record
+        have = ", ".join(vision.files)
+        raise BundleError(
+            f"this bundle has no {wanted!r} tower: choose from {have}, or add it with `convert --vision`."
+        )
+
     def tower(self) -> tuple[Vision, ImageSpec]:
         """The files of the vision tower, and how a picture is prepared for it.
 
@@ -258,6 +336,7 @@ class Bundle:
         for vision in self.vision.files.values() if self.vision else ():
             yield vision
             yield vision.data
+        yield from self.mmproj.values()
 
 
 def check_file(folder: Path, record: FileRecord) -> Path:

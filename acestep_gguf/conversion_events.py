@@ -31,7 +31,8 @@ class PlannedFile:
 class Plan:
     """What will be written; everything is checked. ``memory`` is an estimate of the anonymous peak.
 
-    ``bytes_free`` counts what unfinished files take, too: it will be used or freed.
+    ``bytes_free`` counts what unfinished files take, too: it will be used or freed. ``source_quantization``
+    tells how the checkpoint is quantized already, so that its decoders are quantized twice.
     """
 
     event: ClassVar[str] = "plan"
@@ -41,6 +42,7 @@ class Plan:
     bytes_needed: int
     bytes_free: int
     memory: int
+    source_quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 llama.cpp ends the process on some contradictions in a file (an assertion), so they are found here first.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass
 from math import isfinite
 from typing import Final, TypeVar
@@ -11,10 +12,13 @@ from acestep_gguf.bundle import ImageSpec, PromptSpec
 from acestep_gguf.errors import BundleError, UnsupportedModelError
 from acestep_gguf.gguf_header import GGUFHeader, StringArray
 
-ARCHITECTURES: Final = ("qwen2",)
+ARCHITECTURES: Final = ("qwen2", "llama")
 MAX_BLOCKS: Final = 512  # LLAMA_MAX_LAYERS
 CONTROL: Final = 3  # LLAMA_TOKEN_TYPE_CONTROL
 USER_DEFINED: Final = 4  # LLAMA_TOKEN_TYPE_USER_DEFINED
+
+# What SentencePiece falls back to where a character has no token.
+BYTE_TOKENS: Final = frozenset(f"<0x{byte:02X}>".encode() for byte in range(256))
 
 T = TypeVar("T", int, float, str)
 
@@ -111,7 +115,7 @@ def check_vocabulary(header: GGUFHeader, prompt: PromptSpec, image: ImageSpec | 
     """
     tokens = _strings(header, "tokenizer.ggml.tokens").read()
     types = header.metadata.get("tokenizer.ggml.token_type")
-    _check(header, _get(header, "tokenizer.ggml.model", str) == "gpt2", "its tokenizer is no byte-level BPE")
+    _check_tokenizer(header, frozenset(tokens))
     if not isinstance(types, memoryview) or len(types) != len(tokens):
         raise _damaged(header, "it has not one token type for each token")
     # llama.cpp reads tokens as C strings, and asserts that no two are the same.
@@ -127,6 +131,19 @@ def check_vocabulary(header: GGUFHeader, prompt: PromptSpec, image: ImageSpec | 
     width = _get(header, f"{header.metadata['general.architecture']}.embedding_length", int)
     if image is not None:
         _check(header, width == image.n_embd, f"its width is {width}, the tower's {image.n_embd}")
+
+
+def _check_tokenizer(header: GGUFHeader, tokens: Set[bytes]) -> None:
+    model = _get(header, "tokenizer.ggml.model", str)
+    _check(header, model in {"gpt2", "llama"}, "its tokenizer is neither byte-level BPE nor SentencePiece's")
+    if model == "llama":
+        scores = header.metadata.get("tokenizer.ggml.scores")
+        sound = isinstance(scores, memoryview) and scores.format == "f" and len(scores) == len(tokens)
+        _check(header, sound, "it has not one score for each token")
+        # llama.cpp ends the process on a byte that has no token.
+        _check(header, tokens >= BYTE_TOKENS, "a byte has no token")
+        # See llama.Model.tokenize.
+        _check(header, not any(b"\n" in token for token in tokens), "a token has a new line in it")
 
 
 def _check_hyperparameters(header: GGUFHeader, architecture: str) -> None:

@@ -3,27 +3,36 @@
 import os
 import weakref
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
-from acestep_gguf.answer import Answer, Chunk, FinishReason, Timings, Usage
+from acestep_gguf import disk_cache
+from acestep_gguf.answer import Answer, Chunk
+from acestep_gguf.answer_writer import AnswerWriter, Question
 from acestep_gguf.bundle import Bundle, check_file
-from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.decoder import Decoder
-from acestep_gguf.decoder_info import check_vocabulary, decoder_info
+from acestep_gguf.decoder_info import check_vocabulary
+from acestep_gguf.disk_cache import DiskCache
+from acestep_gguf.draft_model import DraftModel
+from acestep_gguf.embeds_file import EmbedsFile
 from acestep_gguf.errors import UsageError
-from acestep_gguf.gguf_header import read_gguf_header
-from acestep_gguf.image import ImageSource
-from acestep_gguf.image_encoder import ImageEncoder
-from acestep_gguf.llama import PENALTY_LAST_N, Context, Model, Sampler
+from acestep_gguf.image_encoder import REMEMBERED, ImageEncoder, Picture, PictureSource
+from acestep_gguf.kv_states import KVStates, decoder_facts
+from acestep_gguf.llama import Context, Model
+from acestep_gguf.machine_settings import machine_settings
 from acestep_gguf.messages import Message, user_message
-from acestep_gguf.params import CacheType, ContextParams, FlashAttention, SamplingParams, check_integer
-from acestep_gguf.prompt import ImageSpan, PromptBuilder
-from acestep_gguf.text_stream import TextStream
+from acestep_gguf.names import vision_precision_from
+from acestep_gguf.params import CacheType, FlashAttention, SamplingParams, check_integer
+from acestep_gguf.plan.bundle_model import BundleModel
+from acestep_gguf.plan.machine import this_machine
+from acestep_gguf.plan.planner import make_plan
+from acestep_gguf.plan.search import Defaults
+from acestep_gguf.plan.settings import Wish
+from acestep_gguf.speculation import DEFAULT_DRAFT_MAX, SpecType, Speculation
 from acestep_gguf.turns import Stopwatch, Turnstile
-
-DEFAULT_N_CTX: Final = 8192
 
 
 class AceStep:
@@ -39,15 +48,33 @@ class AceStep:
     Args:
         bundle: folder that ``acestep-gguf convert`` wrote.
         quant: decoder to use, such as "Q5_K_M", in any case; by default the bundle's default.
+        vision: precision of the tower, "float32" or "int8"; by default the bundle's default.
         n_ctx: tokens that prompt and answer may have together, at most what the model was made for; that is
             the default up to 8192, since memory for all of them is reserved at once.
-        n_threads: threads of tower and decoder; by default the CPUs that this process may use.
-        n_batch, n_ubatch, n_gpu_layers, type_k, type_v, flash_attn: as in llama.cpp.
+        n_threads: threads of tower and decoder.
+        n_threads_batch: threads that read the prompt, if not as many.
+        use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
+        n_batch, n_ubatch, n_gpu_layers, offload_kqv, type_k, type_v, flash_attn, use_mmap, use_mlock: as in
+            llama.cpp.
+        allow_paging: run even if weights do not fit into memory and are read from disk again and again.
+        pictures: those that the first question is about, if they are known. Where memory has no room for
+            tower and decoder together, they are encoded before the decoder is loaded, and the tower is freed.
+        image_tokens: tokens of a picture at most: those that say most of it are kept. By default all.
+        spec_type: "ngram-simple" guesses ahead what followed the last tokens before (see speculation.py).
+        draft: folder of a smaller bundle of the same vocabulary, which guesses ahead instead.
+        draft_max: tokens to guess at a time at most.
+        cache: whether image embeds, and the decoder's state after a picture, are kept on disk for later
+            processes, which then answer much faster; or the folder for them. They tell what was in the
+            pictures. See docs/cache.md.
+
+    What is None is planned, so that it fits this machine and suits it (see plan/planner.py and
+    machine_settings.py); ``plan`` and ``settings_reason`` say what and why.
 
     Raises:
         BundleError: no bundle, or a damaged one.
         UnsupportedModelError: a decoder of another architecture.
         UsageError: a setting is out of its range.
+        MemoryShortageError: it cannot fit this machine; the message says what would.
         DecodeError: llama.cpp cannot load the decoder.
     """
 
@@ -56,14 +83,27 @@ class AceStep:
         bundle: str | os.PathLike[str],
         *,
         quant: str | None = None,
+        vision: str | None = None,
         n_ctx: int | None = None,
         n_threads: int | None = None,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_gpu_layers: int = 0,
-        type_k: CacheType = "f16",
-        type_v: CacheType = "f16",
-        flash_attn: FlashAttention = "auto",
+        n_threads_batch: int | None = None,
+        use_extra_bufts: bool | None = None,
+        n_batch: int | None = None,
+        n_ubatch: int | None = None,
+        n_gpu_layers: int | None = None,
+        offload_kqv: bool | None = None,
+        type_k: CacheType | None = None,
+        type_v: CacheType | None = None,
+        flash_attn: FlashAttention | None = None,
+        use_mmap: bool | None = None,
+        use_mlock: bool | None = None,
+        allow_paging: bool = False,
+        pictures: Sequence[PictureSource] | None = None,
+        image_tokens: int | None = None,
+        spec_type: SpecType = "none",
+        draft: str | os.PathLike[str] | None = None,
+        draft_max: int = DEFAULT_DRAFT_MAX,
+        cache: bool | str | os.PathLike[str] = False,
     ) -> None:
         self._turnstile = Turnstile()
         self._streams: weakref.WeakSet[Generator[Chunk, None, None]] = weakref.WeakSet()
@@ -73,39 +113,99 @@ class AceStep:
             folder = _folder(bundle)
             if quant is not None and not isinstance(quant, str):
                 raise UsageError(f"quant is {quant!r}: give the name of a decoder, such as 'Q4_K_M'.")
-            self.bundle = Bundle.read(folder)
-            path = check_file(folder, self.bundle.decoder(quant))
-            header = read_gguf_header(path)
-            self.info = decoder_info(header)
-            check_vocabulary(header, self.bundle.prompt, self.bundle.image)
-            n_threads = n_threads if n_threads is not None else usable_cpus()
-            params = ContextParams(
-                n_ctx=n_ctx if n_ctx is not None else min(self.info.context_length, DEFAULT_N_CTX),
-                n_batch=n_batch,
-                n_ubatch=n_ubatch,
-                n_threads=n_threads,
-                n_threads_batch=n_threads,
-                type_k=type_k,
-                type_v=type_v,
-                flash_attn=flash_attn,
+            bundle_model = BundleModel(folder)
+            self.bundle = bundle_model.bundle
+            precision = None if vision is None else vision_precision_from(vision)
+            if precision is not None:
+                self.bundle.vision_file(precision)
+            tuned, self.settings_reason = machine_settings(
+                self.bundle, self.bundle.decoder(quant), pictures=self.bundle.vision is not None
             )
-            if params.n_ctx > self.info.context_length:
-                most = self.info.context_length
-                raise UsageError(
-                    f"n_ctx (--ctx-size) is {n_ctx}: this model was made for {most} tokens at most."
+            self._speculation = Speculation(spec_type, draft_max, with_draft=draft is not None)
+            self.plan = make_plan(
+                bundle_model,
+                this_machine(),
+                Wish(
+                    quant=quant,
+                    n_ctx=n_ctx,
+                    n_threads=n_threads,
+                    n_threads_batch=n_threads_batch if n_threads_batch is not None else n_threads,
+                    use_extra_bufts=use_extra_bufts,
+                    n_batch=n_batch,
+                    n_ubatch=n_ubatch,
+                    n_gpu_layers=n_gpu_layers,
+                    offload_kqv=offload_kqv,
+                    type_k=type_k,
+                    type_v=type_v,
+                    flash_attn=flash_attn,
+                    use_mmap=use_mmap,
+                    use_mlock=use_mlock,
+                    vision=precision,
+                    n_outputs_max=self._speculation.n_outputs_max,
+                    images=_n_to_encode(pictures, folder, self.bundle),
+                    staged=None if pictures and len(pictures) <= REMEMBERED else False,
+                    allow_paging=allow_paging,
+                ),
+                defaults=Defaults.of(tuned),
+            )
+            planned = self.plan.settings
+            self.settings = tuned.by_hand(
+                use_extra_bufts=planned.use_extra_bufts,
+                n_threads=planned.n_threads,
+                n_threads_batch=planned.n_threads_batch,
+                n_ubatch=planned.n_ubatch,
+                flash_attn=planned.flash_attn,
+                tower_threads=n_threads,
+            )
+            path = check_file(folder, self.bundle.decoder(planned.quant))
+            header = bundle_model.decoder(planned.quant).header
+            self.info = bundle_model.decoder(planned.quant).info
+            check_vocabulary(header, self.bundle.prompt, self.bundle.image)
+            params = planned.context_params()
+            if image_tokens is not None:
+                check_integer("image_tokens", image_tokens, 1, 2**20)
+            self._cache = _cache(cache)
+            self._encoder = ImageEncoder(
+                folder,
+                self.bundle,
+                n_threads=self.settings.tower_threads,
+                precision=precision,
+                image_tokens=image_tokens,
+                cache=self._cache,
+            )
+            if planned.staged and pictures:
+                self._encoder.encode_ahead(pictures)
+            loading = planned.loading(self.info.block_count)
+            with ThreadPoolExecutor(1) as beside:  # loading keeps one thread busy, be it of tower or decoder
+                if pictures and not planned.staged:
+                    beside.submit(self._encoder.load_for, pictures)
+                self._model = Model(path, **loading)
+                self._context = Context(self._model, params)
+            states = None
+            if self._cache is not None:
+                states = KVStates(self._cache, decoder_facts(path, params, loading))
+            self._decoder = Decoder(self._context, states)
+            if draft is not None:
+                self._speculation.draft = DraftModel(
+                    _folder(draft),
+                    header,
+                    pictures=self.bundle.vision is not None,
+                    n_ctx=params.n_ctx,
+                    cache=self._cache,
                 )
-            self._encoder = ImageEncoder(folder, self.bundle, n_threads=n_threads)
-            self._model = Model(path, n_gpu_layers=n_gpu_layers)
-            self._context = Context(self._model, params)
-            self._decoder = Decoder(self._context)
-            self._prompts = PromptBuilder(self.bundle.prompt, self._model.tokenize)
-            control, stop = self.bundle.prompt.control_tokens, self.bundle.prompt.stop_tokens
-            self._stop_tokens = frozenset(control[token] for token in stop)
+            self._writer = AnswerWriter(
+                spec=self.bundle.prompt,
+                encoder=self._encoder,
+                decoder=self._decoder,
+                speculation=self._speculation,
+                cache=self._cache,
+                loading=self._loading,
+            )
 
     def generate(
         self,
         prompt: str | Sequence[Message],
-        images: Sequence[ImageSource] = (),
+        images: Sequence[PictureSource] = (),
         *,
         max_tokens: int = 512,
         temperature: float = 0.0,
@@ -115,16 +215,21 @@ class AceStep:
         seed: int | None = None,
         repeat_penalty: float = 1.0,
         stop: Sequence[str] = (),
+        exact: bool = True,
     ) -> Answer:
         """The whole answer to ``prompt``.
 
         Args:
             prompt: a question, or messages (see messages.py).
-            images: pictures, each a path, bytes or a PIL image; with messages, for image parts without one.
+            images: pictures, each a path, bytes, a PIL image, an EmbedsFile or what ``prepare_image`` gave;
+                with messages, for image parts without one.
             max_tokens: length of the answer at most.
             temperature: 0 takes the most probable token each time, so that answers repeat.
             top_k, top_p, min_p, seed, repeat_penalty: as in llama.cpp, see params.SamplingParams.
             stop: strings that end the answer, and are no part of it.
+            exact: go on from what was computed for earlier answers only where that changes nothing, not even
+                the last bit. Otherwise from the longest common beginning, which is faster in a chat: an
+                answer can come out otherwise where two tokens are about equally probable.
 
         Raises:
             ImageError: a picture is missing, damaged or too large.
@@ -143,6 +248,7 @@ class AceStep:
             seed=seed,
             repeat_penalty=repeat_penalty,
             stop=stop,
+            exact=exact,
         )
         assert last.answer is not None  # noqa: S101 (so it is in the last chunk)
         return last.answer
@@ -150,7 +256,7 @@ class AceStep:
     def stream(
         self,
         prompt: str | Sequence[Message],
-        images: Sequence[ImageSource] = (),
+        images: Sequence[PictureSource] = (),
         *,
         max_tokens: int = 512,
         temperature: float = 0.0,
@@ -160,6 +266,7 @@ class AceStep:
         seed: int | None = None,
         repeat_penalty: float = 1.0,
         stop: Sequence[str] = (),
+        exact: bool = True,
     ) -> Iterator[Chunk]:
         """The same answer in chunks, as it is written; the last chunk has the whole answer.
 
@@ -182,9 +289,25 @@ class AceStep:
         )
         if isinstance(prompt, str):
             prompt, images = [user_message(prompt, images)], ()
-        chunks = self._answer(prompt, images, sampling, max_tokens, TextStream(stop))
+        chunks = self._answer(Question(prompt, images, sampling, max_tokens, stop, exact))
         self._streams.add(chunks)
         return chunks
+
+    def prepare_image(self, source: PictureSource) -> Picture:
+        """A picture, opened and checked once: it may be given in the place of ``source`` in many prompts.
+
+        Raises:
+            PromptError: the bundle has no vision tower.
+            ImageError: the picture is missing, damaged or too large; or no image embeds of this model.
+        """
+        return self._encoder.prepare(source)
+
+    def cancel(self) -> None:
+        """End the answer that is being written, if there is one; any thread may, and a signal handler.
+
+        Its last chunk has the finish_reason "cancelled" and the text so far.
+        """
+        self._writer.cancel()
 
     def close(self) -> None:
         """Free the model, after the answer that is being written; a second call does nothing."""
@@ -197,6 +320,10 @@ class AceStep:
             self._context.close()
             self._model.close()
             self._encoder.close()
+            if self._speculation.draft is not None:
+                self._speculation.draft.close()
+            if self._cache is not None:
+                self._cache.close()
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -209,79 +336,30 @@ class AceStep:
         if self._closed:
             raise UsageError("this AceStep is closed: make a new one.")
 
-    def _answer(
-        self,
-        messages: Sequence[Message],
-        images: Sequence[ImageSource],
-        sampling: SamplingParams,
-        max_tokens: int,
-        text: TextStream,
-    ) -> Generator[Chunk, None, None]:
+    def _answer(self, question: Question) -> Generator[Chunk, None, None]:
         with self._turnstile.turn():
             self._check_open()
-            prompt = self._prompts.build(messages, images)
-            image = self.bundle.image
-            n_image_tokens = image.n_image_tokens * len(prompt.images) if image else 0
-            n_prompt = len(prompt.text_tokens) + n_image_tokens
-            self._decoder.check_fits(n_prompt)
-            encoding, prefilling, decoding = Stopwatch(), Stopwatch(), Stopwatch()
-            with self._loading:
-                if prompt.images:
-                    self._encoder.load()
-            with encoding:
-                embeds = [self._encoder.encode(image) for image in prompt.images]
-            with prefilling:
-                self._decoder.reset()
-                self._decoder.prefill(
-                    [embeds[s.image] if isinstance(s, ImageSpan) else s.tokens for s in prompt.spans]
-                )
-            with Sampler(self._model, sampling) as sampler:
-                sampler.accept(prompt.text_tokens[-PENALTY_LAST_N:])
-                tokens = self._decoder.tokens(sampler)
-                finish_reason, n_completion = yield from self._write(tokens, text, max_tokens, decoding)
-            answer = Answer(
-                text=text.so_far,
-                finish_reason=finish_reason,
-                usage=Usage(
-                    prompt_tokens=n_prompt,
-                    image_tokens=n_image_tokens,
-                    completion_tokens=n_completion,
-                ),
-                timings=Timings(
-                    load_s=self._loading.take(),
-                    image_s=encoding.take(),
-                    prefill_s=prefilling.take(),
-                    decode_s=decoding.take(),
-                    prefill_tokens=n_prompt,
-                    decode_tokens=n_completion,
-                ),
-            )
-        yield Chunk(text="", answer=answer)
+            with closing(self._writer.chunks(question)) as chunks:
+                for chunk in chunks:
+                    if chunk.answer is None:
+                        yield chunk
+                        self._turnstile.take_over()  # another thread may go on
+        yield chunk  # the next answer may be asked for from here
 
-    def _write(
-        self, tokens: Iterator[int], text: TextStream, max_tokens: int, decoding: Stopwatch
-    ) -> Generator[Chunk, None, tuple[FinishReason, int]]:
-        """Chunks of the answer; returns why it ended and how many tokens it has."""
-        n_completion = 0
-        finish_reason: FinishReason = "length"
-        while n_completion < max_tokens and finish_reason == "length":
-            with decoding:
-                token = next(tokens, None)
-            if token is None:
-                break
-            if token in self._stop_tokens:
-                finish_reason = "stop"
-                break
-            n_completion += 1
-            if piece := text.feed(self._model.token_bytes(token)):
-                yield Chunk(text=piece)
-                self._turnstile.take_over()  # another thread may go on
-            if text.stopped:
-                finish_reason = "stop"
-        if piece := text.finish():
-            yield Chunk(text=piece)
-            self._turnstile.take_over()
-        return finish_reason, n_completion
+
+def _n_to_encode(pictures: Sequence[PictureSource] | None, folder: Path, bundle: Bundle) -> int:
+    """Pictures to plan the tower for; none where its files were left out, for answers from embeds only."""
+    if pictures is not None:
+        return sum(not isinstance(picture, EmbedsFile) for picture in pictures)
+    return int(bundle.vision is not None and (folder / bundle.vision_file().file).exists())
+
+
+def _cache(where: bool | str | os.PathLike[str]) -> DiskCache | None:
+    if isinstance(where, bool):
+        return DiskCache(disk_cache.default_folder()) if where else None
+    if not isinstance(where, str | os.PathLike):
+        raise UsageError(f"cache is {where!r}: give True, False or the path of a folder.")
+    return DiskCache(Path(where))
 
 
 def _folder(bundle: str | os.PathLike[str]) -> Path:

@@ -26,11 +26,15 @@ class ImatrixError(AceStepError):
 
 
 class ImageError(AceStepError):
-    """A picture is missing, not a JPEG, PNG or WEBP, damaged or too large."""
+    """A picture is missing, not a JPEG, PNG or WEBP, damaged or too large; or a file of image embeds is."""
 
 
 class PromptError(AceStepError):
     """A question or a list of messages cannot be put to this model."""
+
+
+class ConversationError(AceStepError):
+    """A saved conversation is missing or damaged, a picture of it has changed, or it cannot be written."""
 
 
 class ContextOverflowError(PromptError):
@@ -45,8 +49,12 @@ class UsageError(AceStepError):
     """A setting is out of its range, or a closed or busy model is used."""
 
 
-class MissingPackageError(AceStepError):
-    """A package of the ``convert`` extra, which writing files needs, is not installed."""
+class MemoryShortageError(AceStepError):
+    """No plan fits into the memory that there is; the message names the nearest ones that would."""
 
-    def __init__(self, package: str) -> None:
-        super().__init__(f"this needs the {package} package: pip install 'acestep-gguf[convert]'.")
+
+class MissingPackageError(AceStepError):
+    """A package of an extra is not installed: ``convert`` is what writing files needs."""
+
+    def __init__(self, package: str, extra: str = "convert") -> None:
+        super().__init__(f"this needs the {package} package: pip install 'acestep-gguf[{extra}]'.")

@@ -4,6 +4,7 @@ The numbers are those of transformers' ``CLIPImageProcessorPil`` and ``LlavaImag
 """
 
 import io
+import math
 import os
 import stat
 import struct
@@ -73,7 +74,7 @@ def open_image(source: ImageSource) -> Image.Image:
     if not isinstance(source, str | os.PathLike | bytes):
         raise ImageError(f"a picture is given as {type(source).__name__}: give a path, bytes or a PIL image.")
     name = "the picture" if isinstance(source, bytes) else os.fsdecode(source)
-    data = source if isinstance(source, bytes) else _read_file(Path(name))
+    data = source if isinstance(source, bytes) else read_file(Path(name))
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB: give a smaller picture.")
     try:
@@ -136,7 +137,12 @@ def preprocess(image: Image.Image, spec: ImageSpec) -> FloatArray:
     return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a picture's file, one more than ``MAX_FILE_BYTES`` at most.
+
+    Raises:
+        ImageError: missing, no file, or not readable.
+    """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
             raise ImageError(f"{path} is not a file: give a JPEG, PNG or WEBP.")
@@ -184,11 +190,25 @@ def _resize(image: Image.Image, spec: ImageSpec, to: Size) -> Image.Image:
         short, long = sorted(image.size)
         scaled = int(to.height * long / short)
         width, height = (to.height, scaled) if image.width <= image.height else (scaled, to.height)
+    elif spec.resize == "longest_edge":
+        width, height = _fitting_size(image, to)
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"a picture of {image.width} x {image.height} is too long and narrow: crop it first."
         )
-    return image.resize((width, height), _RESAMPLE[spec.resample])
+    resized = image.resize((width, height), _RESAMPLE[spec.resample])
+    if spec.fill is None:
+        return resized
+    filled = Image.new("RGB", (to.width, to.height), spec.fill)
+    filled.paste(resized, ((to.width - width) // 2, (to.height - height) // 2))
+    return filled
+
+
+def _fitting_size(image: Image.Image, to: Size) -> tuple[int, int]:
+    """Width and height of ``image`` scaled to fit into ``to``: libmtmd's, which computes in float32."""
+    width, height = np.float32(image.width), np.float32(image.height)
+    scale = min(np.float32(to.width) / width, np.float32(to.height) / height)
+    return min(math.ceil(width * scale), to.width), min(math.ceil(height * scale), to.height)
 
 
 def _center_crop(pixels: UInt8Array, size: Size) -> UInt8Array:

@@ -1,4 +1,4 @@
-"""llama.cpp behind four small classes; every ctypes and llama_cpp call of this software is in this file.
+"""llama.cpp behind small classes; all calls of it are here, in llama_backend.py and in llama_devices.py.
 
 llama.cpp ends the process on bad input (an assertion), so each method first checks what it is given.
 No object of these classes may be used by two threads at once.
@@ -6,111 +6,47 @@ No object of these classes may be used by two threads at once.
 
 import ctypes
 import os
-import threading
-from collections import deque
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp as lib
 
 from acestep_gguf.errors import DecodeError, UsageError
+from acestep_gguf.llama_backend import Handle, StopFlag, backend
+from acestep_gguf.llama_devices import cpu_overrides
 from acestep_gguf.params import CACHE_TYPES, FLASH_ATTENTION, ContextParams, SamplingParams, check_integer
 
 FloatArray = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
 
-LOAD_MODE_NONE: Final = 0
-LOAD_MODE_MMAP: Final = 1
-LOG_LEVEL_ERROR: Final = 4  # enum ggml_log_level
-LOG_LEVEL_CONTINUE: Final = 5
+# enum llama_load_mode by whether the file is mapped, and whether its pages are locked.
+LOAD_MODES: Final = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 SEQUENCE: Final = 0  # we only ever use one sequence
 PENALTY_LAST_N: Final = 64  # llama.cpp's default window of the repeat penalty
+ABORTED: Final = 2  # what llama_decode returns when its abort callback ended it
+
+NOT_FINITE: Final = "the decoder computed logits that are not finite: its weights are damaged."
+
+# What llama.cpp writes of one sequence before its keys and values: a magic number, the sequence, how many
+# streams, how many cells; and for each cell its position, how many sequences it has, and which.
+STATE_HEAD: Final = np.dtype("<u4, <i4, <u4, <u4")
+STATE_CELL: Final = np.dtype("<i4, <u4, <i4")
 
 
-class _Log:
-    """Catches what llama.cpp logs, which would otherwise go to stderr, and keeps the last lines."""
-
-    def __init__(self) -> None:
-        self.lines: deque[str] = deque(maxlen=256)
-        self._errors: deque[str] = deque(maxlen=4)
-        self._level = 0
-        # ctypes does not keep the callback alive, this attribute does.
-        self._callback = lib.llama_log_callback(self._write)
-        lib.llama_log_set(self._callback, ctypes.c_void_p(0))
-
-    def _write(self, level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-        line = text.decode("utf-8", "replace").rstrip("\n")
-        self._level = level if level != LOG_LEVEL_CONTINUE else self._level
-        self.lines.append(line)
-        if self._level == LOG_LEVEL_ERROR and line.strip():
-            self._errors.append(line.strip())
-
-    def take_errors(self) -> str:
-        """The last error lines since the last call, as one line."""
-        errors = "; ".join(self._errors)
-        self._errors.clear()
-        return errors or "it gave no reason"
-
-
-_log: _Log | None = None
-_backend_lock = threading.Lock()
-
-
-def _backend() -> _Log:
-    """Initialize llama.cpp once per process."""
-    global _log  # noqa: PLW0603 (llama.cpp's backend is as global)
-    with _backend_lock:
-        if _log is None:
-            _log = _Log()
-            lib.llama_backend_init()
-    return _log
-
-
-class _Handle:
-    """A native object that is freed once."""
-
-    def __init__(self, pointer: Any) -> None:
-        self._pointer = pointer
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free the native object; a second call does nothing."""
-        pointer, self._pointer = getattr(self, "_pointer", None), None
-        if pointer is not None:
-            self._free(pointer)
-
-    def _free(self, pointer: Any) -> None:
-        raise NotImplementedError
-
-    @property
-    def pointer(self) -> Any:
-        """The native object.
-
-        Raises:
-            UsageError: closed.
-        """
-        if self._pointer is None:
-            raise UsageError(f"this {type(self).__name__} is closed: make a new one.")
-        return self._pointer
-
-
-class Model(_Handle):
+class Model(Handle):
     """The weights and the vocabulary of a decoder.
 
     Args:
         path: a GGUF file whose header was checked (see decoder_info).
         n_gpu_layers: layers to keep on a GPU, -1 for all.
+        cpu_tensors: patterns of names of tensors that stay in RAM nevertheless (``--override-tensor …=CPU``).
+        tensor_split: layers for each of several GPUs.
         use_mmap: map the file instead of reading it.
+        use_mlock: keep the weights from being paged out.
         use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
 
     Raises:
@@ -119,9 +55,17 @@ class Model(_Handle):
     """
 
     def __init__(
-        self, path: Path, *, n_gpu_layers: int = 0, use_mmap: bool = True, use_extra_bufts: bool = True
+        self,
+        path: Path,
+        *,
+        n_gpu_layers: int = 0,
+        cpu_tensors: Sequence[str] = (),
+        tensor_split: Sequence[int] = (),
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        use_extra_bufts: bool = True,
     ) -> None:
-        log = _backend()
+        log = backend()
         check_integer("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
         if n_gpu_layers and not lib.llama_supports_gpu_offload():
             raise UsageError(
@@ -129,8 +73,14 @@ class Model(_Handle):
             )
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
-        params.load_mode = LOAD_MODE_MMAP if use_mmap else LOAD_MODE_NONE
+        params.load_mode = LOAD_MODES[use_mmap, use_mlock]
         params.use_extra_bufts = use_extra_bufts
+        if len(tensor_split) > 1:
+            shares = (ctypes.c_float * lib.llama_max_devices())(*tensor_split)
+            params.tensor_split = shares
+        if cpu_tensors:
+            overrides = cpu_overrides(cpu_tensors)
+            params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
         log.take_errors()
         pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
         super().__init__(pointer)
@@ -146,9 +96,16 @@ class Model(_Handle):
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of ``text``; nothing in it becomes a control token and none is added."""
-        data = text.encode()
-        tokens = (ctypes.c_int32 * (len(data) + 1))()  # byte-level BPE: at most one token a byte
         _ = self.pointer
+        if lib.llama_vocab_type(self._vocab) != lib.LLAMA_VOCAB_TYPE_SPM:
+            return self._tokenize(text)
+        # llama.cpp may put a space before a text: here it comes before a new line, which merges with nothing.
+        before = self._tokenize("\n")
+        return self._tokenize(f"\n{text}")[len(before) :]
+
+    def _tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        tokens = (ctypes.c_int32 * (len(data) + 1))()  # at most one a byte, and one for a space before them
         count = lib.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, False)
         if count < 0:
             raise DecodeError(f"llama.cpp cannot tokenize a text of {len(data)} bytes.")
@@ -175,7 +132,7 @@ class Model(_Handle):
             raise DecodeError(f"a token id lies outside the vocabulary of {self.n_vocab}: check who made it.")
 
 
-class Context(_Handle):
+class Context(Handle):
     """A KV cache and what computes on it.
 
     Raises:
@@ -195,8 +152,9 @@ class Context(_Handle):
         native.type_k = CACHE_TYPES[params.type_k]
         native.type_v = CACHE_TYPES[params.type_v]
         native.flash_attn_type = FLASH_ATTENTION[params.flash_attn]
+        native.offload_kqv = params.offload_kqv
         native.no_perf = True
-        log = _backend()
+        log = backend()
         log.take_errors()
         pointer = lib.llama_init_from_model(model.pointer, native)
         super().__init__(pointer)
@@ -207,7 +165,9 @@ class Context(_Handle):
             )
         self._memory = lib.llama_get_memory(pointer)
         self._batch = _Batch(self.n_batch)
+        self._logits_type = ctypes.POINTER(ctypes.c_float * model.n_vocab)
         self._n_outputs = 0
+        self._stop: StopFlag | None = None
 
     def _free(self, pointer: Any) -> None:
         lib.llama_free(pointer)
@@ -238,13 +198,21 @@ class Context(_Handle):
         Raises:
             DecodeError: there is no such output, or a logit is not finite.
         """
+        logits = self.logits_view(index)
+        _check_finite(logits)
+        return logits.copy()
+
+    def logits_view(self, index: int = -1) -> FloatArray:
+        """The same where llama.cpp has them, unchecked, until the next call.
+
+        Raises:
+            DecodeError: there is no such output.
+        """
         if not -self._n_outputs <= index < 0:
             raise DecodeError(f"output {index} was not asked for in the last call.")
-        view = lib.llama_get_logits_ith(self.pointer, index)
-        logits = np.ctypeslib.as_array(view, (self.model.n_vocab,)).copy()
-        if not np.isfinite(logits).all():
-            raise DecodeError("the decoder computed logits that are not finite: its weights are damaged.")
-        return logits
+        logits = ctypes.cast(lib.llama_get_logits_ith(self.pointer, index), self._logits_type)
+        view: FloatArray = np.frombuffer(memoryview(logits.contents), np.float32)
+        return view
 
     def keep(self, n_past: int) -> None:
         """Forget everything from position ``n_past`` on; 0 forgets all."""
@@ -253,12 +221,58 @@ class Context(_Handle):
         elif not lib.llama_memory_seq_rm(self._checked_memory(), SEQUENCE, n_past, -1):
             raise DecodeError(f"llama.cpp cannot shorten its context to {n_past} tokens.")
 
+    def watch(self, stop: StopFlag) -> None:
+        """Let ``stop`` end calls, in the place of the flag before; an ended one raises Interrupted."""
+        lib.llama_set_abort_callback(self.pointer, StopFlag.callback, ctypes.cast(stop.text, ctypes.c_void_p))
+        self._stop = stop  # ctypes does not keep it alive
+
+    def state_bytes(self) -> int:
+        """Size of ``state``."""
+        return int(lib.llama_state_seq_get_size(self.pointer, SEQUENCE))
+
+    def state(self) -> UInt8Array:
+        """A copy of the keys and values of all positions, as ``restore`` takes it.
+
+        Raises:
+            DecodeError: llama.cpp failed.
+        """
+        state = np.empty(self.state_bytes(), np.uint8)
+        if lib.llama_state_seq_get_data(self.pointer, _bytes_of(state), len(state), SEQUENCE) != len(state):
+            raise DecodeError(f"llama.cpp cannot copy its memory: {backend().take_errors()}.")
+        return state
+
+    def restore(self, state: UInt8Array, n_past: int) -> bool:
+        """Take positions 0 to ``n_past`` - 1 from ``state``; whether it was one of this kind of context.
+
+        If not, nothing is computed any more. llama.cpp trusts the positions in a state, so they are
+        checked here; it checks sizes and types itself.
+        """
+        if self._n_past():
+            self.keep(0)
+        head, cells = np.zeros(1, STATE_HEAD), np.zeros(n_past, STATE_CELL)
+        start = head.nbytes + cells.nbytes
+        if len(state) <= start or n_past > self.params.n_ctx:
+            return False
+        head[0] = (*state[:4].view("<u4"), SEQUENCE, 1, n_past)  # the magic number is left to llama.cpp
+        cells["f0"], cells["f1"], cells["f2"] = np.arange(n_past), 1, SEQUENCE
+        if state[:start].tobytes() != head.tobytes() + cells.tobytes():
+            return False
+        done = lib.llama_state_seq_set_data(self.pointer, _bytes_of(state), len(state), SEQUENCE)
+        if done != len(state) or self._n_past() != n_past:
+            backend().take_errors()
+            self.keep(0)
+            return False
+        return True
+
+    def _n_past(self) -> int:
+        return int(lib.llama_memory_seq_pos_max(self._checked_memory(), SEQUENCE)) + 1
+
     def _checked_memory(self) -> Any:
         _ = self.pointer
         return self._memory
 
     def _check_range(self, count: int, position: int, n_outputs: int) -> None:
-        n_past = lib.llama_memory_seq_pos_max(self._checked_memory(), SEQUENCE) + 1
+        n_past = self._n_past()
         if position != n_past:
             raise DecodeError(f"position {position} does not follow the {n_past} that were computed.")
         if not 1 <= count <= self.n_batch or position + count > self.params.n_ctx:
@@ -267,10 +281,12 @@ class Context(_Handle):
             raise DecodeError(f"{n_outputs} outputs of {count} tokens were asked for.")
 
     def _decode(self, batch: Any, n_outputs: int) -> None:
-        log = _backend()
+        log = backend()
         log.take_errors()
         self._n_outputs = 0
         status = lib.llama_decode(self.pointer, batch)
+        if status == ABORTED and self._stop is not None:
+            self._stop.check()
         if status != 0:
             raise DecodeError(f"llama.cpp failed to decode (status {status}): {log.take_errors()}.")
         self._n_outputs = n_outputs
@@ -286,16 +302,22 @@ class _Batch:
         self._sequence = ctypes.c_int32(SEQUENCE)
         sequences = [ctypes.pointer(self._sequence)] * capacity
         self._seq_id = (ctypes.POINTER(ctypes.c_int32) * capacity)(*sequences)
-        self._input: npt.NDArray[Any] = self._positions  # whatever the last batch points to, kept alive
+        self._native = lib.llama_batch(
+            pos=self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            n_seq_id=self._n_seq_id.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._seq_id,
+            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+        self._input: npt.NDArray[Any] = self._positions  # whatever the batch points to, kept alive
 
     def tokens(self, tokens: npt.NDArray[np.int32], position: int, n_outputs: int) -> Any:
         batch = self._filled(tokens, position, n_outputs)
-        batch.token = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        batch.token, batch.embd = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), None
         return batch
 
     def embeds(self, embeds: FloatArray, position: int, n_outputs: int) -> Any:
         batch = self._filled(embeds, position, n_outputs)
-        batch.embd = embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        batch.token, batch.embd = None, embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         return batch
 
     def _filled(self, rows: npt.NDArray[Any], position: int, n_outputs: int) -> Any:
@@ -304,13 +326,17 @@ class _Batch:
         self._positions[:count] = np.arange(position, position + count, dtype=np.int32)
         self._outputs[:count] = 0
         self._outputs[count - n_outputs : count] = 1
-        return lib.llama_batch(
-            n_tokens=count,
-            pos=self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            n_seq_id=self._n_seq_id.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            seq_id=self._seq_id,
-            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
+        self._native.n_tokens = count
+        return self._native
+
+
+def _bytes_of(array: UInt8Array) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+def _check_finite(logits: FloatArray) -> None:
+    if not np.isfinite(logits).all():
+        raise DecodeError(NOT_FINITE)
 
 
 def check_embeds(embeds: FloatArray, n_embd: int) -> None:
@@ -327,13 +353,15 @@ def check_embeds(embeds: FloatArray, n_embd: int) -> None:
         raise DecodeError("embeds are not finite: the vision tower or its input is damaged.")
 
 
-class Sampler(_Handle):
+class Sampler(Handle):
     """llama.cpp's sampler chain, in its usual order: penalties, top-k, top-p, min-p, temperature, draw."""
 
     def __init__(self, model: Model, params: SamplingParams) -> None:
-        _backend()
+        backend()
         super().__init__(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()))
         self._model = model
+        # llama.cpp would first copy all logits: 1 % of the time of a token of a small decoder.
+        self._takes_largest = params.temperature == 0.0 and params.repeat_penalty == 1.0
         if params.repeat_penalty != 1.0:
             penalty = (model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, 0.0, 0.0)
             self._add(lib.llama_sampler_init_penalties(*penalty))
@@ -358,12 +386,18 @@ class Sampler(_Handle):
         for token in tokens:
             lib.llama_sampler_accept(self.pointer, token)
 
-    def sample(self, context: Context) -> int:
-        """Choose and accept the next token from the last logits.
+    def sample(self, context: Context, index: int = -1) -> int:
+        """Choose and accept the next token from the logits of one of the last outputs.
 
         Raises:
-            DecodeError: there are no logits, or they are not finite.
+            DecodeError: there are no such logits, or they are not finite.
         """
-        context.logits()
-        token: int = lib.llama_sampler_sample(self.pointer, context.pointer, -1)
+        logits = context.logits_view(index)
+        if self._takes_largest:
+            largest = int(logits.argmax())  # NaN counts as the largest
+            if not isfinite(logits[largest]):
+                raise DecodeError(NOT_FINITE)
+            return largest
+        _check_finite(logits)
+        token: int = lib.llama_sampler_sample(self.pointer, context.pointer, index)
         return token

@@ -2,12 +2,14 @@
 
 A role is "system", "user" or "assistant". Content is a string, or a list of ``{"type": "text", "text": …}``
 and ``{"type": "image", "image": …}``; an image part without an image takes the next one of the caller's list.
+The content of an assistant's message may be the ``Answer`` that was given: its tokens are then known.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from acestep_gguf.answer import Answer
 from acestep_gguf.errors import PromptError
 
 Message = Mapping[str, Any]
@@ -26,11 +28,16 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message; ``is_string`` tells whether its content was a plain string."""
+    """One message.
+
+    ``is_string`` tells whether its content was a plain string, ``answer_tokens`` which tokens the model wrote
+    if it is an answer.
+    """
 
     role: str
     parts: tuple[str | ImagePart, ...]
     is_string: bool
+    answer_tokens: tuple[int, ...] = ()
 
     @property
     def images(self) -> tuple[Any, ...]:
@@ -72,6 +79,8 @@ def _turn(message: Message, waiting: Iterator[Any]) -> Turn:
     role, content = message["role"], message["content"]
     if role not in ROLES:
         raise PromptError(f"a message has the role {role!r}: use {', '.join(ROLES)}.")
+    if isinstance(content, Answer):
+        return Turn(role, (_checked(content.text),), is_string=True, answer_tokens=tuple(content.tokens))
     if isinstance(content, str):
         return Turn(role, (_checked(content),), is_string=True)
     if not isinstance(content, list | tuple) or len(content) > MAX_PARTS:

@@ -33,6 +33,7 @@ class ContextParams:
     type_v: CacheType = "f16"
     flash_attn: FlashAttention = "auto"
     n_outputs_max: int = 1
+    offload_kqv: bool = True
 
     def __post_init__(self) -> None:
         for name, least, most in (

@@ -9,13 +9,15 @@ class TextStream:
 
     Args:
         stop: strings that end the answer; neither they nor what follows is given out.
+        strip_space: leave out a space at the beginning, which SentencePiece writes before the first word.
     """
 
-    def __init__(self, stop: Sequence[str] = ()) -> None:
+    def __init__(self, stop: Sequence[str] = (), *, strip_space: bool = False) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stop = tuple(filter(None, stop))
         self._held = ""
         self._given: list[str] = []
+        self._strip_space = strip_space
         self.stopped = False
 
     @property
@@ -28,6 +30,8 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + self._decoder.decode(data)
+        if self._strip_space and text:
+            text, self._strip_space = text.removeprefix(" "), False
         found = [position for stop in self._stop if (position := text.find(stop)) >= 0]
         if found:
             self.stopped = True

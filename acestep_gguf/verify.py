@@ -15,7 +15,7 @@ from acestep_gguf.bundle import Bundle, FileRecord, ImageSpec, VisionFile, check
 from acestep_gguf.decoder_info import check_vocabulary, decoder_info
 from acestep_gguf.errors import AceStepError, BundleError
 from acestep_gguf.gguf_header import read_gguf_header
-from acestep_gguf.names import BUNDLE_FILE, LLAMA_FTYPE, Ftype
+from acestep_gguf.names import BUNDLE_FILE, LLAMA_FTYPE, DecoderFtype
 from acestep_gguf.onnx_file import read_onnx
 from acestep_gguf.vision_info import check_graph
 
@@ -73,7 +73,7 @@ class QtypeError:
 class DecoderComparison:
     """A decoder compared with its checkpoint."""
 
-    ftype: Ftype
+    ftype: DecoderFtype
     file: str
     errors: tuple[QtypeError, ...]
     problems: tuple[str, ...]
@@ -120,6 +120,8 @@ def _records(folder: Path, bundle: Bundle) -> Iterator[tuple[FileRecord, dict[st
         for vision in bundle.vision.files.values():
             yield vision, {"graph": partial(_check_vision, folder, vision, bundle.image)}
             yield vision.data, {}
+    for mmproj in bundle.mmproj.values():
+        yield mmproj, {"header": partial(_check_mmproj, folder / mmproj.file)}
 
 
 def _run(file: str, n_bytes: int, checks: dict[str, Check]) -> FileReport:
@@ -159,7 +161,9 @@ def _check_hash(folder: Path, record: FileRecord) -> None:
         raise BundleError(f"{path} is damaged (its SHA-256 is not the recorded one): copy it again.")
 
 
-def _check_decoder(path: Path, bundle: Bundle, ftype: Ftype, vocabularies: list[dict[str, bytes]]) -> None:
+def _check_decoder(
+    path: Path, bundle: Bundle, ftype: DecoderFtype, vocabularies: list[dict[str, bytes]]
+) -> None:
     """The header, against itself and against bundle.json; ``vocabularies`` are known to be right."""
     header = read_gguf_header(path)
     decoder_info(header)
@@ -177,7 +181,8 @@ def _check_decoder(path: Path, bundle: Bundle, ftype: Ftype, vocabularies: list[
         "general.file_type": LLAMA_FTYPE[ftype],
         "tokenizer.chat_template": bundle.prompt.chat_template,
     }
-    for key, value in recorded.items():
+    # A file of others may lack both.
+    for key, value in recorded.items() if not bundle.source.is_imported else ():
         if header.metadata.get(key) != value:
             raise BundleError(
                 f"{header.path} is not the {ftype} decoder of this bundle (its {key} differs): copy it again."
@@ -186,6 +191,10 @@ def _check_decoder(path: Path, bundle: Bundle, ftype: Ftype, vocabularies: list[
 
 def _check_vision(folder: Path, record: VisionFile, image: ImageSpec) -> None:
     check_graph(read_onnx(folder / record.file), record, image)
+
+
+def _check_mmproj(path: Path) -> None:
+    read_gguf_header(path)
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The vision tower and projector in onnxruntime: pixel_values in, image embeds out."""
+"""The vision tower and projector in onnxruntime: pixel_values in, image embeds and attention out."""
 
 import os
 from pathlib import Path
@@ -10,12 +10,16 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from acestep_gguf.bundle import Bundle
+from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import BundleError, DecodeError
-from acestep_gguf.vision_info import check_vision_file
+from acestep_gguf.image_embeds import ImageEmbeds
+from acestep_gguf.names import VisionPrecision
+from acestep_gguf.vision_info import IMAGE_EMBEDS, PATCH_ATTENTION, PIXEL_VALUES, check_vision_file
 
 FloatArray = npt.NDArray[np.float32]
 
 SEVERITY_ERROR: Final = 3
+VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
 
 _ORT_ERRORS: Final = (
     ort_errors.EPFail,
@@ -34,21 +38,35 @@ _ORT_ERRORS: Final = (
 )
 
 
+def session_options(n_threads: int) -> ort.SessionOptions:
+    """Settings of a tower's session.
+
+    x86 CPUs without VNNI add products of int8 in 16 bits, which overflow; there onnxruntime is told to take
+    its slower, exact way. Other CPUs ignore that setting.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = SEVERITY_ERROR
+    if not cpu_flags() & VNNI:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
 class VisionTower:
-    """The tower of a bundle, loaded.
+    """The tower of a bundle in one precision, by default the bundle's default, loaded.
 
     Raises:
         PromptError: the bundle has none.
         BundleError: its files are missing, damaged, or not what bundle.json says.
     """
 
-    def __init__(self, folder: Path, bundle: Bundle, *, n_threads: int) -> None:
-        vision, image = bundle.tower()
-        path = check_vision_file(folder, vision.files[vision.default], image)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = n_threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = SEVERITY_ERROR
+    def __init__(
+        self, folder: Path, bundle: Bundle, precision: VisionPrecision | None = None, *, n_threads: int
+    ) -> None:
+        _, image = bundle.tower()
+        path = check_vision_file(folder, bundle.vision_file(precision), image)
+        options = session_options(n_threads)
         try:
             self._session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
         except _ORT_ERRORS as error:
@@ -56,13 +74,15 @@ class VisionTower:
                 f"onnxruntime cannot load {path} ({_first_line(error)}): convert again."
             ) from error
         self._input_shape = (1, 3, image.size.height, image.size.width)
-        self._output_shape = (1, image.n_image_tokens, image.n_embd)
-        self._input_name = self._session.get_inputs()[0].name
+        self._embeds_shape = (1, image.n_image_tokens, image.n_embd)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._run = ort.RunOptions()
 
-    def encode(self, pixel_values: FloatArray) -> FloatArray:
-        """Image embeds, float32 [n_image_tokens, n_embd], of one picture, float32 [1, 3, H, W].
+    def encode(self, pixel_values: FloatArray) -> ImageEmbeds:
+        """Image embeds of one picture, float32 [1, 3, H, W], and the attention that its patches get.
 
-        One picture a call: what a picture becomes must not depend on what else is encoded.
+        One picture a call: what a picture becomes must not depend on what else is encoded, and int8 has one
+        step for all of its input. A tower of an older bundle gives no attention: there it is empty.
 
         Raises:
             DecodeError: wrong shape, or the tower gave numbers that are not finite.
@@ -71,13 +91,23 @@ class VisionTower:
             shape = f"{pixel_values.dtype} {pixel_values.shape}"
             raise DecodeError(f"pixel_values are {shape}, this tower takes float32 {self._input_shape}.")
         try:
-            (embeds,) = self._session.run(None, {self._input_name: pixel_values})
+            self._run = ort.RunOptions()
+            found = self._session.run(self._outputs, {PIXEL_VALUES: pixel_values}, self._run)
         except _ORT_ERRORS as error:
             raise DecodeError(f"onnxruntime failed on a picture ({_first_line(error)}).") from error
-        if embeds.dtype != np.float32 or embeds.shape != self._output_shape or not np.isfinite(embeds).all():
+        outputs = dict(zip(self._outputs, found, strict=True))
+        embeds = outputs[IMAGE_EMBEDS]
+        attention = outputs.get(PATCH_ATTENTION, np.empty((1, 0), np.float32))
+        is_sound = all(
+            array.dtype == np.float32 and np.isfinite(array).all() for array in (embeds, attention)
+        )
+        if embeds.shape != self._embeds_shape or not is_sound:
             raise DecodeError("the vision tower gave no sound image embeds: its weights are damaged.")
-        image_embeds: FloatArray = embeds[0]
-        return image_embeds
+        return ImageEmbeds(embeds[0], attention[0])
+
+    def stop(self) -> None:
+        """Let the picture that is being encoded fail with a DecodeError; any thread may."""
+        self._run.terminate = True
 
 
 def _first_line(error: Exception) -> str:

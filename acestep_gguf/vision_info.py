@@ -1,10 +1,16 @@
 """What the ONNX file of a vision tower must be: what bundle.json says, weights in its own data file."""
 
 from pathlib import Path
+from typing import Final
 
 from acestep_gguf.bundle import ImageSpec, VisionFile, check_file
 from acestep_gguf.errors import BundleError
 from acestep_gguf.onnx_file import FLOAT, OnnxFile, Value, read_onnx
+
+# Names in the graph.
+PIXEL_VALUES: Final = "pixel_values"
+IMAGE_EMBEDS: Final = "image_embeds"
+PATCH_ATTENTION: Final = "patch_attention"
 
 
 def check_vision_file(folder: Path, record: VisionFile, image: ImageSpec) -> Path:
@@ -25,20 +31,23 @@ def check_graph(onnx: OnnxFile, record: VisionFile, image: ImageSpec) -> None:
     Raises:
         BundleError: it is not.
     """
-    # The first dimension counts pictures and has a name, not a number.
-    pixel_values = (3, image.size.height, image.size.width)
-    image_embeds = (image.n_image_tokens, image.n_embd)
-    if not (_is_one(onnx.inputs, pixel_values) and _is_one(onnx.outputs, image_embeds)):
+    n_tokens = image.n_image_tokens
+    takes = {PIXEL_VALUES: (3, image.size.height, image.size.width)}
+    gives = {IMAGE_EMBEDS: (n_tokens, image.n_embd)}
+    # All tokens are patches, or CLS is among them; towers of schema version 1 have no attention to give.
+    with_attention = [gives | {PATCH_ATTENTION: (n_patches,)} for n_patches in (n_tokens, n_tokens - 1)]
+    if _shapes(onnx.inputs) != takes or _shapes(onnx.outputs) not in (gives, *with_attention):
         raise BundleError(
             f"{onnx.path} does not take and give what bundle.json says: convert the checkpoint again."
         )
     _check_external_data(onnx, record)
 
 
-def _is_one(values: tuple[Value, ...], shape: tuple[int, ...]) -> bool:
-    return [(value.data_type, value.shape[1:]) for value in values] == [(FLOAT, shape)] and isinstance(
-        values[0].shape[0], str
-    )
+def _shapes(values: tuple[Value, ...]) -> dict[str, tuple[int | str | None, ...]] | None:
+    """Names and shapes of float32 values but for the first dimension, a name: it counts pictures."""
+    shapes = {value.name: value.shape[1:] for value in values if value.data_type == FLOAT}
+    has_batches = all(value.shape and isinstance(value.shape[0], str) for value in values)
+    return shapes if has_batches and len(shapes) == len(values) else None
 
 
 def _check_external_data(onnx: OnnxFile, record: VisionFile) -> None:

@@ -2,13 +2,17 @@
 
 import os
 import sys
+import warnings
 from typing import Annotated, NoReturn
 
 import typer
 
-from acestep_gguf.cli.answering import run
-from acestep_gguf.cli.conversion import convert, demo, quantize
-from acestep_gguf.cli.inspection import info, verify
+from acestep_gguf.cli.answering import chat, encode, run
+from acestep_gguf.cli.cache import cache
+from acestep_gguf.cli.conversion import convert, demo, import_, quantize
+from acestep_gguf.cli.inspection import check, info, verify
+from acestep_gguf.cli.planning import plan
+from acestep_gguf.cli.tuning import tune
 from acestep_gguf.errors import AceStepError
 
 app = typer.Typer(
@@ -20,14 +24,16 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 # In the order of --help.
-for verb in (convert, quantize, run, info, verify, demo):
-    app.command()(verb)
+for verb in (convert, import_, quantize, run, chat, encode, info, verify, check, plan, tune, demo):
+    app.command(verb.__name__.rstrip("_"))(verb)
+app.add_typer(cache, name="cache")
 
 
 def main() -> None:
     """Run the command line; an error that we raise on purpose is one line, without a traceback."""
     if sys.stdout is None:  # its number would go to the next file that is opened
         _fail("standard output is closed: redirect it, to /dev/null if it is not wanted.")
+    warnings.formatwarning = lambda message, *_where, **_how: f"warning: {message}\n"
     try:
         try:
             app()

@@ -1,53 +1,34 @@
 """Verbs that answer."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from acestep_gguf.cli.options import AsJson, BundleFolder, Threads
-from acestep_gguf.params import CACHE_TYPES, FLASH_ATTENTION
+from acestep_gguf.cli.option_groups import AnswerOptions, EngineOptions, takes_groups
+from acestep_gguf.cli.options import (
+    AsJson,
+    BundleFolder,
+    EmbedsFiles,
+    Images,
+    SystemPrompt,
+    Threads,
+    TowerPrecision,
+)
 
 
+@takes_groups
 def run(
     bundle: BundleFolder,
     question: Annotated[str | None, typer.Argument(help="By default read from standard input.")] = None,
     *,
-    image: Annotated[list[Path] | None, typer.Option(help="Picture, may be repeated.")] = None,
-    quant: Annotated[
-        str | None, typer.Option("-q", "--quant", help="Decoder; by default the bundle's default.")
-    ] = None,
+    image: Images = None,
+    embeds: EmbedsFiles = None,
+    system_prompt: SystemPrompt = None,
     as_json: AsJson = False,
-    n_predict: Annotated[int, typer.Option("-n", "--n-predict", help="Tokens of the answer at most.")] = 512,
-    temp: Annotated[float, typer.Option("--temp", help="0 always takes the most probable token.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Draw from so many tokens; 0: from all.")] = 40,
-    top_p: Annotated[float, typer.Option(help="Draw from tokens of this probability together.")] = 0.95,
-    min_p: Annotated[float, typer.Option(help="Least probability, relative to the most probable.")] = 0.05,
-    seed: Annotated[int | None, typer.Option("-s", "--seed", help="Of the draw. Default: random.")] = None,
-    repeat_penalty: Annotated[float, typer.Option(help="Against repetition; 1: off.")] = 1.0,
-    ctx_size: Annotated[
-        int | None,
-        typer.Option("-c", "--ctx-size", help="Tokens of prompt and answer; by default up to 8192."),
-    ] = None,
-    threads: Threads = None,
-    batch_size: Annotated[int, typer.Option("-b", "--batch-size", help="As in llama.cpp.")] = 2048,
-    ubatch_size: Annotated[int, typer.Option("-ub", "--ubatch-size", help="As in llama.cpp.")] = 512,
-    n_gpu_layers: Annotated[
-        int, typer.Option("-ngl", "--n-gpu-layers", help="Layers on a GPU; -1: all.")
-    ] = 0,
-    cache_type_k: Annotated[
-        str, typer.Option("-ctk", "--cache-type-k", help=f"Type of the K cache: {', '.join(CACHE_TYPES)}.")
-    ] = "f16",
-    cache_type_v: Annotated[
-        str, typer.Option("-ctv", "--cache-type-v", help="Type of the V cache, the same.")
-    ] = "f16",
-    flash_attn: Annotated[
-        str, typer.Option("-fa", "--flash-attn", help=f"Flash attention: {', '.join(FLASH_ATTENTION)}.")
-    ] = "auto",
-    system_prompt: Annotated[
-        str | None,
-        typer.Option("-sys", "--system-prompt", help="What to tell the model before the question."),
-    ] = None,
+    answer: AnswerOptions,
+    engine: EngineOptions,
 ) -> None:
     """Answer a question about pictures."""
     from acestep_gguf.verbs.run import run as run_verb
@@ -56,26 +37,47 @@ def run(
         bundle,
         question,
         image or [],
+        embeds or [],
         system_prompt=system_prompt,
         as_json=as_json,
-        engine_options={
-            "quant": quant,
-            "n_ctx": ctx_size,
-            "n_threads": threads,
-            "n_batch": batch_size,
-            "n_ubatch": ubatch_size,
-            "n_gpu_layers": n_gpu_layers,
-            "type_k": cache_type_k,
-            "type_v": cache_type_v,
-            "flash_attn": flash_attn,
-        },
-        answer_options={
-            "max_tokens": n_predict,
-            "temperature": temp,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "seed": seed,
-            "repeat_penalty": repeat_penalty,
-        },
+        engine_options=asdict(engine),
+        answer_options=asdict(answer),
     )
+
+
+@takes_groups
+def chat(
+    bundle: BundleFolder,
+    *,
+    image: Images = None,
+    embeds: EmbedsFiles = None,
+    system_prompt: SystemPrompt = None,
+    answer: AnswerOptions,
+    engine: EngineOptions,
+) -> None:
+    """Answer questions in turn, with pictures at any time; /help has the commands."""
+    from acestep_gguf.verbs.chat import chat as chat_verb
+
+    chat_verb(
+        bundle,
+        image or [],
+        embeds or [],
+        system_prompt=system_prompt,
+        engine_options=asdict(engine),
+        answer_options=asdict(answer),
+    )
+
+
+def encode(
+    bundle: BundleFolder,
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE", help="JPEG, PNG or WEBP.")],
+    *,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the files, made if need be.")],
+    vision: TowerPrecision = None,
+    threads: Threads = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files of other pictures.")] = False,
+) -> None:
+    """Write the image embeds of pictures to files, one a picture, for `run --embeds` on any machine."""
+    from acestep_gguf.verbs.encode import encode as encode_verb
+
+    encode_verb(bundle, pictures, out, vision=vision, n_threads=threads, force=force)

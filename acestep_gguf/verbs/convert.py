@@ -9,8 +9,10 @@ from typing import Final
 
 import msgspec
 
+from acestep_gguf.bundle import Bundle
 from acestep_gguf.conversion_events import Event, FileDone, Finished, Plan, PlannedFile, Progress
 from acestep_gguf.errors import MissingPackageError
+from acestep_gguf.names import BUNDLE_FILE, FTYPES, Ftype
 
 try:
     from rich import progress
@@ -44,6 +46,16 @@ def display(*, log_json: bool) -> Iterator[Callable[[Event], None]]:
         console.print("stopped: the same command carries on.")
         raise
     print(report)
+
+
+def ftypes_there(out: Path) -> tuple[Ftype, ...]:
+    """The decoders of the bundle ``out``, none if there is no bundle.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    files = Bundle.read(out).decoders.files if (out / BUNDLE_FILE).is_file() else {}
+    return tuple(ftype for ftype in FTYPES if ftype in files)
 
 
 class JsonLines:
@@ -100,7 +112,7 @@ class Report:
 
     def __init__(self) -> None:
         self._plan: Plan | None = None
-        self._seconds: dict[str, float] = {}
+        self._done: dict[str, FileDone] = {}
         self._finished: Finished | None = None
 
     def add(self, event: Event) -> None:
@@ -109,7 +121,7 @@ class Report:
             case Plan():
                 self._plan = event
             case FileDone():
-                self._seconds[event.file] = event.seconds
+                self._done[event.file] = event
             case Finished():
                 self._finished = event
 
@@ -120,26 +132,30 @@ class Report:
             return f"{self._plan.folder} has everything already."
         rows = [("file", "size", "bits/weight", "seconds", "types")]
         rows += [self._row(file) for file in self._plan.files]
-        return "\n".join([*_aligned(rows), *self._last_lines(self._plan)])
+        return "\n".join([*_aligned(rows), *_warning(self._plan), *self._last_lines(self._plan)])
 
     def _row(self, file: PlannedFile) -> tuple[str, str, str, str, str]:
-        seconds = self._seconds.get(file.file)
+        done = self._done.get(file.file)
         types = ", ".join(f"{count} {qtype}" for qtype, count in file.types.items())
         fallbacks = ", ".join(f"{count} {change}" for change, count in file.fallbacks.items())
         return (
             file.file,
-            _size(file.bytes),
+            _size(self._bytes(file)),
             f"{file.bits_per_weight:.2f}" if file.types else "",
-            "" if seconds is None else f"{seconds:.1f}",
+            f"{done.seconds:.1f}" if done else "",
             types
             + (f" (rows do not fit: {fallbacks})" if fallbacks else "")
             + (f" (not in the imatrix: {_shortened(file.unweighed)})" if file.unweighed else ""),
         )
 
+    def _bytes(self, file: PlannedFile) -> int:
+        """What there is, or will be at most."""
+        return self._done[file.file].bytes if file.file in self._done else file.bytes
+
     def _last_lines(self, plan: Plan) -> list[str]:
         if self._finished is not None:
             ready = Path(self._finished.folder, self._finished.file or "")
-            size = _size(sum(file.bytes for file in plan.files))
+            size = _size(sum(map(self._bytes, plan.files)))
             return [f"{ready} is ready: {size} written in {self._finished.seconds:.1f} seconds."]
         kept = sum(file.bytes_kept for file in plan.files)
         return [
@@ -148,6 +164,14 @@ class Report:
             f"memory: about {_size(plan.memory)}",
             "Nothing was written.",
         ]
+
+
+def _warning(plan: Plan) -> list[str]:
+    if plan.source_quantization is None:
+        return []
+    return [
+        f"the checkpoint is quantized already ({plan.source_quantization}): the decoders are quantized twice"
+    ]
 
 
 def _aligned(rows: Sequence[tuple[str, str, str, str, str]]) -> list[str]:

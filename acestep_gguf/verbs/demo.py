@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import platformdirs
 
+from acestep_gguf.cache_folder import cache_folder
 from acestep_gguf.engine import AceStep
 from acestep_gguf.errors import BundleError, CheckpointError
 from acestep_gguf.verbs.run import end_at_once_on_ctrl_c, print_chunks, statistics
@@ -67,4 +67,4 @@ def default_folder(checkpoint: Path) -> Path:
         if path.is_file():
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
     name = f"demo-{version('acestep-gguf')}-{digest.hexdigest()[:12]}"
-    return platformdirs.user_cache_path("acestep-gguf") / name
+    return cache_folder() / name

@@ -1,5 +1,6 @@
 """``acestep-gguf info``: what is in a bundle, without loading it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import msgspec
 from acestep_gguf.bundle import Bundle, Vision, check_file
 from acestep_gguf.decoder_info import decoder_info
 from acestep_gguf.gguf_header import read_gguf_header
+from acestep_gguf.machine_settings import machine_settings
 
 
 def info(folder: Path, *, as_json: bool) -> str:
@@ -26,12 +28,14 @@ def bundle_facts(folder: Path) -> dict[str, Any]:
     for record in bundle.records():
         check_file(folder, record)
     default = bundle.decoder()
+    settings, settings_reason = machine_settings(bundle, default, pictures=bundle.vision is not None)
     model = decoder_info(read_gguf_header(folder / default.file))
     return {
         "name": bundle.name,
         "architecture": bundle.source.architecture,
         "vision_model_type": bundle.source.vision_model_type,
         "text_model_type": bundle.source.text_model_type,
+        "source_quantization": bundle.source.quantization,
         "parameters": model.n_params,
         "context_length": model.context_length,
         "embedding_length": model.embedding_length,
@@ -54,6 +58,8 @@ def bundle_facts(folder: Path) -> dict[str, Any]:
             "width": bundle.image.size.width,
             "tokens": bundle.image.n_image_tokens,
         },
+        "settings": asdict(settings),
+        "settings_reason": settings_reason,
     }
 
 
@@ -66,6 +72,7 @@ def _vision_facts(vision: Vision | None) -> list[dict[str, Any]]:
             "file": record.file,
             "bytes": record.bytes + record.data.bytes,
             "cosine_to_float32": record.cosine_to_float32,
+            "min_cosine_to_float32": record.min_cosine_to_float32,
             "default": precision == vision.default,
         }
         for precision, record in vision.files.items()
@@ -78,6 +85,11 @@ def _table(facts: dict[str, Any]) -> str:
         ("model", f"{facts['name']} ({facts['architecture']})"),
         ("decoder", f"{facts['text_model_type']}, {_count(facts['parameters'])} parameters"),
         ("", f"{facts['block_count']} blocks of {facts['embedding_length']}"),
+        *(
+            [("", f"quantized twice, first as {facts['source_quantization']}")]
+            if facts["source_quantization"]
+            else []
+        ),
         ("", f"vocabulary of {facts['vocabulary']} tokens, context of {facts['context_length']} tokens"),
         ("tower", facts["vision_model_type"] or "none: it answers questions about text only"),
         *(
@@ -94,6 +106,8 @@ def _table(facts: dict[str, Any]) -> str:
             (file["precision"], _file(file, f"cosine {file['cosine_to_float32']:.4f}"))
             for file in facts["vision"]
         ),
+        ("", ""),
+        ("settings", facts["settings_reason"]),
     ]
     return "\n".join(f"{label:<10}{text}".rstrip() for label, text in rows)
 

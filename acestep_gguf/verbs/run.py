@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from acestep_gguf.answer import Answer, Chunk
+from acestep_gguf.embeds_file import EmbedsFile
 from acestep_gguf.engine import AceStep
 from acestep_gguf.errors import PromptError
 from acestep_gguf.messages import Message, user_message
+from acestep_gguf.plan.report import plan_line
 
 MAX_STDIN_BYTES: Final = 4 * 2**20
 
@@ -20,6 +22,7 @@ def run(
     bundle: Path,
     question: str | None,
     images: Sequence[Path],
+    embeds: Sequence[Path],
     *,
     system_prompt: str | None,
     as_json: bool,
@@ -30,17 +33,18 @@ def run(
     question = question if question is not None else read_stdin()
     if not question.strip():
         raise PromptError("the question is empty: give it after the bundle, or on standard input.")
-    messages = _messages(question, images, system_prompt)
+    pictures: list[Path | EmbedsFile] = [*images, *map(EmbedsFile, embeds)]
+    messages = _messages(question, pictures, system_prompt)
     end_at_once_on_ctrl_c()
-    with AceStep(bundle, **engine_options) as model:
+    with AceStep(bundle, pictures=pictures, **engine_options) as model:
         if as_json:
             print(json.dumps(asdict(model.generate(messages, **answer_options)), ensure_ascii=False))
             return
         answer = print_chunks(model.stream(messages, **answer_options))
-    print(statistics(answer), file=sys.stderr)
+    print(plan_line(model.plan), statistics(answer), sep="\n", file=sys.stderr)
 
 
-def _messages(question: str, images: Sequence[Path], system_prompt: str | None) -> list[Message]:
+def _messages(question: str, images: Sequence[Path | EmbedsFile], system_prompt: str | None) -> list[Message]:
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     return [*system, user_message(question, images)]
 
@@ -80,9 +84,10 @@ def print_chunks(chunks: Iterable[Chunk]) -> Answer:
 def statistics(answer: Answer) -> str:
     """Counts, seconds and speeds of an answer, on one line."""
     usage, timings = answer.usage, answer.timings
+    of_prompt = f"{usage.image_tokens} of pictures, {usage.cached_tokens} known from before"
     return (
         f"[load {timings.load_s:.2f} s | pictures {timings.image_s:.2f} s | "
-        f"prompt {usage.prompt_tokens} tokens ({usage.image_tokens} of pictures) {timings.prefill_s:.2f} s, "
+        f"prompt {usage.prompt_tokens} tokens ({of_prompt}) {timings.prefill_s:.2f} s, "
         f"{timings.prefill_tokens_per_s:.1f} tokens/s | "
         f"answer {usage.completion_tokens} tokens {timings.decode_s:.2f} s, "
         f"{timings.decode_tokens_per_s:.1f} tokens/s | {answer.finish_reason}]"

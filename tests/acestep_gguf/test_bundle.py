@@ -1,3 +1,4 @@
+import base64
 import contextlib
 import json
 import os
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_gguf.bundle import Bundle, FileRecord, check_file
+from acestep_gguf.bundle import Bundle, FileRecord, ReferenceEmbeds, check_file
 from acestep_gguf.errors import BundleError, PromptError
 
 VALID: dict[str, Any] = {
@@ -111,14 +112,21 @@ def test_a_bundle_without_a_tower(tmp_path: Path) -> None:
         bundle.tower()
 
 
+def test_files_for_llama_cpp_and_a_place_for_pictures_outside_of_the_vocabulary(tmp_path: Path) -> None:
+    file = {"file": "mmproj-Demo-F16.gguf", "bytes": 5, "sha256": "0" * 64}
+    prompt = {**VALID["prompt"], "image_token": "<no token>"}
+    write(tmp_path, {**VALID, "mmproj": {"F16": file}, "prompt": prompt})
+    assert [record.file for record in Bundle.read(tmp_path).records()][-1] == "mmproj-Demo-F16.gguf"
+
+
 def test_unknown_fields_of_a_later_minor_version_are_ignored(tmp_path: Path) -> None:
-    write(tmp_path, {**VALID, "schema_version": 2, "something_new": [1]})
+    write(tmp_path, {**VALID, "schema_version": 99, "something_new": [1]})
     assert Bundle.read(tmp_path).name == "Demo"
 
 
 def test_a_bundle_that_needs_a_newer_reader_is_refused(tmp_path: Path) -> None:
-    write(tmp_path, changed("min_reader_version", 2))
-    with pytest.raises(BundleError, match=r"needs schema version 2.*pip install -U"):
+    write(tmp_path, changed("min_reader_version", 99))
+    with pytest.raises(BundleError, match=r"needs schema version 99.*pip install -U"):
         Bundle.read(tmp_path)
 
 
@@ -127,10 +135,14 @@ def test_a_bundle_that_needs_a_newer_reader_is_refused(tmp_path: Path) -> None:
     [
         ("decoders.files.Q4_K_M.file", "../../etc/passwd", "not a bare file name"),
         ("vision.files.float32.data.file", "/etc/passwd", "not a bare file name"),
+        ("vision.files.float32.reference", {"token": -1, "direction": "AAA8"}, "no token and no float16"),
+        ("vision.files.float32.reference", {"token": 0, "direction": ""}, "no token and no float16"),
+        ("vision.files.float32.reference", {"token": 0, "direction": "AA=="}, "no token and no float16"),
         ("decoders.files.Q4_K_M.file", "..", "not a bare file name"),
         ("decoders.files.Q4_K_M.bytes", 0, "claims 0 bytes"),
         ("decoders.default", "Q8_0", "not among the files"),
-        ("decoders.default", "Q3_K_S", "decoders.default"),
+        ("decoders.default", "Q3_K_X", "decoders.default"),
+        ("decoders.default", "Q3_K_S", "not among the files"),
         ("image.std", [0.5, 0.0, 0.5], "std positive"),
         ("image.std", [0.5, -0.5, 0.5], "std positive"),
         ("image.std", [0.5, 1e-300, 0.5], "std positive"),
@@ -142,6 +154,8 @@ def test_a_bundle_that_needs_a_newer_reader_is_refused(tmp_path: Path) -> None:
         ("image.size", {"height": 10**9, "width": 10**9}, "no usable picture size"),
         ("image.n_image_tokens", -1, "must be positive"),
         ("image.resize_to", None, "go together"),
+        ("image.resize", "longest_edge", "go together"),
+        ("image.pad_to_square", [0, 0, 256], "is no color"),
         ("prompt.stop_tokens", ["<|nothing|>"], "not among control_tokens"),
         ("prompt.normalizer", "NFKC", "prompt.normalizer"),
         ("vision", None, "go together"),
@@ -222,3 +236,23 @@ def test_check_file_compares_the_size(tmp_path: Path) -> None:
         check_file(tmp_path, record)
     (tmp_path / "a.gguf").write_bytes(b"abc")
     assert check_file(tmp_path, record) == tmp_path / "a.gguf"
+
+
+def test_a_tower_of_schema_version_1_and_one_of_now(tmp_path: Path) -> None:
+    """Version 1 had one precision, and neither the least cosine nor a reference."""
+    write(tmp_path, VALID)
+    old = Bundle.read(tmp_path)
+    assert (old.vision_file().min_cosine_to_float32, old.vision_file().reference) == (None, None)
+    with pytest.raises(BundleError, match="no 'int8' tower: choose from float32, or add it"):
+        old.vision_file("INT8")
+
+    now = changed("min_reader_version", 2)
+    now["vision"]["files"]["int8"] = now["vision"]["files"]["float32"] | {
+        "min_cosine_to_float32": 0.99,
+        "reference": {"token": 3, "direction": base64.b64encode(b"\0\0\0\x3c").decode()},
+    }
+    write(tmp_path, now)
+    bundle = Bundle.read(tmp_path)
+    assert bundle.vision_file("int8").reference == ReferenceEmbeds(token=3, direction=b"\0\0\0\x3c")
+    bundle.write(tmp_path)
+    assert Bundle.read(tmp_path) == bundle

@@ -43,8 +43,9 @@ def test_an_answer_streams_to_stdout_and_statistics_to_stderr(tiny_bundle: Path,
     arguments = ("run", tiny_bundle, "What is this?", "--image", picture, "--image", picture, "-n", 12)
     plain = acestep(*arguments)
     assert plain.returncode == 0
-    assert plain.stderr.count("\n") == 1
-    assert "tokens/s" in plain.stderr
+    plan, statistics = plain.stderr.splitlines()
+    assert plan.startswith("[plan: ")
+    assert "tokens/s" in statistics
     as_json = acestep(*arguments, "--json")
     assert as_json.stderr == ""
     answer = json.loads(as_json.stdout)
@@ -125,6 +126,23 @@ def test_convert_makes_a_bundle_that_runs(tiny_checkpoint: Path, tmp_path: Path)
     assert acestep("convert", tiny_checkpoint, out, "-q", "q8_0", "--name", "Tiny").returncode == 0
     assert list(Bundle.read(out).decoders.files) == ["Q4_K_M", "Q8_0"]
     assert acestep("run", out, "hello", "-q", "Q8_0", "-n", 3).stdout
+
+
+def test_a_bundle_gets_an_mmproj_file_and_is_made_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out, imported = tmp_path / "out", tmp_path / "imported"
+    options = ("--name", "Tiny", "--vision", "float32")
+    assert acestep("convert", tiny_checkpoint, out, "-q", "F16", *options).returncode == 0
+    done = acestep("convert", tiny_checkpoint, out, "--mmproj", "q8_0", *options)
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle.read(out)
+    assert list(bundle.decoders.files) == ["F16"]  # nobody asked for another
+    pair = (out / bundle.decoder().file, out / bundle.mmproj["Q8_0"].file)
+    check_is_one_line(acestep("import", *reversed(pair), imported), "no mmproj")
+    check_is_one_line(acestep("import", *pair, imported, "--chat-template", "alpaca"), "vicuna, chatml")
+    done = acestep("import", *pair, imported, "--vision", "float32", "--log-json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["event"] == "finished"
+    assert Bundle.read(imported).name == "Tiny"
 
 
 # Errors: what was given, and words of the one line that says so.

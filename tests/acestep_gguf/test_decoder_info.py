@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from acestep_gguf.bundle import Bundle
+from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.decoder_info import check_vocabulary, decoder_info
 from acestep_gguf.errors import BundleError, UnsupportedModelError
 from acestep_gguf.gguf_header import GGUFHeader, StringArray, read_gguf_header
+from tests.tiny_checkpoints import TinyCheckpoint
 
 
 @pytest.fixture(scope="session")
@@ -90,8 +92,8 @@ def test_rope_scaling_of_every_known_type(header: GGUFHeader, scaling: str) -> N
 
 
 def test_other_architectures_are_named(header: GGUFHeader) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'llama'.*qwen2"):
-        decoder_info(changed(header, general_architecture="llama"))
+    with pytest.raises(UnsupportedModelError, match=r"'gemma'.*qwen2, llama"):
+        decoder_info(changed(header, general_architecture="gemma"))
 
 
 def test_the_vocabulary_fits_the_bundle(header: GGUFHeader, tiny_bundle: Path) -> None:
@@ -138,3 +140,43 @@ def test_tokenizer_metadata(header: GGUFHeader, tiny_bundle: Path, entries: dict
     bundle = Bundle.read(tiny_bundle)
     with pytest.raises(BundleError):
         check_vocabulary(changed(header, **entries), bundle.prompt, bundle.image)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[GGUFHeader, Bundle]:
+    folder = tmp_path_factory.mktemp("llama")
+    checkpoint = TinyCheckpoint(decoder="llama", has_tower=False).write(folder / "c")
+    bundle = convert_checkpoint(checkpoint, folder / "b", ["F32"])
+    return read_gguf_header(folder / "b" / bundle.decoder().file), bundle
+
+
+def test_a_llama_decoder(llama: tuple[GGUFHeader, Bundle]) -> None:
+    header, bundle = llama
+    assert decoder_info(header).architecture == "llama"
+    check_vocabulary(header, bundle.prompt, None)
+
+
+@pytest.mark.parametrize(
+    ("replaced", "problem"),
+    [
+        ({b"<0x41>": b"<0xZZ>"}, "a byte has no token"),
+        ({b"\xe2\x96\x81the": b"\xe2\x96\x81\n"}, "new line"),
+    ],
+)
+def test_sentencepiece_vocabularies_that_llama_cpp_would_stumble_over(
+    llama: tuple[GGUFHeader, Bundle], replaced: dict[bytes, bytes], problem: str
+) -> None:
+    header, bundle = llama
+    tokens = header.metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, StringArray)
+    assert set(replaced) <= set(tokens.read())
+    others = Strings([replaced.get(token, token) for token in tokens.read()])
+    with pytest.raises(BundleError, match=problem):
+        check_vocabulary(changed(header, tokenizer_ggml_tokens=others), bundle.prompt, None)
+
+
+@pytest.mark.parametrize("scores", [None, memoryview(b""), "text"])
+def test_sentencepiece_vocabulary_without_scores(llama: tuple[GGUFHeader, Bundle], scores: Any) -> None:
+    header, bundle = llama
+    with pytest.raises(BundleError, match="score"):
+        check_vocabulary(changed(header, tokenizer_ggml_scores=scores), bundle.prompt, None)

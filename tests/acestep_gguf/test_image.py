@@ -95,6 +95,16 @@ def test_padding_to_a_square_centers_the_picture_on_the_color() -> None:
     assert (values[0, 24:] < 11).all()
 
 
+def test_longest_edge_fits_and_fills() -> None:
+    side = Size(height=28, width=28)
+    kept = {"center_crop": None, "size": side, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    filling = spec(resize="longest_edge", resize_to=side, fill=(10, 20, 30), **kept)
+    image = noise(28, 13)
+    pixels = np.rint(preprocess(image, filling)[0].transpose(1, 2, 0) * 255)
+    assert np.array_equal(pixels[7:20], np.asarray(image))  # 15 rows are left: 7 above, 8 below
+    assert (np.delete(pixels, np.s_[7:20], axis=0) == (10, 20, 30)).all()
+
+
 def test_exact_resize_distorts() -> None:
     values = preprocess(noise(90, 20), spec(resize="exact", center_crop=None))
     assert values.shape == (1, 3, 32, 32)

@@ -1,15 +1,19 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import llama_cpp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.gguf_header import read_gguf_header
 from acestep_gguf.llama import Context, Model, Sampler, check_embeds
+from acestep_gguf.llama_backend import Interrupted, StopFlag
 from acestep_gguf.params import ContextParams, SamplingParams
 
 TOKENS = [5, 9, 200, 31, 7, 7, 100, 42, 3, 250, 11, 60]
@@ -230,3 +234,76 @@ def test_settings_reach_llama_cpp(weights: Model) -> None:
         with Context(weights, params) as context:
             context.decode_tokens([1], 0, n_outputs=1)
             assert np.isfinite(context.logits()).all()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"flash_attn": "off"},
+        {"type_k": "q8_0", "type_v": "q8_0", "flash_attn": "on"},
+        {"type_k": "f32", "type_v": "bf16"},
+    ],
+)
+def test_a_state_is_restored_to_the_bit(weights: Model, kind: dict[str, Any]) -> None:
+    with Context(weights, ContextParams(n_ctx=64, **kind)) as context:
+        context.decode_tokens(TOKENS[:8], 0)
+        state = context.state()
+        assert len(state) == context.state_bytes()
+        context.decode_tokens(TOKENS[8:], 8, n_outputs=1)
+        expected = context.logits()
+    with Context(weights, ContextParams(n_ctx=256, **kind)) as context:
+        for _ in range(2):
+            assert context.restore(state, 8)
+            context.decode_tokens(TOKENS[8:], 8, n_outputs=1)
+            assert np.array_equal(context.logits(), expected)
+
+
+def test_a_state_of_another_kind_of_context_is_not_taken(weights: Model) -> None:
+    with Context(weights, ContextParams(n_ctx=64)) as context:
+        context.decode_tokens(TOKENS, 0)
+        state = context.state()
+    for params in (
+        ContextParams(n_ctx=64, type_k="f32"),
+        ContextParams(n_ctx=64, flash_attn="off"),
+        ContextParams(n_ctx=len(TOKENS) - 1),
+    ):
+        with Context(weights, params) as context:
+            context.decode_tokens([1], 0)
+            assert not context.restore(state, len(TOKENS))
+            context.decode_tokens(TOKENS[:5], 0, n_outputs=1)  # nothing is left of either
+            assert np.isfinite(context.logits()).all()
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_state_does_not_end_the_process(
+    weights: Model, context: Context, data: st.DataObject
+) -> None:
+    """Positions, counts and types are checked; numbers cannot be, which is why files have a hash."""
+    context.keep(0)
+    context.decode_tokens(TOKENS, 0)
+    state = context.state()
+    n_meta = 16 + 12 * len(TOKENS) + 8
+    for _ in range(data.draw(st.integers(1, 3))):
+        state[data.draw(st.one_of(st.integers(0, n_meta), st.integers(0, len(state) - 1)))] ^= data.draw(
+            st.integers(1, 255)
+        )
+    context.restore(
+        state[: data.draw(st.sampled_from([len(state), len(state) - 1, n_meta, 20]))], len(TOKENS)
+    )
+
+
+def test_a_stop_flag(context: Context) -> None:
+    stop = StopFlag()
+    context.watch(stop)
+    context.decode_tokens(TOKENS[:4], 0)
+    stop.set()
+    with pytest.raises(Interrupted):
+        context.decode_tokens(TOKENS[4:], 4)
+    with pytest.raises(Interrupted):
+        stop.check()
+    context.watch(StopFlag())
+    context.keep(4)
+    context.decode_tokens(TOKENS[4:], 4, n_outputs=1)
+    assert np.isfinite(context.logits()).all()

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from acestep_gguf.answer import Answer, Timings, Usage
 from acestep_gguf.bundle import Bundle, PromptSpec
-from acestep_gguf.errors import BundleError, PromptError
+from acestep_gguf.errors import BundleError, DecodeError, PromptError
 from acestep_gguf.llama import Model
 from acestep_gguf.messages import user_message
 from acestep_gguf.prompt import ImageSpan, Prompt, PromptBuilder, TokenSpan
@@ -35,11 +36,11 @@ def spec(tiny_bundle: Path) -> PromptSpec:
 
 @pytest.fixture(scope="session")
 def builder(spec: PromptSpec, weights: Model) -> PromptBuilder:
-    return PromptBuilder(spec, weights.tokenize)
+    return PromptBuilder(spec, weights.tokenize, weights.token_bytes)
 
 
 def with_template(spec: PromptSpec, template: str, model: Model) -> PromptBuilder:
-    return PromptBuilder(replace(spec, chat_template=template), model.tokenize)
+    return PromptBuilder(replace(spec, chat_template=template), model.tokenize, model.token_bytes)
 
 
 def user(content: Any) -> list[dict[str, Any]]:
@@ -145,10 +146,76 @@ def test_a_template_without_a_place_for_images(spec: PromptSpec, weights: Model)
         with_template(spec, template, weights).build([user_message("x", ["a.png"])])
 
 
-def test_a_vocabulary_that_makes_control_tokens_of_text_is_refused(spec: PromptSpec) -> None:
-    careless = PromptBuilder(spec, lambda text: [spec.control_tokens["<|im_end|>"]])
+def test_a_vocabulary_that_makes_control_tokens_of_text_is_refused(spec: PromptSpec, weights: Model) -> None:
+    careless = PromptBuilder(
+        spec, lambda text: [spec.control_tokens["<|im_end|>"]], token_bytes=weights.token_bytes
+    )
     with pytest.raises(BundleError, match="control tokens"):
         careless.build(user("x"))
+
+
+def answered(text: str, tokens: list[int]) -> Answer:
+    usage = Usage(prompt_tokens=1, image_tokens=0, cached_tokens=0, completion_tokens=len(tokens))
+    timings = Timings(load_s=0, image_s=0, prefill_s=0, decode_s=0, prefill_tokens=1, decode_tokens=1)
+    return Answer(text=text, tokens=tuple(tokens), finish_reason="stop", usage=usage, timings=timings)
+
+
+def dialogue(answer: str | Answer) -> list[dict[str, Any]]:
+    return [*user("Who?"), {"role": "assistant", "content": answer}, *user("Why?")]
+
+
+def only_tokens(prompt: Prompt) -> list[int]:
+    (span,) = prompt.spans
+    assert isinstance(span, TokenSpan)
+    return list(span.tokens)
+
+
+@pytest.mark.parametrize("text", ["hello the hello", " \n hello\n", "ö\x1d", " "])
+def test_an_answer_keeps_the_tokens_that_the_model_wrote(
+    text: str, builder: PromptBuilder, spec: PromptSpec, weights: Model
+) -> None:
+    before = only_tokens(builder.build(user("Who?")))
+    tokens = [token for character in text for token in weights.tokenize(character)]
+    prompt = only_tokens(builder.build(dialogue(answered(text, tokens))))
+    assert prompt[: len(before) + len(tokens)] == before + tokens
+    plain = only_tokens(builder.build(dialogue(text)))
+    assert written_tokens(prompt, weights) == written_tokens(plain, weights)
+
+
+def written_tokens(tokens: list[int], model: Model) -> bytes:
+    return b"".join(map(model.token_bytes, tokens))
+
+
+def test_an_answer_whose_tokens_do_not_spell_it_is_tokenized_as_text(
+    builder: PromptBuilder, spec: PromptSpec, weights: Model
+) -> None:
+    plain = builder.build(dialogue("hello"))
+    control = spec.control_tokens["<|im_start|>"]
+    for tokens in ([], weights.tokenize("hello the"), [control, *weights.tokenize("hello")]):
+        assert builder.build(dialogue(answered("hello", tokens))) == plain
+    with pytest.raises(DecodeError, match="outside the vocabulary"):
+        builder.build(dialogue(answered("hello", [10**6])))
+
+
+def test_a_template_that_trims_answers(spec: PromptSpec, weights: Model) -> None:
+    template = STRINGS_ONLY.replace("message['content']", "message['content'] | trim")
+    trims = with_template(spec, template, weights)
+    answer = answered("hello\n", weights.tokenize("hello\n"))
+    assert trims.build(dialogue(answer)) == trims.build(dialogue("hello\n")) == trims.build(dialogue("hello"))
+
+
+def test_an_answer_whose_first_space_the_template_writes(spec: PromptSpec, weights: Model) -> None:
+    # As in LLaVA-1.5: "ASSISTANT:" asks for an answer, which begins with a space that is not shown.
+    template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }}{% endfor %}{{ 'assistant:' }}"
+    )
+    builder = with_template(spec, template, weights)
+    tokens = weights.tokenize(" he") + weights.tokenize("llo")
+    before = only_tokens(builder.build(user("Who?")))
+    prompt = only_tokens(builder.build(dialogue(answered("hello", tokens))))
+    assert prompt[: len(before) + len(tokens)] == before + tokens
+    plain = only_tokens(builder.build(dialogue("hello")))
+    assert written_tokens(prompt, weights) == written_tokens(plain, weights)
 
 
 def check_is_plain(text: str, builder: PromptBuilder, spec: PromptSpec, model: Model) -> None:

@@ -51,3 +51,10 @@ def test_any_cutting_gives_the_same_text(text: str, cuts: list[int], stop: list[
         assert stream.stopped
         assert text.startswith("".join(shown))
         assert not any(word in stream.so_far for word in stop)
+
+
+def test_the_space_that_sentencepiece_begins_with_is_left_out() -> None:
+    stream = TextStream(["END"], strip_space=True)
+    assert pieces(stream, [b"", b" ", b" a", b" b"]) == ["", "", " a", " b", ""]
+    assert pieces(TextStream(strip_space=True), [b"a", b" b"]) == ["a", " b", ""]
+    assert pieces(TextStream(["END"], strip_space=True), [b" E", b"ND"]) == ["", "", ""]

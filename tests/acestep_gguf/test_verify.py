@@ -251,7 +251,7 @@ def test_quick_is_quick_with_a_large_vocabulary(bundle_copy: Path) -> None:
 def test_the_table(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify(tiny_bundle, quick=False, compare=None, as_json=False)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8  # a header, six files, the hash of bundle.json
+    assert len(lines) == 10  # a header, eight files, the hash of bundle.json
     assert all(len(line) < 120 for line in lines)
     assert "size, graph, sha256" in lines[-3]
 

@@ -7,14 +7,15 @@ import numpy as np
 import onnx
 import pytest
 
+from acestep_gguf import vision
 from acestep_gguf.bundle import Bundle
 from acestep_gguf.errors import BundleError, DecodeError
 from acestep_gguf.vision import VisionTower
 
 
-@pytest.fixture(scope="session")
-def tower(tiny_bundle: Path) -> VisionTower:
-    return VisionTower(tiny_bundle, Bundle.read(tiny_bundle), n_threads=1)
+@pytest.fixture(scope="session", params=["float32", "int8"])
+def tower(tiny_bundle: Path, request: pytest.FixtureRequest) -> VisionTower:
+    return VisionTower(tiny_bundle, Bundle.read(tiny_bundle), request.param, n_threads=1)
 
 
 def pixels(seed: int = 0) -> np.ndarray:
@@ -22,11 +23,56 @@ def pixels(seed: int = 0) -> np.ndarray:
 
 
 def test_embeds_have_the_shape_that_the_bundle_says(tower: VisionTower) -> None:
-    embeds = tower.encode(pixels())
-    assert embeds.shape == (4, 256)
-    assert embeds.dtype == np.float32
-    assert np.array_equal(embeds, tower.encode(pixels()))
-    assert not np.array_equal(embeds, tower.encode(pixels(1)))
+    encoded = tower.encode(pixels())
+    assert encoded.embeds.shape == (4, 256)
+    assert encoded.embeds.dtype == np.float32
+    assert encoded.patch_attention.shape == (4,)
+    assert encoded.patch_attention.dtype == np.float32
+
+
+def test_embeds_do_not_depend_on_what_else_is_encoded(tower: VisionTower) -> None:
+    """int8 has one step for all of its input: a picture of large values would spoil others beside it."""
+    alone = tower.encode(pixels())
+    loud = tower.encode(100 * pixels(1))
+    again = tower.encode(pixels())
+    assert np.array_equal(alone.embeds, again.embeds)
+    assert np.array_equal(alone.patch_attention, again.patch_attention)
+    assert not np.array_equal(alone.embeds, loud.embeds)
+    with pytest.raises(DecodeError, match="pixel_values"):
+        tower.encode(np.concatenate([pixels(), 100 * pixels(1)]))
+
+
+def test_the_bundles_default_is_int8(tiny_bundle: Path) -> None:
+    bundle = Bundle.read(tiny_bundle)
+    default, int8, exact = (
+        VisionTower(tiny_bundle, bundle, precision, n_threads=1).encode(pixels()).embeds
+        for precision in (None, "int8", "float32")
+    )
+    assert np.array_equal(default, int8)
+    assert not np.array_equal(default, exact)
+
+
+def test_a_tower_that_tells_no_attention(bundle_copy: Path) -> None:
+    """As those of schema version 1."""
+    model = onnx.load(bundle_copy / "vision-float32.onnx", load_external_data=False)
+    del model.graph.output[1]
+    encoded = load(bundle_copy, rewritten(bundle_copy, model.SerializeToString())).encode(pixels())
+    assert encoded.embeds.shape == (4, 256)
+    assert encoded.patch_attention.shape == (0,)
+    with pytest.raises(BundleError, match="too old for --image-tokens"):
+        encoded.kept(2, Bundle.read(bundle_copy).tower()[1])
+
+
+def test_saturation_is_switched_off_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
+    def setting(*flags: str) -> str:
+        monkeypatch.setattr(vision, "cpu_flags", lambda: frozenset(flags))
+        try:
+            return str(vision.session_options(1).get_session_config_entry("session.x64quantprecision"))
+        except RuntimeError:
+            return "not set"
+
+    assert setting("avx2", "avx512f") == setting() == "1"
+    assert setting("avx2", "avx_vnni") == setting("avx512_vnni") == "not set"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +95,7 @@ def test_embeds_that_are_not_finite_are_refused(tower: VisionTower) -> None:
 
 
 def load(folder: Path, bundle: Bundle) -> VisionTower:
-    return VisionTower(folder, bundle, n_threads=1)
+    return VisionTower(folder, bundle, "float32", n_threads=1)
 
 
 @pytest.mark.parametrize("name", ["vision-float32.onnx", "vision-float32.onnx.data"])
@@ -74,7 +120,7 @@ def with_record(folder: Path, **changes: Any) -> Bundle:
     bundle = Bundle.read(folder)
     vision, _ = bundle.tower()
     record = replace(vision.files["float32"], **changes)
-    return replace(bundle, vision=replace(vision, files={"float32": record}))
+    return replace(bundle, vision=replace(vision, files=vision.files | {"float32": record}))
 
 
 def test_a_damaged_graph(bundle_copy: Path) -> None:

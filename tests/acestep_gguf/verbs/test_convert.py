@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,14 @@ def test_the_table_of_what_was_done() -> None:
     _, row, last = str(report).splitlines()
     assert row.split()[:5] == ["Tiny-Q4_K_M.gguf", "3.60", "MB", "5.10", "1.2"]
     assert last == "out is ready: 3.60 MB written in 2.0 seconds."
+
+
+def test_a_line_tells_that_the_checkpoint_was_quantized_before() -> None:
+    report = Report()
+    report.add(replace(PLAN, source_quantization="AWQ 4-bit, groups of 128"))
+    assert str(report).splitlines()[2] == (
+        "the checkpoint is quantized already (AWQ 4-bit, groups of 128): the decoders are quantized twice"
+    )
 
 
 def test_the_last_line_names_the_file_that_quantize_wrote() -> None:
@@ -144,7 +153,8 @@ def test_json_lines_of_a_conversion(tiny_checkpoint: Path, tmp_path: Path) -> No
     assert (done.returncode, done.stderr) == (0, "")
     events: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
     names = [event["event"] for event in events]
-    assert names == ["plan", *["progress"] * names.count("progress"), "file", "file", "file", "finished"]
+    files = ["file"] * 5  # the decoder, and graph and weights of two towers
+    assert names == ["plan", *["progress"] * names.count("progress"), *files, "finished"]
     assert events[names.index("file") - 1]["bytes_written"] == events[0]["bytes_needed"]
     assert {event["file"] for event in events if event["event"] == "file"} == {
         file["file"] for file in events[0]["files"]

@@ -4,11 +4,10 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import platformdirs
 import pytest
 from PIL import Image
 
-from acestep_gguf import engine
+from acestep_gguf import machine_settings
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError, CheckpointError
 from acestep_gguf.verbs import demo as demo_module
@@ -29,7 +28,7 @@ def checkpoint(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(machine_settings, "usable_cpus", lambda: 1)
 
 
 @pytest.fixture(autouse=True)
@@ -47,14 +46,14 @@ def test_three_answers_with_their_speed_and_a_bundle_that_is_reused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo_module, "CHECKPOINT", checkpoint)
-    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(demo_module, "cache_folder", lambda: tmp_path / "cache")
     demo(None, convert)
     first = capsys.readouterr().out
     for color in ("red", "green", "blue"):
         assert f"> Is this {color}?" in first
         assert f"{color}.png" in first
     assert first.count("tokens/s") == 6
-    (bundle,) = (tmp_path / "cache" / "acestep-gguf").iterdir()
+    (bundle,) = (tmp_path / "cache").iterdir()
     made = (bundle / "bundle.json").stat().st_mtime_ns
 
     demo(None, convert)

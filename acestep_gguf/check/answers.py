@@ -1,0 +1,148 @@
+"""One decoder of a bundle that answers questions, and that says what it thinks of others' answers."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Final, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from acestep_gguf.bundle import Bundle, check_file
+from acestep_gguf.decoder import Decoder
+from acestep_gguf.decoder_info import check_vocabulary, decoder_info
+from acestep_gguf.gguf_header import read_gguf_header
+from acestep_gguf.llama import Context, Model, Sampler
+from acestep_gguf.machine_settings import machine_settings
+from acestep_gguf.messages import user_message
+from acestep_gguf.params import ContextParams, SamplingParams
+from acestep_gguf.prompt import ImageSpan, PromptBuilder
+from acestep_gguf.segments import ImageInput
+from acestep_gguf.text_stream import TextStream
+
+Floats = npt.NDArray[np.float32]
+
+MAX_N_CTX: Final = 8192
+GREEDY: Final = SamplingParams()
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture and what a tower made of it; ``embeds`` is float32 [n_image_tokens, n_embd]."""
+
+    path: Path
+    embeds: Floats
+
+    @cached_property
+    def input(self) -> ImageInput:
+        """What it is to a decoder."""
+        return ImageInput(hashlib.sha256(np.ascontiguousarray(self.embeds).data).digest(), len(self.embeds))
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A greedy answer; ``tokens`` with the stop token, if one ended it."""
+
+    tokens: tuple[int, ...]
+    text: str
+    seconds: float
+
+
+class Answerer(Protocol):
+    """Whatever answers questions about pictures, one question at a time."""
+
+    def write(self, question: str, shown: Shown) -> Written:
+        """The greedy answer."""
+
+    def logits(self, question: str, shown: Shown, tokens: Sequence[int]) -> Floats:
+        """What it expects in the place of each of ``tokens``, an answer: float32 [len(tokens), n_vocab]."""
+
+
+class BundleAnswerer:
+    """A decoder of a bundle, loaded; a context that frees it.
+
+    Raises:
+        BundleError: it is missing or damaged.
+        DecodeError: llama.cpp cannot load it.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle, ftype: str, *, max_tokens: int) -> None:
+        record = bundle.decoder(ftype)
+        path = check_file(folder, record)
+        header = read_gguf_header(path)
+        info = decoder_info(header)
+        check_vocabulary(header, bundle.prompt, bundle.image)
+        self._max_tokens = max_tokens
+        self._strip_space = bundle.prompt.space_prefix != "never"
+        control = bundle.prompt.control_tokens
+        self._stop_ids = frozenset(control[token] for token in bundle.prompt.stop_tokens)
+        self._stack = ExitStack()
+        settings, _ = machine_settings(bundle, record, pictures=True)
+        self._model = self._stack.enter_context(Model(path, use_extra_bufts=settings.use_extra_bufts))
+        params = ContextParams(
+            n_ctx=min(info.context_length, MAX_N_CTX),
+            n_threads=settings.n_threads,
+            n_threads_batch=settings.n_threads_batch,
+            n_ubatch=settings.n_ubatch,
+            flash_attn=settings.flash_attn,
+            n_outputs_max=max_tokens,
+        )
+        self._context = self._stack.enter_context(Context(self._model, params))
+        self._decoder = Decoder(self._context)
+        self._prompts = PromptBuilder(bundle.prompt, self._model.tokenize, self._model.token_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def write(self, question: str, shown: Shown) -> Written:
+        """The greedy answer, of ``max_tokens`` at most.
+
+        Raises:
+            ContextOverflowError: the question is too long.
+            DecodeError: llama.cpp failed.
+        """
+        self._decoder.reset()  # so that the seconds are those of a question by itself
+        started = perf_counter()
+        self._prefill(question, shown)
+        text = TextStream(strip_space=self._strip_space)
+        tokens: list[int] = []
+        with Sampler(self._model, GREEDY) as sampler:
+            for token in self._decoder.tokens(sampler):
+                tokens.append(token)
+                if token in self._stop_ids:
+                    break
+                text.feed(self._model.token_bytes(token))
+                if len(tokens) == self._max_tokens:
+                    break
+        text.finish()
+        return Written(tuple(tokens), text.so_far, perf_counter() - started)
+
+    def logits(self, question: str, shown: Shown, tokens: Sequence[int]) -> Floats:
+        """What it expects in the place of each of ``tokens``, an answer: float32 [len(tokens), n_vocab].
+
+        Raises:
+            ContextOverflowError: question and answer are too long.
+            DecodeError: llama.cpp failed.
+        """
+        self._prefill(question, shown)
+        rows = [self._context.logits()]
+        given = tokens[:-1]
+        for start in range(0, len(given), self._context.n_batch):
+            part = given[start : start + self._context.n_batch]
+            self._decoder.check_fits(self._decoder.n_past + len(part))
+            self._decoder.append(part, n_outputs=len(part))
+            rows += [self._context.logits(index) for index in range(-len(part), 0)]
+        return np.stack(rows)
+
+    def _prefill(self, question: str, shown: Shown) -> None:
+        prompt = self._prompts.build([user_message(question, [shown.path])])
+        segments = [shown.input if isinstance(span, ImageSpan) else span.tokens for span in prompt.spans]
+        self._decoder.reuse(segments, exact=True)
+        self._decoder.prefill(segments, {shown.input.key: shown.embeds})

@@ -1,0 +1,231 @@
+"""Every decoder and every tower of a bundle answers the same questions; one decoder is loaded at a time."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from acestep_gguf.bundle import Bundle
+from acestep_gguf.check.answers import Answerer, BundleAnswerer, Shown, Written
+from acestep_gguf.check.measures import agreement, cosines, n_alike
+from acestep_gguf.check.report import Asked, Candidate, CheckReport, Given
+from acestep_gguf.cpus import usable_cpus
+from acestep_gguf.errors import UsageError
+from acestep_gguf.image import pixel_values
+from acestep_gguf.names import DecoderFtype, VisionPrecision
+from acestep_gguf.params import check_integer
+from acestep_gguf.vision import VisionTower
+
+Floats = npt.NDArray[np.float32]
+
+MAX_QUESTIONS: Final = 1000
+MAX_TOKENS: Final = 2048
+
+OnCandidate = Callable[[str], None]
+
+
+class Reference(Answerer, Protocol):
+    """The checkpoint itself, elsewhere: what all candidates are compared with, if it is given."""
+
+    @property
+    def name(self) -> str:
+        """In the place of a decoder's name."""
+
+    @property
+    def tower(self) -> str:
+        """In the place of a tower's name."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of its weights."""
+
+    def image_embeds(self, path: Path) -> Floats:
+        """float32 [n_image_tokens, n_embd]."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A decoder and a tower by their names."""
+
+    ftype: DecoderFtype
+    tower: VisionPrecision
+
+
+@dataclass(frozen=True, slots=True)
+class _Tower:
+    """What one tower made of the pictures, and the seconds that each of them took."""
+
+    shown: Mapping[Path, Shown]
+    seconds: float
+
+
+def check_bundle(
+    folder: Path,
+    asked: Sequence[tuple[Path, str]],
+    *,
+    max_tokens: int,
+    reference: Callable[[], AbstractContextManager[Reference]] | None = None,
+    on_candidate: OnCandidate = lambda _: None,
+) -> CheckReport:
+    """Ask the decoders and towers of the bundle in ``folder``, and compare each with the best one.
+
+    That is ``reference``, or the decoder and the tower that lost the least. Each other decoder is asked with
+    the best tower, each other tower with the best decoder.
+
+    Args:
+        folder: of the bundle.
+        asked: pictures and questions.
+        max_tokens: of an answer at most.
+        reference: opens the checkpoint itself.
+        on_candidate: called with the name of each tower and decoder, before it is asked.
+
+    Raises:
+        BundleError: no bundle, or a file of it is missing or damaged.
+        PromptError: it has no vision tower.
+        ImageError: a picture is missing, damaged or too large.
+        UsageError: nothing, or too much, is asked; or the disk is too small for what is compared.
+        DecodeError: llama.cpp or onnxruntime failed.
+    """
+    check_integer("max_tokens", max_tokens, 1, MAX_TOKENS)
+    if not 1 <= len(asked) <= MAX_QUESTIONS:
+        raise UsageError(f"{len(asked)} questions: ask 1 to {MAX_QUESTIONS}.")
+    bundle = Bundle.read(folder)
+    pairs = _pairs(bundle)
+    paths = list(dict.fromkeys(path for path, _ in asked))
+    towers: dict[VisionPrecision, _Tower] = {}
+    for precision in dict.fromkeys(pair.tower for pair in pairs):
+        on_candidate(f"{precision} tower")
+        towers[precision] = _ask_tower(folder, bundle, precision, paths)
+
+    candidates: list[Candidate] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        comparison = _Comparison(asked, Path(scratch), max_tokens)
+        if reference is not None:
+            on_candidate("checkpoint")
+            with reference() as opened:
+                started = perf_counter()
+                shown = {path: Shown(path, opened.image_embeds(path)) for path in paths}
+                tower = _Tower(shown, (perf_counter() - started) / len(paths))
+                candidates.append(comparison.ask(opened, tower, opened.name, opened.tower, opened.bytes))
+        for ftype in dict.fromkeys(pair.ftype for pair in pairs):
+            on_candidate(ftype)
+            with BundleAnswerer(folder, bundle, ftype, max_tokens=max_tokens) as answerer:
+                for pair in pairs:
+                    if pair.ftype == ftype:
+                        file = bundle.vision_file(pair.tower)
+                        n_bytes = bundle.decoder(ftype).bytes + file.bytes + file.data.bytes
+                        tower = towers[pair.tower]
+                        candidates.append(comparison.ask(answerer, tower, ftype, pair.tower, n_bytes))
+    return CheckReport(
+        bundle=bundle.name,
+        asked=tuple(Asked(picture=str(path), question=question) for path, question in asked),
+        candidates=tuple(candidates),
+    )
+
+
+def _pairs(bundle: Bundle) -> list[_Pair]:
+    """What is asked, the best pair first."""
+    vision, _ = bundle.tower()
+    files = bundle.decoders.files
+    ftypes = sorted(files, key=lambda ftype: -files[ftype].bits_per_weight)
+    towers = sorted(vision.files, key=lambda precision: -vision.files[precision].cosine_to_float32)
+    pairs = [
+        *(_Pair(ftypes[0], tower) for tower in towers),
+        *(_Pair(ftype, towers[0]) for ftype in ftypes),
+        _Pair(bundle.decoders.default, vision.default),
+    ]
+    return list(dict.fromkeys(pairs))
+
+
+def _ask_tower(folder: Path, bundle: Bundle, precision: VisionPrecision, paths: Sequence[Path]) -> _Tower:
+    _, image = bundle.tower()
+    tower = VisionTower(folder, bundle, precision, n_threads=usable_cpus())
+    seconds = 0.0
+    shown = {}
+    for path in paths:
+        pixels = pixel_values(path, image)
+        started = perf_counter()
+        shown[path] = Shown(path, tower.encode(pixels).embeds)
+        seconds += perf_counter() - started
+    return _Tower(shown, seconds / len(paths))
+
+
+class _Comparison:
+    """Asks one candidate after another; the first is the best one.
+
+    Its logits are kept in ``scratch``, on disk: there can be gigabytes of them.
+    """
+
+    def __init__(self, asked: Sequence[tuple[Path, str]], scratch: Path, max_tokens: int) -> None:
+        self._asked = asked
+        self._scratch = scratch
+        self._max_tokens = max_tokens
+        self._best: list[Written] = []
+        self._best_shown: Mapping[Path, Shown] = {}
+
+    def ask(
+        self, answerer: Answerer, tower: _Tower, decoder: str, tower_name: str, n_bytes: int
+    ) -> Candidate:
+        """Ask ``answerer``, with what ``tower`` made of the pictures."""
+        self._best_shown = self._best_shown or tower.shown
+        answers = []
+        seconds = kl_divergence = 0.0
+        n_tokens = n_same_top_1 = 0
+        for index, (path, question) in enumerate(self._asked):
+            written = answerer.write(question, tower.shown[path])
+            seconds += written.seconds
+            if index == len(self._best):
+                self._best.append(written)
+            best = self._best[index]
+            logits = answerer.logits(question, tower.shown[path], best.tokens)
+            found = agreement(self._best_logits(index, logits), logits)
+            kl_divergence += found.kl_divergence
+            n_same_top_1 += found.n_same_top_1
+            n_tokens += found.n_tokens
+            answers.append(
+                Given(
+                    text=written.text,
+                    n_tokens=len(written.tokens),
+                    n_alike=n_alike(written.tokens, best.tokens),
+                    is_same=written.tokens == best.tokens,
+                )
+            )
+        similar = np.concatenate(
+            [cosines(self._best_shown[path].embeds, shown.embeds) for path, shown in tower.shown.items()]
+        )
+        return Candidate(
+            decoder=decoder,
+            tower=tower_name,
+            bytes=n_bytes,
+            kl_divergence=kl_divergence / n_tokens,
+            top_1=n_same_top_1 / n_tokens,
+            cosine=float(similar.mean()),
+            min_cosine=float(similar.min()),
+            image_s=tower.seconds,
+            answer_s=seconds / len(answers),
+            answers=tuple(answers),
+        )
+
+    def _best_logits(self, index: int, logits: Floats) -> Floats:
+        """Those of the best one, which are ``logits`` if there are none yet."""
+        path = self._scratch / f"{index}.npy"
+        if not path.exists():
+            self._check_disk(logits)
+            np.save(path, logits, allow_pickle=False)
+        kept: Floats = np.load(path, mmap_mode="r", allow_pickle=False)
+        return kept
+
+    def _check_disk(self, logits: Floats) -> None:
+        n_left = len(self._asked) * self._max_tokens * logits[0].nbytes
+        if n_left > shutil.disk_usage(self._scratch).free:
+            raise UsageError(
+                f"the answers' logits may need {n_left / 1e9:.1f} GB in {self._scratch.parent}: ask less, "
+                "lower --n-predict, or set TMPDIR."
+            )

@@ -1,0 +1,100 @@
+"""The checkpoint itself in transformers, as a reference. The only module that knows torch; see the extra."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from acestep_gguf.check.answers import Shown, Written
+from acestep_gguf.errors import CheckpointError, MissingPackageError
+from acestep_gguf.image import open_image, to_rgb
+from acestep_gguf.messages import user_message
+
+Floats = npt.NDArray[np.float32]
+
+# What transformers raises about folders that it cannot read; it documents none of it.
+_LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
+
+
+class TransformersAnswerer:
+    """A checkpoint in float32 on the CPU, with transformers' own prompts, pictures and numbers.
+
+    Raises:
+        MissingPackageError: the extra is not installed.
+        CheckpointError: transformers cannot read the checkpoint.
+    """
+
+    name: Final = "checkpoint"
+    tower: Final = "checkpoint"
+
+    def __init__(self, folder: Path, *, max_tokens: int) -> None:
+        try:
+            import torch  # noqa: PLC0415 (not everybody has it)
+            from transformers import AutoProcessor, LlavaForConditionalGeneration  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            raise MissingPackageError(error.name or "transformers", extra="reference") from error
+        self._torch = torch
+        self._max_tokens = max_tokens
+        self.bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        try:
+            self._processor: Any = AutoProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+            self._model: Any = LlavaForConditionalGeneration.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            ).eval()
+        except _LOADING_ERRORS as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CheckpointError(f"transformers cannot read {folder} ({reason}): check the path.") from error
+
+    def image_embeds(self, path: Path) -> Floats:
+        """float32 [n_image_tokens, n_embd]."""
+        with self._torch.inference_mode():
+            found = self._model.get_image_features(pixel_values=self._inputs("", path)["pixel_values"])
+        embeds: Floats = found.pooler_output[0].numpy()
+        return embeds
+
+    def write(self, question: str, shown: Shown) -> Written:
+        """The greedy answer, of ``max_tokens`` at most."""
+        started = perf_counter()
+        inputs = self._inputs(question, shown.path)
+        n_prompt = inputs["input_ids"].shape[1]
+        with self._torch.inference_mode():
+            output = self._model.generate(
+                **inputs, max_new_tokens=self._max_tokens, do_sample=False, repetition_penalty=1.0
+            )
+        tokens = output[0, n_prompt:].tolist()
+        text = self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Written(tuple(tokens), text, perf_counter() - started)
+
+    def logits(self, question: str, shown: Shown, tokens: Sequence[int]) -> Floats:
+        """What it expects in the place of each of ``tokens``: float32 [len(tokens), n_vocab]."""
+        inputs = self._inputs(question, shown.path)
+        torch = self._torch
+        given = torch.tensor([list(tokens[:-1])], dtype=torch.long)
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], given], dim=1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        with torch.inference_mode():
+            logits = self._model(**inputs, logits_to_keep=len(tokens)).logits
+        rows: Floats = logits[0].float().numpy()
+        return rows
+
+    def _inputs(self, question: str, path: Path) -> dict[str, Any]:
+        messages = [user_message(question, [path])]
+        text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        inputs = self._processor(text=[text], images=[to_rgb(open_image(path))], return_tensors="pt")
+        return {key: inputs[key] for key in ("input_ids", "attention_mask", "pixel_values")}
+
+
+@contextmanager
+def open_reference(folder: Path, *, max_tokens: int) -> Iterator[TransformersAnswerer]:
+    """The checkpoint in ``folder``; its memory is free again afterwards. Raises what the class raises."""
+    answerer = TransformersAnswerer(folder, max_tokens=max_tokens)
+    try:
+        yield answerer
+    finally:
+        del answerer._model

@@ -1,0 +1,1 @@
+"""What goes where: memory, speed and settings of a bundle on a machine, from headers alone."""

@@ -1,0 +1,97 @@
+"""What planning needs to know of a bundle's files, read from their headers when it is asked for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from acestep_gguf.bundle import Bundle, check_file
+from acestep_gguf.decoder_info import DecoderInfo, decoder_info
+from acestep_gguf.gguf_header import GGUFHeader, read_gguf_header
+from acestep_gguf.names import DecoderFtype, VisionPrecision
+from acestep_gguf.plan.decoder_memory import DecoderShape, DecoderWeights, decoder_shape, decoder_weights
+from acestep_gguf.plan.tower_memory import TowerMemory, tower_memory
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecoderModel:
+    """A decoder file's header, as far as it decides about memory."""
+
+    header: GGUFHeader
+    info: DecoderInfo
+    shape: DecoderShape
+    weights: DecoderWeights
+
+    @property
+    def n_multiplied(self) -> int:
+        """Weights that every token is multiplied with: all but the embeddings, and the output matrix."""
+        return sum(tensor.n_elements for layer in self.weights.layers for tensor in layer.tensors.values())
+
+
+class BundleModel:
+    """A bundle's decoders and tower.
+
+    Raises:
+        BundleError: no bundle, or one of its files is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bundle = Bundle.read(folder)
+        self._decoders: dict[DecoderFtype, DecoderModel] = {}
+        self._towers: dict[VisionPrecision, TowerMemory] = {}
+
+    def decoder(self, quant: DecoderFtype) -> DecoderModel:
+        """The decoder ``quant``, read on the first call.
+
+        Raises:
+            BundleError: missing or damaged.
+            UnsupportedModelError: of another architecture.
+        """
+        if quant not in self._decoders:
+            header = read_gguf_header(check_file(self.folder, self.bundle.decoders.files[quant]))
+            self._decoders[quant] = DecoderModel(
+                header, decoder_info(header), decoder_shape(header), decoder_weights(header)
+            )
+        return self._decoders[quant]
+
+    def quants(self, wanted: str | None) -> list[DecoderFtype]:
+        """The decoder ``wanted``; or else all, the default first, then smaller ones.
+
+        Raises:
+            BundleError: there is no such decoder.
+        """
+        files = self.bundle.decoders.files
+        if wanted is not None:
+            record = self.bundle.decoder(wanted)
+            return [quant for quant, file in files.items() if file is record]
+        default = files[self.bundle.decoders.default]
+        smaller = sorted((f.bytes, quant) for quant, f in files.items() if f.bytes < default.bytes)
+        return [self.bundle.decoders.default, *(quant for _, quant in reversed(smaller))]
+
+    @cached_property
+    def vision(self) -> VisionPrecision | None:
+        """Precision of the tower that is used, None without a tower."""
+        return self.bundle.vision.default if self.bundle.vision else None
+
+    def tower(self, precision: VisionPrecision) -> TowerMemory:
+        """Memory of the tower in one precision, read on the first call.
+
+        Raises:
+            BundleError: it is not there, or damaged.
+        """
+        image = self.bundle.image
+        if image is None:
+            return TowerMemory(0, 0)
+        if precision not in self._towers:
+            record = self.bundle.vision_file(precision)
+            self._towers[precision] = tower_memory(check_file(self.folder, record), record, image)
+        return self._towers[precision]
+
+    def image_bytes(self, n_images: int) -> int:
+        """Image embeds that are kept, float32."""
+        image = self.bundle.image
+        return 4 * n_images * image.n_image_tokens * image.n_embd if image else 0
+
+    def image_tokens(self, n_images: int) -> int:
+        """Positions that pictures take in the context."""
+        return n_images * self.bundle.image.n_image_tokens if self.bundle.image else 0

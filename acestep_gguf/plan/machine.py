@@ -1,0 +1,117 @@
+"""What the machine has: memory, CPUs and GPUs, measured or told."""
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from acestep_gguf.cpus import usable_cpus
+from acestep_gguf.plan.cgroup import cgroup_limits
+
+CPU_DEVICES: Final = Path("/sys/devices")
+# Who has such a file has a GPU, and how llama-cpp-python is built for it.
+GPU_MARKS: Final = (
+    (Path("/proc/driver/nvidia/version"), "CUDA", "-DGGML_CUDA=on"),
+    (Path("/dev/nvidia0"), "CUDA", "-DGGML_CUDA=on"),
+    (Path("/dev/kfd"), "ROCm", "-DGGML_HIP=on"),
+    (Path("/dev/dri/renderD128"), "Vulkan", "-DGGML_VULKAN=on"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU; ``memory`` is what is free, in bytes."""
+
+    name: str
+    memory: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What there is to plan with; ``ram`` is what this process may have in all, in bytes.
+
+    ``limited_by`` says what limits it: "memory" or "cgroup". ``unused_gpu`` is a build of llama.cpp, such as
+    "CUDA", for a GPU that is there but that the installed one cannot use.
+    """
+
+    ram: int
+    n_threads: int
+    gpus: tuple[Gpu, ...] = ()
+    limited_by: str = "memory"
+    unused_gpu: str | None = None
+
+
+def this_machine() -> Machine:
+    """The machine that this process runs on, as it is now; GPUs are those of the installed llama.cpp."""
+    from acestep_gguf.llama_devices import gpu_devices  # noqa: PLC0415 (loads llama.cpp)
+
+    limits = cgroup_limits()
+    own = psutil.Process().memory_info()
+    held = own.rss - getattr(own, "shared", 0)  # a plan counts it, too
+    available = float(psutil.virtual_memory().available)
+    gpus = tuple(Gpu(name=name, memory=free) for name, free in gpu_devices())
+    return Machine(
+        ram=int(min(available, limits.memory_available)) + held,
+        n_threads=thread_count(limits.cpus),
+        gpus=gpus,
+        limited_by="cgroup" if limits.memory_available < available else "memory",
+        unused_gpu=None if gpus else _seen_gpu(),
+    )
+
+
+def thread_count(quota: float = math.inf, devices: Path = CPU_DEVICES) -> int:
+    """Threads to compute with: CPUs that affinity and the quota allow, of the fast kind if there are two.
+
+    A slow core among fast ones holds all of them up, since llama.cpp's threads wait for each other.
+    """
+    usable = usable_cpus()
+    fast = _fast_cpus(devices)
+    if hasattr(psutil.Process, "cpu_affinity") and fast:
+        usable = len(fast & set(psutil.Process().cpu_affinity())) or usable
+    return max(1, min(usable, math.ceil(min(quota, usable))))
+
+
+def _fast_cpus(devices: Path) -> set[int]:
+    """Numbers of the performance cores; empty where all are alike, or nobody tells.
+
+    Linux tells them for Intel's hybrid CPUs (cpu_core beside cpu_atom) and, by capacity, for ARM's.
+    """
+    core, atom = devices / "cpu_core/cpus", devices / "cpu_atom/cpus"
+    try:
+        if atom.exists():
+            return _cpu_list(core.read_text())
+        capacities = {
+            int(path.parent.name.removeprefix("cpu")): int(path.read_text())
+            for path in devices.glob("system/cpu/cpu[0-9]*/cpu_capacity")
+        }
+    except (OSError, ValueError):
+        return set()
+    most = max(capacities.values(), default=0)
+    fast = {cpu for cpu, capacity in capacities.items() if capacity > 0.75 * most}
+    return fast if len(fast) < len(capacities) else set()
+
+
+def _cpu_list(text: str) -> set[int]:
+    """CPUs of a list like ``0-3,8``."""
+    cpus: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        cpus.update(range(int(first), int(last or first) + 1))
+    return cpus
+
+
+def _seen_gpu() -> str | None:
+    if sys.platform == "darwin":
+        return "Metal"
+    return next((build for path, build, _ in GPU_MARKS if path.exists()), None)
+
+
+def reinstall_command(build: str) -> str:
+    """The command that installs llama-cpp-python for a GPU; ``build`` as in ``Machine.unused_gpu``."""
+    flags = {build: flag for _, build, flag in GPU_MARKS} | {"Metal": "-DGGML_METAL=on"}
+    return (
+        f'CMAKE_ARGS="{flags[build]}" pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36'
+    )

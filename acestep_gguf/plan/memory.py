@@ -1,0 +1,173 @@
+"""Where every byte of a plan lies."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Literal
+
+from acestep_gguf.cpus import cpu_flags
+from acestep_gguf.gguf_header import TensorInfo
+from acestep_gguf.params import ContextParams
+from acestep_gguf.plan.bundle_model import BundleModel, DecoderModel
+from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
+from acestep_gguf.plan.decoder_memory import kv_layer_bytes, n_bytes
+from acestep_gguf.plan.placement import RAM, Placement
+from acestep_gguf.plan.repacking import is_repacked
+from acestep_gguf.plan.settings import Settings
+from acestep_gguf.plan.work_buffer import work_buffer_bytes
+
+# Measured (docs/hardware.md): Python with all packages, and llama.cpp's vocabulary for each token.
+PROCESS_BYTES: Final = 48 * 2**20
+VOCABULARY_BYTES_PER_TOKEN: Final = 300
+# Left free on each GPU, as llama.cpp's --fit does: the driver's context, and buffers that grow in use.
+GPU_RESERVE: Final = 2**30
+
+# Anonymous memory cannot be dropped; of a mapped file, the system drops pages and reads them again.
+Kind = Literal["anonymous", "mapped", "gpu"]
+# What of it is there at the same time: always, while pictures are encoded, while the decoder is loaded.
+Phase = Literal["process", "tower", "decoder"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``n_bytes`` on ``device`` (0: RAM, then GPUs)."""
+
+    name: str
+    n_bytes: int
+    device: int = RAM
+    kind: Kind = "anonymous"
+    phase: Phase = "decoder"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """All parts of a plan; ``staged``: tower and decoder are not there at the same time."""
+
+    parts: tuple[Part, ...]
+    staged: bool
+
+    @property
+    def ram(self) -> int:
+        """The most RAM at a time, mapped weights among it."""
+        return self._peak(part for part in self.parts if part.device == RAM)
+
+    @property
+    def anonymous(self) -> int:
+        """The most anonymous memory at a time."""
+        return self._peak(part for part in self.parts if part.kind == "anonymous")
+
+    @property
+    def mapped(self) -> int:
+        """Weights that are mapped from the file."""
+        return sum(part.n_bytes for part in self.parts if part.kind == "mapped")
+
+    def gpu(self, number: int) -> int:
+        """Memory of a GPU, 1 the first."""
+        return sum(part.n_bytes for part in self.parts if part.device == number)
+
+    def _peak(self, parts: Iterable[Part]) -> int:
+        sums: dict[Phase, int] = {"process": 0, "tower": 0, "decoder": 0}
+        for part in parts:
+            sums[part.phase] += part.n_bytes
+        later = max(sums["tower"], sums["decoder"]) if self.staged else sums["tower"] + sums["decoder"]
+        return sums["process"] + later
+
+
+def placement_of(model: DecoderModel, settings: Settings, n_gpus: int) -> Placement:
+    """Devices of the layers with these settings."""
+    return Placement.of(
+        model.shape.n_layer,
+        settings.n_gpu_layers,
+        n_attention_only=settings.n_attention_only,
+        kv_on_gpu=settings.offload_kqv,
+        gpu_shares=settings.tensor_split or (settings.n_gpu_layers,) * min(1, n_gpus),
+    )
+
+
+def plan_memory(bundle: BundleModel, settings: Settings, *, n_gpus: int, n_images: int) -> Memory:
+    """All parts, of a machine with ``n_gpus`` GPUs, for a prompt with ``n_images`` pictures."""
+    model = bundle.decoder(settings.quant)
+    parts = [
+        Part("process", PROCESS_BYTES, phase="process"),
+        Part("vocabulary", VOCABULARY_BYTES_PER_TOKEN * model.shape.n_vocab),
+        *_tower_parts(bundle, settings, n_images),
+        *_weight_parts(model, settings, placement_of(model, settings, n_gpus)),
+        *_buffer_parts(model, settings, placement_of(model, settings, n_gpus)),
+        *(Part("reserve", GPU_RESERVE, gpu, "gpu") for gpu in range(1, n_gpus + 1)),
+    ]
+    return Memory(tuple(part for part in parts if part.n_bytes), settings.staged)
+
+
+def _tower_parts(bundle: BundleModel, settings: Settings, n_images: int) -> Iterator[Part]:
+    if settings.vision is None or not n_images:
+        return
+    tower = bundle.tower(settings.vision)
+    yield Part("vision tower, weights", tower.weights, phase="tower")
+    yield Part("vision tower, activations", tower.activations, phase="tower")
+    yield Part("image embeds", bundle.image_bytes(n_images), phase="process")
+
+
+def _weight_parts(model: DecoderModel, settings: Settings, placement: Placement) -> Iterator[Part]:
+    weights = model.weights
+    yield from _ram_weights("token embeddings", [weights.embeddings], settings, repackable=False)
+    output = [weights.output_norm, *([] if weights.is_tied else [weights.output])]
+    if placement.output == RAM:
+        yield from _ram_weights("output matrix", output, settings, repackable=not placement.n_gpus)
+    else:  # a tied matrix lies there a second time
+        yield Part(
+            "output matrix", weights.output_norm.nbytes + weights.output.nbytes, placement.output, "gpu"
+        )
+    halves = [
+        (device, half, size)
+        for layer, attention, ffn in zip(weights.layers, placement.attention, placement.ffn, strict=True)
+        for device, half, size in (
+            (attention, layer.attention, layer.attention_bytes),
+            (ffn, layer.ffn, layer.ffn_bytes),
+        )
+    ]
+    for gpu in range(1, placement.n_gpus + 1):
+        size = sum(size for device, _, size in halves if device == gpu)
+        yield Part(_layers_name(placement, gpu), size, gpu, "gpu")
+    in_ram = [tensor for device, half, _ in halves if device == RAM for tensor in half]
+    yield from _ram_weights(_layers_name(placement, RAM), in_ram, settings, repackable=not placement.n_gpus)
+
+
+def _layers_name(placement: Placement, device: int) -> str:
+    whole = sum(a == f == device for a, f in zip(placement.attention, placement.ffn, strict=True))
+    attention = placement.attention.count(device) - whole
+    ffn = placement.ffn.count(device) - whole
+    halves = [f"attention of {attention}"] * bool(attention) + [f"MLP of {ffn}"] * bool(ffn)
+    return ", ".join([f"{whole} of {len(placement.attention)} layers", *halves])
+
+
+def _ram_weights(
+    name: str, tensors: list[TensorInfo], settings: Settings, *, repackable: bool
+) -> Iterator[Part]:
+    """Weights in RAM: mapped, read into memory, or repacked into it. With a GPU, llama.cpp repacks none."""
+    repacked = 0
+    if settings.use_extra_bufts and repackable:
+        repacked = n_bytes(tensor for tensor in tensors if is_repacked(tensor, cpu_flags()))
+    yield Part(name, n_bytes(tensors) - repacked, kind="mapped" if settings.use_mmap else "anonymous")
+    yield Part(f"{name}, repacked", repacked)
+
+
+def _buffer_parts(model: DecoderModel, settings: Settings, placement: Placement) -> Iterator[Part]:
+    shape, params = model.shape, settings.context_params()
+    kv = kv_layer_bytes(shape, settings.n_ctx, settings.type_k, settings.type_v)
+    compute = _compute_buffers(model, params, placement)
+    for device in range(placement.n_gpus + 1):
+        kind: Kind = "gpu" if device else "anonymous"
+        yield Part("KV cache", kv * placement.kv.count(device), device, kind)
+        yield Part("compute buffer", compute[device], device, kind)
+    yield Part("output buffer", output_buffer_bytes(shape, params))
+    yield Part("work buffer", _work_buffer(model, params))
+
+
+@lru_cache(maxsize=256)
+def _compute_buffers(model: DecoderModel, params: ContextParams, placement: Placement) -> tuple[int, ...]:
+    return tuple(compute_buffer_bytes(model.shape, model.weights, params, placement))
+
+
+@lru_cache(maxsize=256)
+def _work_buffer(model: DecoderModel, params: ContextParams) -> int:
+    return work_buffer_bytes(model.shape, model.weights, params)

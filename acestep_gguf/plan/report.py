@@ -1,0 +1,115 @@
+"""A plan as people and programs read it: one line, a table, or JSON."""
+
+from dataclasses import asdict
+from typing import Any
+
+from acestep_gguf.plan.machine import reinstall_command
+from acestep_gguf.plan.planner import Plan
+from acestep_gguf.plan.sizes import show_size
+
+UNPROVEN_GPU = "buffers on a GPU are computed, but not yet proven (scripts/gpu_check.py)"
+
+
+def plan_line(plan: Plan) -> str:
+    """The plan on one line."""
+    settings, memory = plan.settings, plan.memory
+    facts = [
+        f"{settings.quant}, context {settings.n_ctx}, KV {_cache_types(plan)}, "
+        f"micro-batch {settings.n_ubatch}, {settings.n_threads} threads",
+        f"RAM {show_size(memory.ram)} of {show_size(plan.machine.ram)} "
+        f"({show_size(memory.anonymous)} anonymous, {show_size(memory.mapped)} mapped)",
+        *(
+            f"{settings.tensor_split[number - 1] if settings.tensor_split else 0} layers and "
+            f"{show_size(memory.gpu(number))} of {show_size(gpu.memory)} on {gpu.name}"
+            for number, gpu in enumerate(plan.machine.gpus, 1)
+        ),
+        *plan.given_up,
+    ]
+    if plan.paged:
+        facts.append(f"{show_size(plan.paged)} paged from disk, {_speed(plan.speed.decode)}")
+    if plan.machine.unused_gpu:
+        facts.append(f"a GPU is there, but not used: {reinstall_command(plan.machine.unused_gpu)}")
+    return f"[plan: {' | '.join(facts)}]"
+
+
+def plan_table(plan: Plan) -> str:
+    """The plan as a table of what lies where, in bytes, and what follows from it."""
+    settings, memory, machine = plan.settings, plan.memory, plan.machine
+    rows = [("", "bytes", "")]
+    for device, title in enumerate(["RAM", *(gpu.name for gpu in machine.gpus)]):
+        parts = [part for part in memory.parts if part.device == device]
+        peak = memory.gpu(device) if device else memory.ram
+        there = machine.gpus[device - 1].memory if device else machine.ram
+        rows.append((title, f"{peak:,}", f"of {there:,} that are free"))
+        for part in parts:
+            kind = "" if part.kind == "gpu" else part.kind
+            when = (
+                {"tower": ", until pictures are encoded", "decoder": ", after that"} if memory.staged else {}
+            )
+            rows.append((f"  {part.name}", f"{part.n_bytes:,}", kind + when.get(part.phase, "")))
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{name:<{width}} {size:>16}  {kind}".rstrip() for name, size, kind in rows]
+    facts = [
+        ("decoder", f"{settings.quant}; tower: {settings.vision or 'not used'}"),
+        ("context", f"{settings.n_ctx} tokens, KV {_cache_types(plan)}{_kv_place(plan)}"),
+        ("batches", f"--batch-size {settings.n_batch} --ubatch-size {settings.n_ubatch}"),
+        ("threads", f"{settings.n_threads} to write, {settings.n_threads_batch} to read"),
+        ("weights", _weights(plan)),
+        ("given up", "; ".join(plan.given_up) or "nothing"),
+        ("limit", plan.limit),
+        ("decode", f"{_speed(plan.speed.decode)} = {plan.speed.decode_formula}"),
+        ("prefill", f"{_speed(plan.speed.prefill)} = {plan.speed.prefill_formula}"),
+    ]
+    if machine.gpus:
+        facts.append(("note", UNPROVEN_GPU))
+    if machine.unused_gpu:
+        facts.append(("GPU", f"there is one, use it with: {reinstall_command(machine.unused_gpu)}"))
+    return "\n".join([*lines, "", *(f"{name:<9} {text}" for name, text in facts)])
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """The plan for a program; sizes in bytes, speeds in tokens a second."""
+    memory, machine = plan.memory, plan.machine
+    return {
+        "settings": asdict(plan.settings),
+        "ram": {
+            "needed": memory.ram,
+            "available": machine.ram,
+            "anonymous": memory.anonymous,
+            "mapped": memory.mapped,
+            "paged": plan.paged,
+            "limited_by": machine.limited_by,
+        },
+        "gpus": [
+            {"name": gpu.name, "needed": memory.gpu(number), "available": gpu.memory, "proven": False}
+            for number, gpu in enumerate(machine.gpus, 1)
+        ],
+        "parts": [asdict(part) for part in memory.parts],
+        "speed": asdict(plan.speed),
+        "given_up": plan.given_up,
+        "limit": plan.limit,
+        "unused_gpu": machine.unused_gpu,
+    }
+
+
+def _cache_types(plan: Plan) -> str:
+    types = dict.fromkeys((plan.settings.type_k, plan.settings.type_v))
+    return "/".join(types)
+
+
+def _kv_place(plan: Plan) -> str:
+    if not plan.machine.gpus:
+        return ""
+    return ", beside its layers" if plan.settings.offload_kqv else ", all in RAM"
+
+
+def _weights(plan: Plan) -> str:
+    settings = plan.settings
+    how = "mapped from the file" if settings.use_mmap else "read into memory"
+    locked = ", locked" if settings.use_mlock else ""
+    repacked = ", repacked for the CPU" if settings.use_extra_bufts and not plan.machine.gpus else ""
+    return how + locked + repacked
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return "unknown" if tokens_per_s is None else f"at most {tokens_per_s:.3g} tokens/s"

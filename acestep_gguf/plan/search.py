@@ -1,0 +1,303 @@
+"""The settings for one decoder and one context: what is best, and what is given up until it fits.
+
+First come the settings that are best if there is room. While they do not fit, the levers are pulled in their
+order; then each is let go again as far as there turns out to be room. On each try, as much as possible goes
+to the GPUs. What was set by hand is never touched.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Final, Self, TypeVar
+
+from acestep_gguf.machine_settings import MachineSettings
+from acestep_gguf.names import DecoderFtype
+from acestep_gguf.params import CacheType, FlashAttention
+from acestep_gguf.plan.bundle_model import BundleModel
+from acestep_gguf.plan.decoder_memory import kv_layer_bytes
+from acestep_gguf.plan.machine import Machine
+from acestep_gguf.plan.memory import GPU_RESERVE, Memory, placement_of, plan_memory
+from acestep_gguf.plan.placement import RAM
+from acestep_gguf.plan.settings import Settings, Wish
+from acestep_gguf.plan.speed import Rates, Work
+
+T = TypeVar("T")
+
+N_BATCH: Final = 2048
+N_UBATCH: Final = 512
+SMALLER_N_UBATCH: Final = (256, 128)
+SMALLER_CACHE_TYPES: Final[tuple[CacheType, ...]] = ("q8_0", "q4_0")
+CACHE_BLOCK: Final = 32  # llama.cpp wants a head to fill whole blocks of a quantized cache
+VRAM_TO_RAM: Final = 10  # how many times faster, where nobody tells
+# How much faster a KV cache in RAM must seem: attention on the CPU slows prefill down, too.
+KV_IN_RAM_COST: Final = 1.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What is best on this machine if there is room, such as ``tune`` found it."""
+
+    n_threads: int | None = None
+    n_threads_batch: int | None = None
+    n_ubatch: int = N_UBATCH
+    use_extra_bufts: bool = False
+    flash_attn: FlashAttention = "auto"
+
+    @classmethod
+    def of(cls, settings: MachineSettings) -> Self:
+        """What suits this machine."""
+        return cls(
+            n_threads=settings.n_threads,
+            n_threads_batch=settings.n_threads_batch,
+            n_ubatch=settings.n_ubatch,
+            use_extra_bufts=settings.use_extra_bufts,
+            flash_attn=settings.flash_attn,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is to be planned, for what machine."""
+
+    bundle: BundleModel
+    machine: Machine
+    wish: Wish
+    rates: Rates
+    defaults: Defaults
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Settings that fit, and what was given up for that; ``paged`` are bytes of weights that do not."""
+
+    settings: Settings
+    given_up: tuple[str, ...]
+    paged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lever:
+    """Something that can be given up: changes of settings, the best first, and how each is told."""
+
+    values: Sequence[Mapping[str, Any]]
+    told: Callable[[Mapping[str, Any]], str]
+
+
+class Search:
+    """One decoder and one context: the levers, and what fits.
+
+    Raises:
+        UsageError: what was set by hand contradicts itself.
+    """
+
+    def __init__(self, task: Task, quant: DecoderFtype, n_ctx: int) -> None:
+        self.task = task
+        self.model = task.bundle.decoder(quant)
+        self.best = self._best(quant, n_ctx)
+        self.best.context_params()  # refuses what contradicts itself
+        self.levers = tuple(self._levers())
+
+    def fit(self) -> Fit | None:
+        """Settings with the fewest levers pulled, None if all of them are not enough."""
+        pulled = [0] * len(self.levers)
+        while (settings := self._fitting(pulled)) is None:
+            lever = next((i for i, n in enumerate(pulled) if n + 1 < len(self.levers[i].values)), None)
+            if lever is None:
+                return self._paged() if self.task.wish.allow_paging else None
+            pulled[lever] += 1
+        for lever, last in enumerate(pulled):
+            for less in range(last):
+                tried = [*pulled[:lever], less, *pulled[lever + 1 :]]
+                if let_go := self._fitting(tried):
+                    pulled, settings = tried, let_go
+                    break
+        return Fit(settings, self._given_up(pulled))
+
+    def shortage(self) -> tuple[int, str]:
+        """Bytes that are missing with all levers pulled, and of what kind of memory."""
+        machine, memory = self.task.machine, self.memory(self._with_gpus(self._settings(self._all_pulled())))
+        missing = [
+            (memory.gpu(number) - gpu.memory, f"memory of {gpu.name}")
+            for number, gpu in enumerate(machine.gpus, 1)
+        ]
+        return max([(memory.ram - machine.ram, "RAM"), *missing])
+
+    def memory(self, settings: Settings) -> Memory:
+        """What they take."""
+        n_gpus = len(self.task.machine.gpus)
+        return plan_memory(self.task.bundle, settings, n_gpus=n_gpus, n_images=self.task.wish.images)
+
+    def work(self, settings: Settings, *, n_past: int, paged: int = 0) -> Work:
+        """What a token costs after ``n_past`` others, and a micro-batch of a prompt."""
+        model, n_gpus = self.model, len(self.task.machine.gpus)
+        placement = placement_of(model, settings, n_gpus)
+        kv = kv_layer_bytes(model.shape, n_past, settings.type_k, settings.type_v)
+        weights = [(placement.output, model.weights.output.nbytes)]
+        for layer, attention, ffn in zip(
+            model.weights.layers, placement.attention, placement.ffn, strict=True
+        ):
+            weights += [(attention, layer.attention_bytes), (ffn, layer.ffn_bytes)]
+        in_ram = sum(n_bytes for device, n_bytes in weights if device == RAM)
+        kv_in_ram = kv * placement.kv.count(RAM)
+        everything = sum(n_bytes for _, n_bytes in weights) + kv * len(placement.kv)
+        return Work(
+            ram=in_ram + kv_in_ram,
+            vram=everything - in_ram - kv_in_ram,
+            paged=min(paged, in_ram),
+            cpu_weights=0 if n_gpus else model.n_multiplied,
+            gpu_weights=model.n_multiplied if n_gpus else 0,
+            weights_to_gpu=in_ram if n_gpus else 0,
+            n_ubatch=settings.n_ubatch,
+        )
+
+    def _best(self, quant: DecoderFtype, n_ctx: int) -> Settings:
+        wish, defaults = self.task.wish, self.task.defaults
+        threads = _first(wish.n_threads, defaults.n_threads, self.task.machine.n_threads)
+        n_batch = _first(wish.n_batch, N_BATCH)
+        return Settings(
+            quant=quant,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=min(_first(wish.n_ubatch, defaults.n_ubatch), n_batch),
+            type_k=_first(wish.type_k, "f16"),
+            type_v=_first(wish.type_v, "f16"),
+            flash_attn=_first(wish.flash_attn, defaults.flash_attn),
+            n_threads=threads,
+            n_threads_batch=_first(wish.n_threads_batch, defaults.n_threads_batch, threads),
+            use_mmap=_first(wish.use_mmap, True),
+            use_mlock=_first(wish.use_mlock, False),
+            use_extra_bufts=_first(wish.use_extra_bufts, defaults.use_extra_bufts),
+            vision=(wish.vision or self.task.bundle.vision) if wish.images else None,
+            staged=_first(wish.staged, False),
+            n_outputs_max=wish.n_outputs_max,
+        )
+
+    def _levers(self) -> Iterator[Lever]:
+        """What can be given up, in the order in which it is."""
+        wish, best = self.task.wish, self.best
+        yield Lever(self._cache_types(), lambda change: f"KV cache {change.get('type_k', change['type_v'])}")
+        if wish.n_ubatch is None:
+            sizes = [best.n_ubatch, *(size for size in SMALLER_N_UBATCH if size < best.n_ubatch)]
+            yield Lever(
+                [{"n_ubatch": size} for size in sizes], lambda change: f"micro-batch {change['n_ubatch']}"
+            )
+        if wish.staged is None and best.vision is not None:
+            yield Lever([{}, {"staged": True}], lambda _: "tower staged: freed before the decoder is loaded")
+        if wish.use_extra_bufts is None and best.use_extra_bufts:
+            yield Lever([{}, {"use_extra_bufts": False}], lambda _: "weights not repacked")
+
+    def _cache_types(self) -> list[Mapping[str, Any]]:
+        wish = self.task.wish
+        free = [name for name in ("type_k", "type_v") if getattr(wish, name) is None]
+        if not free or wish.flash_attn == "off" or self.model.shape.n_embd_head % CACHE_BLOCK:
+            return [{}]
+        needed = {"flash_attn": "on"} if self.best.flash_attn == "off" else {}
+        return [{}, *(dict.fromkeys(free, smaller) | needed for smaller in SMALLER_CACHE_TYPES)]
+
+    def _settings(self, pulled: Sequence[int]) -> Settings:
+        """The settings with so many notches of each lever, nothing on a GPU."""
+        changes: dict[str, Any] = {}
+        for lever, notch in zip(self.levers, pulled, strict=True):
+            changes |= lever.values[notch]
+        return replace(self.best, **changes)
+
+    def _all_pulled(self) -> list[int]:
+        return [len(lever.values) - 1 for lever in self.levers]
+
+    def _given_up(self, pulled: Sequence[int]) -> tuple[str, ...]:
+        notches = zip(self.levers, pulled, strict=True)
+        return tuple(lever.told(lever.values[notch]) for lever, notch in notches if notch)
+
+    def _fitting(self, pulled: Sequence[int]) -> Settings | None:
+        """The same with as much on the GPUs as fits, None if RAM or a GPU has no room for its part."""
+        settings, machine = self._settings(pulled), self.task.machine
+        everything = machine.ram + sum(gpu.memory - GPU_RESERVE for gpu in machine.gpus)
+        if self.memory(settings).ram > everything:
+            return None  # wherever it lies: this saves trying
+        settings = self._with_gpus(settings)
+        fits = self.memory(settings).ram <= machine.ram and self._fits_gpus(settings)
+        return settings if fits else None
+
+    def _paged(self) -> Fit | None:
+        """With everything given up, and weights read from disk for every token."""
+        pulled, ram = self._all_pulled(), self.task.machine.ram
+        settings = self._with_gpus(self._settings(pulled))
+        memory = self.memory(settings)
+        if memory.anonymous > ram or not self._fits_gpus(settings) or not settings.use_mmap:
+            return None
+        return Fit(settings, self._given_up(pulled), paged=min(memory.mapped, memory.ram - ram))
+
+    def _fits_gpus(self, settings: Settings) -> bool:
+        gpus = self.task.machine.gpus
+        if not gpus or settings.n_gpu_layers == 0:
+            return True
+        memory = self.memory(settings)
+        return all(memory.gpu(number) <= gpu.memory for number, gpu in enumerate(gpus, 1))
+
+    def _with_gpus(self, settings: Settings) -> Settings:
+        """As many layers on the GPUs as fit, then the attention of more; KV there unless RAM is faster."""
+        if not self.task.machine.gpus:
+            return settings
+        wanted = self.task.wish.offload_kqv
+        tried = [
+            self._most_layers(replace(settings, offload_kqv=choice))
+            for choice in ((True, False) if wanted is None else (wanted,))
+        ]
+        return min(tried, key=lambda one: self._decode_cost(one) * (1 if one.offload_kqv else KV_IN_RAM_COST))
+
+    def _decode_cost(self, settings: Settings) -> float:
+        """Seconds that a token takes with a full context, or something in proportion to them."""
+        work, rates = self.work(settings, n_past=settings.n_ctx), self.task.rates
+        ram = rates.ram or 1.0
+        return work.ram / ram + work.vram / (rates.vram or VRAM_TO_RAM * ram)
+
+    def _most_layers(self, settings: Settings) -> Settings:
+        n_layer = self.model.shape.n_layer
+
+        def whole(n_gpu_layers: int) -> Settings:
+            return replace(settings, n_gpu_layers=n_gpu_layers, tensor_split=self._split(n_gpu_layers))
+
+        wanted = self.task.wish.n_gpu_layers
+        if wanted is not None:
+            return whole(n_layer + 1 if wanted < 0 else min(wanted, n_layer + 1))
+        most = self._largest_fitting(whole, n_layer + 1)
+        if most > n_layer or len(self.task.machine.gpus) > 1:
+            return whole(most)
+
+        def with_attention(extra: int) -> Settings:
+            return replace(whole(most + extra), n_attention_only=extra)
+
+        return with_attention(self._largest_fitting(with_attention, n_layer - most))
+
+    def _largest_fitting(self, settings_of: Callable[[int], Settings], most: int) -> int:
+        """The largest number up to ``most`` whose settings fit the GPUs; 0 does in any case.
+
+        What a layer takes hardly differs, so it is guessed from what the ends take, then corrected.
+        """
+        if most == 0 or self._fits_gpus(settings_of(most)):
+            return most
+        low, high = 0, most  # low fits, high does not
+        while high - low > 1:
+            guess = low + int(self._room(settings_of, low, high) * (high - low))
+            guess = max(low + 1, min(high - 1, guess))
+            low, high = (guess, high) if self._fits_gpus(settings_of(guess)) else (low, guess)
+        return low
+
+    def _room(self, settings_of: Callable[[int], Settings], low: int, high: int) -> float:
+        """How far between two numbers of layers the fullest GPU is just full, as a share of the way."""
+        least, most = self.memory(settings_of(low)), self.memory(settings_of(high))
+        return min(
+            (gpu.memory - least.gpu(number)) / max(1, most.gpu(number) - least.gpu(number))
+            for number, gpu in enumerate(self.task.machine.gpus, 1)
+        )
+
+    def _split(self, n_gpu_layers: int) -> tuple[int, ...]:
+        """Layers for each GPU, by its free memory."""
+        sizes = [gpu.memory for gpu in self.task.machine.gpus]
+        shares = [sum(sizes[:number]) / max(1, sum(sizes)) for number in range(len(sizes) + 1)]
+        return tuple(end - start for start, end in pairwise(round(n_gpu_layers * share) for share in shares))
+
+
+def _first(*values: T | None) -> T:
+    """The first value that is not None."""
+    return next(value for value in values if value is not None)

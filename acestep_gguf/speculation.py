@@ -1,0 +1,225 @@
+"""Guessing ahead: tokens that will probably come next are checked in one call of the decoder.
+
+A call of several tokens costs less than one call each, because the weights are read once. A guess is kept
+only if the sampler chooses that very token from the decoder's own logits, so answers stay the decoder's own,
+greedy or drawn, but for the noise that calls of another size make in the logits.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, repeat
+from operator import mul
+from statistics import median
+from time import perf_counter
+from typing import Final, Literal, Protocol, get_args
+
+from acestep_gguf.decoder import Decoder
+from acestep_gguf.draft_model import DraftModel
+from acestep_gguf.errors import UsageError
+from acestep_gguf.llama import Sampler
+from acestep_gguf.llama_backend import StopFlag
+from acestep_gguf.params import check_integer
+from acestep_gguf.prompt import Prompt
+from acestep_gguf.segments import Segment, positions_of
+
+# llama.cpp's --spec-type, as far as it needs no second model.
+SpecType = Literal["none", "ngram-simple"]
+SPEC_TYPES: Final[tuple[SpecType, ...]] = get_args(SpecType)
+
+DEFAULT_DRAFT_MAX: Final = 8
+MOST_DRAFT_MAX: Final = 64
+
+NGRAM_SIZES: Final = (3, 2)  # the longest that was seen before is followed
+LEAST_GAIN: Final = 1.03  # tokens a second, relative to plain decoding: less is not worth the noise
+REMEMBERED_CALLS: Final = 9
+FIRST_PAUSE: Final = 16  # plain tokens before guessing is tried again; doubled each time that it loses
+PRIOR_GUESSES: Final = 4.0  # what acceptance counts for before anything was seen: half of so many were right
+FORGETTING: Final = 0.95  # weight of what was seen one call earlier
+
+
+class Drafter(Protocol):
+    """Who guesses."""
+
+    def prepare(self) -> None:
+        """What has to be done once for an answer, and does not count as the cost of a guess."""
+        ...
+
+    def draft(self, answer: Sequence[int], n_max: int) -> list[int]:
+        """At most ``n_max`` tokens that may follow ``answer``, all of it so far; none if it cannot tell."""
+        ...
+
+
+class PromptLookup:
+    """Guesses that what followed the last few tokens before will follow again (llama.cpp's "ngram-simple").
+
+    Args:
+        prompt: token ids, with None for what is no token; guesses do not run across it.
+    """
+
+    def __init__(self, prompt: Sequence[int | None]) -> None:
+        self._seen: list[int | None] = []
+        self._followed_at: dict[tuple[int | None, ...], int] = {}
+        self._n_prompt = len(prompt)
+        self._extend(prompt)
+
+    def prepare(self) -> None:
+        """See Drafter; there is nothing."""
+
+    def draft(self, answer: Sequence[int], n_max: int) -> list[int]:
+        """See Drafter; a repetition that has begun is taken to go on."""
+        self._extend(answer[len(self._seen) - self._n_prompt :])
+        for size in NGRAM_SIZES:
+            at = self._followed_at.get(tuple(self._seen[-size:]))
+            if at is not None:
+                return self._from(at, n_max)
+        return []
+
+    def _from(self, at: int, n_max: int) -> list[int]:
+        guesses: list[int] = []
+        for index in range(at, at + n_max):
+            beyond = index - len(self._seen)
+            token = self._seen[index] if beyond < 0 else guesses[beyond]
+            if token is None:
+                break
+            guesses.append(token)
+        return guesses
+
+    def _extend(self, tokens: Sequence[int | None]) -> None:
+        for token in tokens:
+            for ngram in (tuple(self._seen[-size:]) for size in NGRAM_SIZES):
+                if None not in ngram:
+                    self._followed_at[ngram] = len(self._seen)
+            self._seen.append(token)
+
+
+class Pace:
+    """How many tokens to guess, from what guessing has cost and gained so far; 0 while it would lose.
+
+    If each guess is right with probability a, n guesses give 1 + a + … + aⁿ tokens in the time of a plain
+    call and n times what a guess adds to it (Leviathan et al. 2023, arXiv 2211.17192, section 3). Both times
+    and a are measured here; when no n gains, guessing pauses, each time for twice as long.
+    """
+
+    def __init__(self, draft_max: int) -> None:
+        self._draft_max = draft_max
+        self._plain_s: deque[float] = deque(maxlen=REMEMBERED_CALLS)
+        self._guess_s: deque[float] = deque(maxlen=REMEMBERED_CALLS)
+        self._pause = 0
+        self._next_pause = FIRST_PAUSE
+        self.n_drafted = 0
+        self.n_accepted = 0
+        self._judged = PRIOR_GUESSES
+        self._right = PRIOR_GUESSES / 2
+
+    def length(self) -> int:
+        """How many tokens to guess now."""
+        if not self._plain_s:
+            return 0
+        if self._pause:
+            self._pause -= 1
+            return 0
+        best = self._best_length()
+        if best == 0:
+            self._pause, self._next_pause = self._next_pause, 2 * self._next_pause
+            self._forget_acceptance()
+        return best
+
+    def record(self, n_drafted: int, n_accepted: int, seconds: float) -> None:
+        """Note what a call with ``n_drafted`` guesses took, guessing included, and how many were right."""
+        if n_drafted == 0:
+            self._plain_s.append(seconds)
+            return
+        self.n_drafted += n_drafted
+        self.n_accepted += n_accepted
+        self._guess_s.append((seconds - median(self._plain_s)) / n_drafted)
+        # Guesses after the first wrong one say nothing about the rate.
+        self._judged = FORGETTING * self._judged + min(n_drafted, n_accepted + 1)
+        self._right = FORGETTING * self._right + n_accepted
+
+    def _best_length(self) -> int:
+        if not self._guess_s:
+            return self._draft_max  # try, to learn what it costs
+        plain, guess = median(self._plain_s), median(self._guess_s)
+        tokens = accumulate(repeat(self._right / self._judged, self._draft_max), mul, initial=1.0)
+        gains = [
+            expected * plain / max(plain + n * guess, 1e-9) for n, expected in enumerate(accumulate(tokens))
+        ]
+        best = max(range(len(gains)), key=gains.__getitem__)
+        return best if gains[best] >= LEAST_GAIN else 0
+
+    def _forget_acceptance(self) -> None:
+        self._judged = PRIOR_GUESSES
+        self._right = PRIOR_GUESSES / 2
+
+
+class Speculation:
+    """How an engine guesses ahead, if it does.
+
+    Args:
+        spec_type: without a second model.
+        draft_max: tokens to guess at a time at most.
+        with_draft: whether a ``draft`` will be set.
+
+    Raises:
+        UsageError: a setting is out of its range, or there are two ways to guess.
+    """
+
+    def __init__(self, spec_type: SpecType, draft_max: int, *, with_draft: bool) -> None:
+        if spec_type not in SPEC_TYPES:
+            raise UsageError(f"spec_type is {spec_type!r}: choose from {', '.join(SPEC_TYPES)}.")
+        if spec_type != "none" and with_draft:
+            raise UsageError(f"spec_type {spec_type} and a draft are two ways to guess: choose one.")
+        check_integer("draft_max", draft_max, 1, MOST_DRAFT_MAX)
+        self._spec_type = spec_type
+        self._draft_max = draft_max
+        self.draft: DraftModel | None = None
+        self.n_outputs_max = 1 + draft_max if spec_type != "none" or with_draft else 1
+        self.pace = Pace(draft_max)
+
+    def tokens(
+        self, decoder: Decoder, sampler: Sampler, prompt: Prompt, segments: Sequence[Segment], stop: StopFlag
+    ) -> Iterator[int]:
+        """Tokens of the answer to ``prompt``, which ``decoder`` has read as ``segments``."""
+        self.pace = Pace(self._draft_max)
+        if self.draft is not None:
+            return guess_ahead(decoder, sampler, self.draft.begin(prompt, stop), self.pace)
+        if self._spec_type == "none":
+            return decoder.tokens(sampler)
+        tokens = [one if isinstance(one, int) else None for one in positions_of(segments)]
+        return guess_ahead(decoder, sampler, PromptLookup(tokens), self.pace)
+
+
+def guess_ahead(decoder: Decoder, sampler: Sampler, drafter: Drafter, pace: Pace) -> Iterator[int]:
+    """Tokens of the answer like ``decoder.tokens(sampler)``, several a call where guesses are right.
+
+    When it is left early, the decoder may hold guesses beyond the last token that was taken; they are
+    recorded like all others, and were what the sampler chose.
+
+    Raises:
+        DecodeError: llama.cpp failed.
+    """
+    context = decoder.context
+    token = sampler.sample(context)
+    answer = [token]
+    yield token
+    drafter.prepare()  # not before the first token is out
+    while (room := min(decoder.n_ctx - decoder.n_past, context.n_batch)) > 0:
+        start, began = decoder.n_past, perf_counter()
+        n_max = min(pace.length(), room - 1)
+        guesses = drafter.draft(answer, n_max) if n_max else []
+        decoder.append([token, *guesses], n_outputs=1 + len(guesses))
+        chosen = list(_chosen(sampler, decoder, guesses))
+        decoder.cut(start + len(chosen))
+        pace.record(len(guesses), len(chosen) - 1, perf_counter() - began)
+        answer += chosen
+        yield from chosen
+        token = chosen[-1]
+
+
+def _chosen(sampler: Sampler, decoder: Decoder, guesses: Sequence[int]) -> Iterator[int]:
+    """What the sampler takes at each guess, up to the first that was wrong, or one beyond the last."""
+    for index, guess in enumerate((*guesses, None)):
+        token = sampler.sample(decoder.context, index - len(guesses) - 1)
+        yield token
+        if token != guess:
+            return

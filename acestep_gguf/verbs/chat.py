@@ -1,0 +1,188 @@
+"""``acestep-gguf chat``: questions and answers in turn, about pictures that may come at any time."""
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from acestep_gguf.conversation import Attachment, AttachmentKind, Conversation, Exchange
+from acestep_gguf.embeds_file import EmbedsFile
+from acestep_gguf.engine import AceStep
+from acestep_gguf.errors import AceStepError, ContextOverflowError, PromptError
+from acestep_gguf.image import read_file
+from acestep_gguf.plan.report import plan_line
+from acestep_gguf.verbs.lines import from_a_thread, is_terminal, piped_lines, typed_lines
+from acestep_gguf.verbs.run import end_at_once_on_ctrl_c, print_chunks, statistics
+
+
+def chat(
+    bundle: Path,
+    images: Sequence[Path],
+    embeds: Sequence[Path],
+    *,
+    system_prompt: str | None,
+    engine_options: dict[str, Any],
+    answer_options: dict[str, Any],
+) -> None:
+    """Answer on stdout, a line of statistics for each answer and errors on stderr.
+
+    At a terminal, Ctrl-C stops an answer and Ctrl-D ends the chat. Elsewhere each line of standard input is a
+    question or a command; Ctrl-C ends all, and the exit code is 1 if there was an error.
+    """
+    end_at_once_on_ctrl_c()  # while it loads
+    # Embeds alone let the plan do without the tower.
+    pictures = list(map(EmbedsFile, embeds)) if embeds and not images else None
+    with AceStep(bundle, pictures=pictures, **engine_options) as model:
+        print(plan_line(model.plan), file=sys.stderr)
+        chat = Chat(model, Conversation(system_prompt), answer_options)
+        for image in images:
+            chat.attach("picture", image)
+        for file in embeds:
+            chat.attach("embeds", file)
+        if is_terminal():
+            signal.signal(signal.SIGINT, lambda *_: chat.cancel())
+            print(f"{model.bundle.name} answers. /help lists the commands, Ctrl-D ends the chat.")
+            chat.talk(typed_lines())
+        else:
+            chat.talk(piped_lines())
+            if chat.failed:
+                sys.exit(1)
+
+
+class Chat:
+    """A conversation with a model, line by line.
+
+    Args:
+        model: what answers.
+        conversation: what was said so far.
+        answer_options: arguments of ``AceStep.stream``.
+    """
+
+    def __init__(self, model: AceStep, conversation: Conversation, answer_options: dict[str, Any]) -> None:
+        self.conversation = conversation
+        self.failed = False
+        self._model = model
+        self._answer_options = answer_options
+        self._attachments: list[Attachment] = []  # to the next message
+        self._is_cancelled = False
+        self._ended = False
+
+    def talk(self, lines: Iterable[str]) -> None:
+        """Answer each line, or do what it commands; an error is printed and does not end the chat."""
+        for line in lines:
+            try:
+                if line.startswith("/"):
+                    self._do(line)
+                elif line.strip():
+                    self._ask(line.strip())
+            except ContextOverflowError as error:
+                self._print_error(f"{error} Or begin anew with /reset.")
+            except AceStepError as error:
+                self._print_error(error)
+            self._is_cancelled = False
+            if self._ended:
+                return
+
+    def cancel(self) -> None:
+        """End the answer that is being written, or about to be; a signal handler may call it."""
+        self._is_cancelled = True
+        self._model.cancel()
+
+    def attach(self, kind: AttachmentKind, path: Path) -> None:
+        """Add a picture, or a file of image embeds, to the next message.
+
+        Raises:
+            ImageError: it cannot be read.
+            PromptError: the model has no vision tower.
+        """
+        self._attachments.append(self._opened(kind, path))
+
+    def _opened(self, kind: AttachmentKind, path: Path) -> Attachment:
+        path = Path(os.path.abspath(path))
+        if kind == "embeds":
+            picture = self._model.prepare_image(EmbedsFile(path))
+            return Attachment(kind, str(path), picture.digest, picture)
+        picture = self._model.prepare_image(path)
+        return Attachment(kind, str(path), hashlib.sha256(read_file(path)).hexdigest(), picture)
+
+    def _ask(self, question: str) -> None:
+        messages = self.conversation.messages(question, self._attachments)
+        stream = self._model.stream(messages, exact=False, **self._answer_options)
+        with closing(from_a_thread(stream, self._model.cancel, lambda: self._is_cancelled)) as chunks:
+            answer = print_chunks(chunks)
+        print(statistics(answer), file=sys.stderr)
+        if answer.finish_reason == "cancelled" and not answer.text:
+            return  # as if it had not been asked
+        self.conversation.exchanges.append(Exchange(question, tuple(self._attachments), answer))
+        self._attachments.clear()
+
+    def _do(self, line: str) -> None:
+        name, _, argument = line.strip().partition(" ")
+        argument = argument.strip()
+        command = COMMANDS.get(name)
+        if command is None:
+            raise PromptError(
+                f"there is no command {name}: /help lists them; a question may begin with / after a space."
+            )
+        if bool(argument) != bool(command.argument):
+            raise PromptError(f"write it so: {name} {command.argument}".rstrip() + ".")
+        command.do(self, argument)
+
+    def _print_error(self, error: object) -> None:
+        self.failed = True
+        print(f"error: {error}", file=sys.stderr)
+
+    def _image(self, path: str) -> None:
+        self.attach("picture", _path(path))
+
+    def _embeds(self, path: str) -> None:
+        self.attach("embeds", _path(path))
+
+    def _save(self, path: str) -> None:
+        self.conversation.save(_path(path))
+
+    def _load(self, path: str) -> None:
+        self.conversation = Conversation.load(_path(path), self._opened)
+        self._attachments.clear()
+
+    def _reset(self, _: str) -> None:
+        self.conversation = Conversation(self.conversation.system_prompt)
+        self._attachments.clear()
+
+    def _help(self, _: str) -> None:
+        for name, command in COMMANDS.items():
+            print(f"{name + ' ' + command.argument:<15} {command.help}")
+
+    def _exit(self, _: str) -> None:
+        self._ended = True
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What a line that begins with a slash does; ``argument`` is what must follow its name."""
+
+    argument: str
+    help: str
+    do: Callable[[Chat, str], None]
+
+
+COMMANDS: Final = {
+    "/image": Command("PATH", "add a picture to the next message", Chat._image),
+    "/embeds": Command("PATH", "add a file of image embeds to it", Chat._embeds),
+    "/save": Command("PATH", "write the conversation to a file", Chat._save),
+    "/load": Command("PATH", "go on with a saved conversation", Chat._load),
+    "/reset": Command("", "forget everything but the system prompt", Chat._reset),
+    "/help": Command("", "show this list", Chat._help),
+    "/exit": Command("", "end the chat, as Ctrl-D does", Chat._exit),
+}
+
+
+def _path(text: str) -> Path:
+    """A path as typed or dropped into a terminal: in quotes or not, from ~ or not."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return Path(os.path.expanduser(text[1:-1] if quoted else text))

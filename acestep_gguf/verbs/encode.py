@@ -1,0 +1,117 @@
+"""``acestep-gguf encode``: pictures become files of image embeds, for machines that only run the decoder."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+from acestep_gguf.bundle import Bundle
+from acestep_gguf.cpus import usable_cpus
+from acestep_gguf.embeds_file import SUFFIX, read_embeds, write_embeds
+from acestep_gguf.errors import ImageError, UsageError
+from acestep_gguf.image_encoder import ImageEncoder, Picture
+from acestep_gguf.names import VisionPrecision, vision_precision_from
+from acestep_gguf.params import check_integer
+from acestep_gguf.verbs.run import end_at_once_on_ctrl_c
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A file of image embeds; ``seconds`` that encoding took, None if the file was there already."""
+
+    path: Path
+    n_image_tokens: int
+    seconds: float | None
+
+
+def encode(
+    bundle: Path,
+    pictures: Sequence[Path],
+    out: Path,
+    *,
+    vision: str | None,
+    n_threads: int | None,
+    force: bool,
+) -> None:
+    """Print a line for each file that ``encode_pictures`` wrote."""
+    end_at_once_on_ctrl_c()
+    for done in encode_pictures(bundle, pictures, out, vision=vision, n_threads=n_threads, force=force):
+        took = "was there already" if done.seconds is None else f"{done.seconds:.2f} s"
+        print(f"{done.path}  {done.n_image_tokens} tokens  {took}", flush=True)
+
+
+def encode_pictures(
+    folder: Path,
+    pictures: Sequence[Path],
+    out: Path,
+    *,
+    vision: str | None = None,
+    n_threads: int | None = None,
+    force: bool = False,
+) -> Iterator[Encoded]:
+    """Write the image embeds of ``pictures`` into the folder ``out``, one file a picture, named after it.
+
+    A file that is there and has the same tower's embeds of the same pixels is left as it is, so that the same
+    call carries on where it was stopped; another one is replaced only with ``force``.
+
+    Raises:
+        BundleError: ``folder`` is no sound bundle.
+        PromptError: it has no vision tower.
+        ImageError: a picture or the folder ``out`` cannot be used, or a file is in the way.
+        UsageError: two pictures have one name, or ``vision`` or ``n_threads`` is out of its range.
+        DecodeError: onnxruntime failed.
+    """
+    bundle = Bundle.read(folder)
+    _, image = bundle.tower()
+    precision = None if vision is None else vision_precision_from(vision)
+    n_threads = n_threads if n_threads is not None else usable_cpus()
+    check_integer("n_threads", n_threads, 1, 512)
+    paths = _paths(pictures, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageError(f"{out} cannot be made ({error.strerror}): give another folder with -o.") from error
+    encoder = ImageEncoder(folder, bundle, n_threads=n_threads, precision=precision)
+    for source, path in zip(pictures, paths, strict=True):
+        picture = encoder.prepare(source)
+        pixels_sha256 = _pixels_sha256(picture)
+        if path.exists() and not force:
+            _check_is(path, bundle, pixels_sha256, encoder.precision)
+            yield Encoded(path, image.n_image_tokens, None)
+            continue
+        start = perf_counter()
+        write_embeds(
+            path,
+            encoder.encode(picture),
+            bundle=bundle,
+            precision=encoder.precision,
+            pixels_sha256=pixels_sha256,
+        )
+        yield Encoded(path, image.n_image_tokens, perf_counter() - start)
+
+
+def _paths(pictures: Sequence[Path], out: Path) -> list[Path]:
+    """Where the embeds of each picture go."""
+    paths = [out / f"{picture.name}{SUFFIX}" for picture in pictures]
+    by_path = dict(zip(paths, pictures, strict=True))
+    for path, picture in zip(paths, pictures, strict=True):
+        if by_path[path] != picture:
+            raise UsageError(
+                f"{picture} and {by_path[path]} would both become {path}: encode them into two folders."
+            )
+    return paths
+
+
+def _pixels_sha256(picture: Picture) -> str:
+    assert picture.pixels is not None  # noqa: S101 (it is no file of embeds)
+    return hashlib.sha256(picture.pixels.tobytes()).hexdigest()
+
+
+def _check_is(path: Path, bundle: Bundle, pixels_sha256: str, precision: VisionPrecision) -> None:
+    try:
+        _, metadata = read_embeds(path, bundle)
+    except ImageError as error:
+        raise ImageError(f"{error} --force replaces it.") from error
+    if (metadata.pixels_sha256, metadata.precision) != (pixels_sha256, precision):
+        raise ImageError(f"{path} is of another picture or tower: give another folder with -o, or --force.")

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from acestep_gguf.check.page import html_page
+from acestep_gguf.check.report import HEADS, Asked, Candidate, CheckReport, Given, table
+from acestep_gguf.errors import ImageError
+
+EVIL = "<script>alert('&')</script>"
+
+
+def candidate(decoder: str, text: str, n_alike: int = 2) -> Candidate:
+    return Candidate(
+        decoder=decoder,
+        tower="float32",
+        bytes=12_345_678,
+        kl_divergence=0.01234,
+        top_1=0.975,
+        cosine=0.9999,
+        min_cosine=0.99,
+        image_s=0.5,
+        answer_s=1.25,
+        answers=(Given(text=text, n_tokens=3, n_alike=n_alike, is_same=n_alike == 3),),
+    )
+
+
+def report(picture: Path, *candidates: Candidate) -> CheckReport:
+    asked = (Asked(picture=str(picture), question=f"What is {EVIL}?"),)
+    return CheckReport(bundle=f"Tiny {EVIL}", asked=asked, candidates=candidates)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / '"><img src=x onerror=alert(1)>.png'
+    Image.new("RGBA", (900, 10), (200, 30, 30, 128)).save(path)
+    return path
+
+
+def test_everything_on_the_page_is_escaped(picture: Path) -> None:
+    page = html_page(report(picture, candidate("F16", EVIL, 3), candidate(f"Q4 {EVIL}", f"other {EVIL}")))
+    assert "<script" not in page
+    assert "onerror=alert(1)&gt;" in page
+    assert page.count("<img ") == 1
+    assert 'src="data:image/jpeg;base64,' in page
+    assert "default-src &#39;none&#39;" not in page  # our own markup is not
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
+
+
+def test_answers_are_marked_where_they_begin_to_differ(picture: Path) -> None:
+    page = html_page(report(picture, candidate("F16", "a red bar", 3), candidate("Q4_K_M", "a red star")))
+    assert '<td class="text">a red bar</td>' in page
+    assert '<td class="text">a red <mark>star</mark></td>' in page
+    assert "12.3" in page
+    assert "97.5%" in page
+
+
+def test_the_page_needs_no_other_file(picture: Path) -> None:
+    page = html_page(report(picture, candidate("F16", "a")))
+    assert "http://" not in page
+    assert "https://" not in page
+    assert len(page) < 20_000  # the picture is made small
+
+
+def test_a_picture_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(ImageError):
+        html_page(report(tmp_path / "gone.png", candidate("F16", "a")))
+
+
+def test_the_table_has_a_line_for_each_candidate(picture: Path) -> None:
+    lines = table(report(picture, candidate("F16", "a", 3), candidate("Q4_K_M", "b"))).splitlines()
+    assert lines[0].split() == list(HEADS)
+    assert lines[2].split() == [
+        "Q4_K_M", "float32", "12.3", "1.2e-02", "97.5%", "0/1", "2.0", "0.9999", "0.9900", "0.50", "1.25",
+    ]  # fmt: skip

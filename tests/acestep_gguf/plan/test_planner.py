@@ -1,0 +1,167 @@
+"""Plans for machines that are not here."""
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acestep_gguf.errors import MemoryShortageError, UsageError
+from acestep_gguf.plan.bundle_model import BundleModel
+from acestep_gguf.plan.machine import Gpu, Machine
+from acestep_gguf.plan.planner import make_plan
+from acestep_gguf.plan.search import Defaults
+from acestep_gguf.plan.settings import Wish
+from acestep_gguf.plan.speed import Rates
+
+GB = 10**9
+
+
+def machine(ram: float, *vram: float) -> Machine:
+    gpus = tuple(Gpu(name=f"GPU {n}", memory=int(size * GB)) for n, size in enumerate(vram, 1))
+    return Machine(ram=int(ram * GB), n_threads=4, gpus=gpus)
+
+
+def test_with_room_nothing_is_given_up(large: BundleModel) -> None:
+    plan = make_plan(large, machine(64), defaults=Defaults(n_ubatch=256, use_extra_bufts=True))
+    assert plan.given_up == ()
+    assert (plan.settings.n_ctx, plan.settings.type_k, plan.settings.n_ubatch) == (8192, "f16", 256)
+    assert plan.settings.use_extra_bufts
+    assert plan.settings.quant == "Q4_K_M"
+    sizes = {part.name: part.n_bytes for part in plan.memory.parts}
+    assert sizes["KV cache"] == 8192 * 64 * 2 * 1024 * 2  # tokens, layers, K and V, width, float16
+    assert plan.memory.ram == sum(part.n_bytes for part in plan.memory.parts)
+
+
+def test_levers_are_pulled_in_their_order(large: BundleModel) -> None:
+    room = make_plan(large, machine(64)).memory.ram / GB
+    assert make_plan(large, machine(room - 0.01)).given_up == ("KV cache q8_0",)
+    assert make_plan(large, machine(room - 1.1)).given_up[0] == "KV cache q4_0"
+    least = make_plan(large, machine(room - 1.8))
+    assert least.given_up[0] == "KV cache q4_0"
+    assert len(least.given_up) > 1
+
+
+def test_a_lever_that_was_not_needed_is_let_go(large: BundleModel) -> None:
+    # KV types and micro-batches are tried first, but only staging is enough here, and is enough by itself.
+    wish = Wish(n_ctx=256, images=64)
+    room = make_plan(large, machine(64), wish).memory
+    tower = sum(part.n_bytes for part in room.parts if part.phase == "tower")
+    plan = make_plan(large, machine((room.ram - tower + 10**6) / GB), wish)
+    assert plan.given_up == ("tower staged: freed before the decoder is loaded",)
+    assert plan.settings.type_k == "f16"
+
+
+def test_what_was_set_by_hand_is_kept(large: BundleModel) -> None:
+    wish = Wish(n_ctx=4096, type_k="f16", type_v="f16", n_ubatch=512, use_mmap=True, n_threads=3)
+    plan = make_plan(large, machine(40), wish)
+    for name in ("n_ctx", "type_k", "type_v", "n_ubatch", "use_mmap", "n_threads"):
+        assert getattr(plan.settings, name) == getattr(wish, name)
+    with pytest.raises(UsageError, match="made for 131072 tokens"):
+        make_plan(large, machine(64), Wish(n_ctx=200_000))
+    with pytest.raises(UsageError, match="flash attention"):
+        make_plan(large, machine(64), Wish(type_v="q8_0", flash_attn="off"))
+
+
+def test_the_refusal_names_what_would_fit(large: BundleModel) -> None:
+    wish = Wish(n_ctx=8192, type_k="f16", type_v="f16")
+    with pytest.raises(MemoryShortageError) as caught:
+        make_plan(large, machine(21.5), wish)
+    message = str(caught.value)
+    assert message.startswith("context 8192 with Q4_K_M needs ")
+    assert " MB more RAM; --ctx-size " in message
+    assert "--cache-type-k q8_0 --cache-type-v q8_0" in message
+    assert "\n" not in message
+    n_ctx = int(re.findall(r"--ctx-size (\d+)", message)[0])
+    make_plan(large, machine(21.5), replace(wish, n_ctx=n_ctx))
+    with pytest.raises(MemoryShortageError):
+        make_plan(large, machine(21.5), replace(wish, n_ctx=n_ctx + 1024))
+    make_plan(large, machine(21.5), replace(wish, type_k="q8_0", type_v="q8_0"))
+
+
+def test_the_smaller_decoder_is_taken_where_the_default_does_not_fit(tiny_bundle: Path) -> None:
+    bundle = BundleModel(tiny_bundle)
+    assert bundle.quants("q8_0") == ["Q8_0"]
+    assert bundle.quants(None)[0] == bundle.bundle.decoders.default
+
+
+def test_paging_only_on_request(large: BundleModel) -> None:
+    with pytest.raises(MemoryShortageError, match="--allow-paging"):
+        make_plan(large, machine(12))
+    plan = make_plan(large, machine(12), Wish(allow_paging=True), rates=Rates(ram=40e9, disk=2e9))
+    assert plan.memory.anonymous < 12 * GB < plan.memory.ram
+    assert plan.paged == plan.memory.ram - 12 * GB
+    assert plan.speed.decode is not None
+    assert plan.speed.decode < 2e9 / plan.paged
+    with pytest.raises(MemoryShortageError):  # not even what cannot be dropped
+        make_plan(large, machine(0.2), Wish(allow_paging=True))
+
+
+@pytest.mark.parametrize("n_ctx", [8192, 131072])
+@pytest.mark.parametrize("vram", [8.0, 12.0, 24.0])
+def test_a_card_is_filled_but_not_beyond(large: BundleModel, vram: float, n_ctx: int) -> None:
+    with_card = machine(64, vram)
+    plan = make_plan(large, with_card, Wish(n_ctx=n_ctx))
+    assert plan.memory.gpu(1) <= vram * GB
+    n_layers = plan.settings.n_gpu_layers
+    if n_layers <= 64 and plan.settings.offload_kqv:
+        pinned = Wish(n_ctx=n_ctx, type_k="f16", type_v="f16", n_ubatch=512, offload_kqv=True)
+        more = replace(pinned, n_gpu_layers=n_layers - plan.settings.n_attention_only + 1)
+        with pytest.raises(MemoryShortageError):
+            make_plan(large, with_card, more)
+
+
+def test_several_cards_share_by_their_free_memory(large: BundleModel) -> None:
+    plan = make_plan(large, machine(64, 24, 12))
+    assert sum(plan.settings.tensor_split) == plan.settings.n_gpu_layers == 65
+    assert plan.settings.tensor_split[0] > 1.5 * plan.settings.tensor_split[1]
+    for number in (1, 2):
+        assert plan.memory.gpu(number) <= plan.machine.gpus[number - 1].memory
+
+
+def test_a_plan_for_32b_takes_under_a_second(large_folder: Path) -> None:
+    started = time.process_time()
+    make_plan(BundleModel(large_folder), machine(16, 12), Wish(n_ctx=8192, images=2))
+    assert time.process_time() - started < 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    quant=st.sampled_from(["Q4_K_M", "Q8_0"]),
+    n_ctx=st.integers(1, 131072),
+    cache_type=st.sampled_from(["f16", "q8_0", "q4_0"]),
+    n_ubatch=st.sampled_from([64, 512, 2048]),
+    images=st.integers(0, 4),
+    repack=st.booleans(),
+    mmap=st.booleans(),
+)
+def test_five_percent_more_than_needed_fits_and_five_less_is_refused(
+    large: BundleModel,
+    quant: str,
+    n_ctx: int,
+    cache_type: str,
+    n_ubatch: int,
+    images: int,
+    repack: bool,
+    mmap: bool,
+) -> None:
+    wish = Wish(
+        quant=quant,
+        n_ctx=n_ctx,
+        type_k=cache_type,  # type: ignore[arg-type]
+        type_v=cache_type,  # type: ignore[arg-type]
+        n_ubatch=n_ubatch,
+        images=images,
+        staged=False,
+        use_extra_bufts=repack,
+        use_mmap=mmap,
+    )
+    plan = make_plan(large, machine(1000), wish)
+    need = plan.memory.ram / GB
+    assert make_plan(large, machine(1.05 * need), wish).settings == plan.settings
+    with pytest.raises(MemoryShortageError) as caught:
+        make_plan(large, machine(0.95 * need), wish)
+    assert "\n" not in str(caught.value)

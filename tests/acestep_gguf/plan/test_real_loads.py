@@ -1,0 +1,128 @@
+"""Plans against memory that was really taken: by llama.cpp, and by whole runs inside a control group."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from simulated_load import decoder_layout, write_sparse
+from synthetic_checkpoint import SHAPES, Shape
+
+from acestep_gguf.gguf_header import read_gguf_header
+from acestep_gguf.params import ContextParams
+from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
+from acestep_gguf.plan.decoder_memory import decoder_shape, decoder_weights, kv_layer_bytes, n_bytes
+from acestep_gguf.plan.work_buffer import work_buffer_bytes
+
+MEMORY_GROUP = Path("/sys/fs/cgroup/memory")
+MIB = 2**20
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="Linux tells anonymous and mapped memory"
+)
+
+# A process of its own: loads the decoder, fills some of its context, and prints what that took.
+CHILD = """
+import json, sys
+from pathlib import Path
+from acestep_gguf.llama import Context, Model
+from acestep_gguf.params import ContextParams
+
+def taken():
+    fields = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+    return [1024 * int(fields[name].split()[0]) for name in ("RssAnon", "RssFile")]
+
+params = ContextParams(**json.loads(sys.argv[2]))
+before = taken()
+with Model(Path(sys.argv[1]), use_extra_bufts=False) as model, Context(model, params) as context:
+    for start in range(0, int(sys.argv[3]), params.n_ubatch):
+        context.decode_tokens(list(range(params.n_ubatch)), start, n_outputs=1)
+    print(json.dumps([after - b for after, b in zip(taken(), before)]))
+"""
+
+
+# The first has a large cache; the second is full, so that the compute buffer is used to its end.
+@pytest.mark.parametrize(
+    ("shape", "options", "n_tokens"),
+    [
+        (SHAPES["0.5b"], {"n_ctx": 8192, "n_batch": 256, "n_ubatch": 256}, 256),
+        (
+            Shape(512, 6, 8, 4, 1536, 32000, tied=False),
+            {"n_ctx": 2048, "n_batch": 1024, "n_ubatch": 1024, "type_k": "q8_0", "type_v": "q8_0"},
+            2048,
+        ),
+    ],
+)
+def test_weights_kv_and_compute_of_a_real_load(
+    shape: Shape, options: dict[str, int | str], n_tokens: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "decoder.gguf"
+    write_sparse(path, decoder_layout(shape, "Q4_K_M"))
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(path), json.dumps(options), str(n_tokens)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    anonymous, mapped = json.loads(done.stdout)
+
+    header = read_gguf_header(path)
+    planned, weights = decoder_shape(header), decoder_weights(header)
+    params = ContextParams(**options)  # type: ignore[arg-type]
+    (compute,) = compute_buffer_bytes(planned, weights, params)
+    kv = planned.n_layer * kv_layer_bytes(planned, params.n_ctx, params.type_k, params.type_v)
+    rest = output_buffer_bytes(planned, params) + work_buffer_bytes(planned, weights, params)
+    # Beside them llama.cpp keeps a few MiB: its graph, the names of tensors, threads' stacks.
+    assert 0.97 * (kv + compute + rest) < anonymous < 1.03 * (kv + compute + rest) + 12 * MIB
+    # Of embeddings that are no output matrix, only the tokens' rows are read; libraries are mapped, too.
+    read = n_bytes(header.tensors) - (0 if weights.is_tied else weights.embeddings.nbytes)
+    assert read - MIB < mapped < n_bytes(header.tensors) + 48 * MIB
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group of version 1 that only this test uses."""
+    group = MEMORY_GROUP / f"acestep-gguf-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here ({error.strerror})")
+    yield group
+    group.rmdir()
+
+
+def run_in(group: Path, limit: int, bundle: Path, options: list[str]) -> "subprocess.CompletedProcess[str]":
+    (group / "memory.limit_in_bytes").write_text(str(limit))
+    enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
+    command = [
+        sys.executable,
+        "-m",
+        "acestep_gguf.cli",
+        "run",
+        str(bundle),
+        "-n",
+        "2",
+        "--no-cache",
+        *options,
+    ]
+    return subprocess.run([*enter, *command, "What is it?"], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("mapping", ["--mmap", "--no-mmap"])
+def test_a_run_stays_inside_its_group_or_is_refused(
+    hollow_folder: Path, picture: Path, memory_group: Path, mapping: str
+) -> None:
+    pinned = ["--ctx-size", "32768", "-ub", "512", "-ctk", "f16", "-ctv", "f16", "--no-repack", mapping]
+    plan = [sys.executable, "-m", "acestep_gguf.cli", "plan", str(hollow_folder), "--json", *pinned]
+    facts = json.loads(subprocess.run(plan, capture_output=True, text=True, check=True).stdout)
+    need = facts["ram"]["needed"]
+
+    options = [*pinned, "--image", str(picture)]
+    inside = run_in(memory_group, int(1.05 * need), hollow_folder, options)
+    assert inside.returncode == 0, inside.stderr
+    refused = run_in(memory_group, int(0.95 * need), hollow_folder, options)
+    assert refused.returncode == 1, refused.stderr
+    assert "more RAM than its cgroup has left" in refused.stderr
+    assert refused.stderr.count("\n") == 1

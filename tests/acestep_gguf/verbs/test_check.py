@@ -1,0 +1,57 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from acestep_gguf.errors import CheckpointError, MissingPackageError, UsageError
+from acestep_gguf.verbs.check import check
+
+
+def run(bundle: Path, picture: Path, **options: object) -> None:
+    defaults = {"checkpoint": None, "max_tokens": 4, "as_json": False, "html": None}
+    check(bundle, [picture], ["Who?"], **(defaults | options))  # type: ignore[arg-type]
+
+
+def test_table_and_page(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny_bundle, picture, html=tmp_path / "page.html")
+    printed = capsys.readouterr()
+    assert printed.out.startswith("decoder ")
+    assert "Q4_K_M" in printed.out
+    assert "asking F32" in printed.err
+    page = (tmp_path / "page.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "Who?" in page
+
+
+def test_json(tiny_bundle: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tiny_bundle, picture, as_json=True)
+    report = json.loads(capsys.readouterr().out)
+    assert report["asked"] == [{"picture": str(picture), "question": "Who?"}]
+    assert report["candidates"][0]["decoder"] == "F32"
+    assert len(report["candidates"][0]["answers"]) == 1
+
+
+def test_page_that_cannot_be_written_is_found_before_anything_is_asked(
+    tiny_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="is not a folder"):
+        run(tiny_bundle, picture, html=tmp_path / "none" / "page.html")
+
+
+def test_another_checkpoint_is_refused(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        run(tiny_bundle, picture, checkpoint=tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="was not made from"):
+        run(tiny_bundle, picture, checkpoint=tmp_path)
+
+
+def test_without_the_extra_the_package_is_named(
+    tiny_bundle: Path, tiny_checkpoint: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingPackageError, match=r"needs the torch package.*acestep-gguf\[reference\]"):
+        run(tiny_bundle, picture, checkpoint=tiny_checkpoint)
