@@ -15,87 +15,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from llama_cpp_tools import build_tools, llama_cpp_source
+from process_cost import GIB, Cost, measured
 from synthetic_checkpoint import SHAPES
 
+from acestep_gguf.cpus import cpu_name
+
 FTYPES = ("Q4_K_M", "Q5_K_M", "Q8_0")
-GIB = 2**30
-
-
-@dataclass
-class Cost:
-    """What one or several processes, run one after the other, cost."""
-
-    seconds: float = 0.0
-    anonymous: int = 0  # peak bytes
-    resident: int = 0  # peak bytes
-    read: int = 0
-    written: int = 0
-
-    def add(self, other: "Cost") -> None:
-        self.seconds += other.seconds
-        self.anonymous = max(self.anonymous, other.anonymous)
-        self.resident = max(self.resident, other.resident)
-        self.read += other.read
-        self.written += other.written
-
-
-def measured(command: Sequence[str], env: dict[str, str] | None = None) -> Cost:
-    """Run a command and sample /proc until it ends."""
-    cost = Cost()
-    started = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=env) as process:
-        errors: list[bytes] = []
-        reader = threading.Thread(
-            target=lambda: errors.append(process.stderr.read() if process.stderr else b"")
-        )
-        reader.start()
-        while process.poll() is None:
-            sample(process.pid, cost)
-            time.sleep(0.02)
-        cost.seconds = time.perf_counter() - started
-        reader.join()
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{b''.join(errors).decode()[-2000:]}")
-    return cost
-
-
-def sample(pid: int, cost: Cost) -> None:
-    anonymous = resident = read = written = 0
-    for one in family(pid):
-        try:
-            status = fields(Path(f"/proc/{one}/status"))
-            io = fields(Path(f"/proc/{one}/io"))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        anonymous += 1024 * int(status.get("RssAnon", "0 kB").split()[0])
-        resident += 1024 * int(status.get("VmRSS", "0 kB").split()[0])
-        read += int(io["read_bytes"])
-        written += int(io["wchar"])
-    cost.anonymous = max(cost.anonymous, anonymous)
-    cost.resident = max(cost.resident, resident)
-    cost.read = max(cost.read, read)
-    cost.written = max(cost.written, written)
-
-
-def family(pid: int) -> Iterator[int]:
-    yield pid
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        return
-    for child in children:
-        yield from family(int(child))
-
-
-def fields(path: Path) -> dict[str, str]:
-    return dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
 
 
 def forget(folder: Path) -> None:
@@ -174,13 +103,6 @@ def report(costs: dict[str, list[Cost]], outputs: int, shape: str) -> None:
     print(f"\nwall, ours to llama.cpp's: {seconds[0] / seconds[1]:.2f}")
     written = statistics.median(cost.written for cost in next(iter(costs.values())))
     print(f"bytes written, ours to the outputs: {written / outputs:.4f}")
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU"
-    )
 
 
 if __name__ == "__main__":

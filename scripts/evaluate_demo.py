@@ -2,6 +2,8 @@
 
 python scripts/evaluate_demo.py acestep_gguf/demo
 python scripts/evaluate_demo.py demo.bundle -q F16 -q Q4_K_M --per-skill 500
+python scripts/evaluate_demo.py demo.bundle -q Q4_K_M --vision float32 --vision int8
+python scripts/evaluate_demo.py demo.bundle -q Q4_K_M --image-tokens 64 --image-tokens 32 --image-tokens 16
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from demo_questions import SKILLS, HeldOut, held_out_questions
@@ -102,19 +106,25 @@ def chat(asked: HeldOut) -> list[dict[str, object]]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": asked.question.text}]}]
 
 
-def bundle_scores(bundle: Path, quant: str | None, per_skill: int) -> dict[str, Tally]:
-    """Answers of a bundle through our runtime."""
+def bundle_scores(bundle: Path, per_skill: int, **settings: Any) -> dict[str, Tally]:
+    """Answers of a bundle through our runtime; ``settings`` are arguments of ``AceStep``."""
     from acestep_gguf import AceStep  # noqa: PLC0415 - training imports this file and needs no runtime
 
-    with AceStep(bundle, quant=quant) as model:
+    with AceStep(bundle, **settings) as model:
         return score(
             lambda asked: [model.generate(one.question.text, images=list(one.images)).text for one in asked],
             per_skill,
         )
 
 
+def column_name(quant: str | None, vision: str | None, image_tokens: int | None) -> str:
+    """The settings that were asked for."""
+    tokens = None if image_tokens is None else f"{image_tokens} image tokens"
+    return ", ".join(filter(None, (quant, vision, tokens))) or "default"
+
+
 def table(columns: dict[str, dict[str, Tally]]) -> str:
-    """Skill by decoder, in Markdown."""
+    """Skill by settings, in Markdown."""
     rows = [["skill", *columns], ["---"] * (len(columns) + 1)]
     for skill in next(iter(columns.values())):
         rows.append([skill, *(str(tallies[skill]) for tallies in columns.values())])
@@ -125,14 +135,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path, help="a bundle or a checkpoint folder")
     parser.add_argument("-q", "--quant", action="append", help="decoder of a bundle; may repeat")
+    parser.add_argument("--vision", action="append", help="precision of its tower; may repeat")
+    parser.add_argument("--image-tokens", action="append", type=int, help="tokens a picture; may repeat")
     parser.add_argument("--per-skill", type=int, default=500)
     parser.add_argument("--json", action="store_true", help="shares as JSON, not a table")
     arguments = parser.parse_args()
 
     if (arguments.path / "bundle.json").exists():
+        asked = (arguments.quant, arguments.vision, arguments.image_tokens)
         columns = {
-            quant or "default": bundle_scores(arguments.path, quant, arguments.per_skill)
-            for quant in arguments.quant or [None]
+            column_name(quant, vision, image_tokens): bundle_scores(
+                arguments.path, arguments.per_skill, quant=quant, vision=vision, image_tokens=image_tokens
+            )
+            for quant, vision, image_tokens in product(*(values or [None] for values in asked))
         }
     else:
         answers = CheckpointAnswers.load(arguments.path)

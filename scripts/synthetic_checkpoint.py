@@ -1,14 +1,17 @@
-"""Write a random checkpoint of a true shape: a Qwen2.5 decoder behind a CLIP ViT-H/14 tower at 448 px.
+"""Write a random checkpoint of a true shape: a Qwen2.5 decoder behind a CLIP tower, ViT-H/14 at 448 px.
 
     python scripts/synthetic_checkpoint.py --shape 1.5b /tmp/synthetic-1.5b
     python scripts/synthetic_checkpoint.py --shape 32b --sparse /tmp/synthetic-32b
     python scripts/synthetic_checkpoint.py --shape 0.5b --decoder-only --vocabulary qwen2.gguf /tmp/decoder
 
-Weights are seeded: each matrix repeats 64 random rows of standard deviation 1/sqrt(row length), so the
-memory needed is that of 64 rows. With --sparse they are holes, which read as zeros and take no disk.
+Weights are seeded: each matrix repeats 64 random rows of standard deviation 1/sqrt(row length), or with
+--independent-rows never repeats them; the memory needed is that of 64 rows. With --sparse they are holes,
+which read as zeros and take no disk. With --outliers the tower has the outlier channels of real ones.
 The vocabulary has Qwen2's size; its merges are made up, unless --vocabulary names a GGUF file to take
 them from (llama.cpp's source has models/ggml-vocab-qwen2.gguf, and its converter accepts no other).
 """
+
+from __future__ import annotations
 
 import argparse
 import itertools
@@ -55,13 +58,38 @@ class Shape:
     tied: bool
 
 
+@dataclass(frozen=True)
+class VisionShape:
+    """Shapes of CLIP towers."""
+
+    hidden: int
+    layers: int
+    heads: int
+    mlp: int
+    patch: int
+    image: int
+
+
 SHAPES = {
+    "tiny": Shape(256, 2, 4, 2, 512, 151936, tied=True),
     "0.5b": Shape(896, 24, 14, 2, 4864, 151936, tied=True),
     "1.5b": Shape(1536, 28, 12, 2, 8960, 151936, tied=True),
     "7b": Shape(3584, 28, 28, 4, 18944, 152064, tied=False),
     "32b": Shape(5120, 64, 40, 8, 27648, 152064, tied=False),
 }
-VISION = {"hidden": 1280, "layers": 32, "heads": 16, "mlp": 5120, "patch": 14, "image": 448}
+VISION_SHAPES = {
+    "tiny": VisionShape(128, 3, 4, 256, 14, 112),
+    "vit-h-14-448": VisionShape(1280, 32, 16, 5120, 14, 448),
+}
+# So many channels of each norm in a tower are so many times larger, and what reads them undoes half of it.
+OUTLIER_CHANNELS, OUTLIER_FACTOR, OUTLIER_DIVISOR = 8, 50.0, 25.0
+OUTLIER_NORMS = {"layer_norm1.weight", "layer_norm2.weight"}
+OUTLIER_READERS = {
+    "self_attn.q_proj.weight",
+    "self_attn.k_proj.weight",
+    "self_attn.v_proj.weight",
+    "mlp.fc1.weight",
+}
 
 Tensors = Iterator[tuple[str, tuple[int, ...]]]
 
@@ -85,14 +113,14 @@ def decoder_tensors(shape: Shape, prefix: str) -> Tensors:
         yield f"{prefix}lm_head.weight", (shape.vocabulary, shape.hidden)
 
 
-def vision_tensors(n_embd: int) -> Tensors:
-    hidden, mlp, patch = VISION["hidden"], VISION["mlp"], VISION["patch"]
+def vision_tensors(vision: VisionShape, n_embd: int) -> Tensors:
+    hidden, mlp, patch = vision.hidden, vision.mlp, vision.patch
     tower = "vision_tower.vision_model."
     yield f"{tower}embeddings.class_embedding", (hidden,)
     yield f"{tower}embeddings.patch_embedding.weight", (hidden, 3, patch, patch)
-    yield f"{tower}embeddings.position_embedding.weight", ((VISION["image"] // patch) ** 2 + 1, hidden)
+    yield f"{tower}embeddings.position_embedding.weight", ((vision.image // patch) ** 2 + 1, hidden)
     norms = [f"{tower}pre_layrnorm", f"{tower}post_layernorm"]
-    for i in range(VISION["layers"]):
+    for i in range(vision.layers):
         layer = f"{tower}encoder.layers.{i}."
         norms += [f"{layer}layer_norm1", f"{layer}layer_norm2"]
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -111,7 +139,7 @@ def linear(name: str, rows: int, row_length: int) -> Tensors:
     yield f"{name}.bias", (rows,)
 
 
-def write_weights(folder: Path, tensors: Tensors, *, sparse: bool) -> None:
+def write_weights(folder: Path, tensors: Tensors, rows: Rows, *, sparse: bool = False) -> None:
     """Shards of bfloat16 safetensors and their index, tensor after tensor."""
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     for name, dims in tensors:
@@ -122,14 +150,16 @@ def write_weights(folder: Path, tensors: Tensors, *, sparse: bool) -> None:
     for number, shard in enumerate(shards, 1):
         file_name = f"model-{number:05}-of-{len(shards):05}.safetensors"
         weight_map.update(dict.fromkeys((name for name, _ in shard), file_name))
-        write_safetensors(folder / file_name, shard, sparse=sparse)
+        write_safetensors(folder / file_name, shard, rows, sparse=sparse)
     total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     write_json(
         folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
     )
 
 
-def write_safetensors(path: Path, tensors: list[tuple[str, tuple[int, ...]]], *, sparse: bool) -> None:
+def write_safetensors(
+    path: Path, tensors: list[tuple[str, tuple[int, ...]]], rows: Rows, *, sparse: bool
+) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, dims in tensors:
@@ -143,22 +173,39 @@ def write_safetensors(path: Path, tensors: list[tuple[str, tuple[int, ...]]], *,
             file.truncate(8 + len(encoded) + end)
             return
         for number, (name, dims) in enumerate(tensors):
-            for rows in random_rows(name, dims, seed=number):
-                file.write(rows.tobytes())
+            for block in rows.blocks(name, dims, seed=number):
+                file.write(block.tobytes())
 
 
-def random_rows(name: str, dims: tuple[int, ...], seed: int) -> Iterator[NDArray[np.uint16]]:
-    """Bfloat16 rows: norms are ones, biases small, matrices repeat PATTERN_ROWS random rows."""
-    rows, row_length = (dims[0], math.prod(dims[1:])) if len(dims) > 1 else (1, dims[0])
-    if len(dims) == 1:
-        values = np.full(row_length, 1.0 if name.endswith("weight") else 0.01)
-        yield bfloat16(values.astype(np.float32))
-        return
-    generator = np.random.default_rng(seed)
-    pattern = generator.standard_normal((PATTERN_ROWS, row_length), np.float32) / math.sqrt(row_length)
-    block = bfloat16(pattern)
-    for start in range(0, rows, PATTERN_ROWS):
-        yield block[: min(PATTERN_ROWS, rows - start)]
+@dataclass(frozen=True)
+class Rows:
+    """Bfloat16 rows of random tensors: norms are ones, biases small, matrices repeat PATTERN_ROWS rows.
+
+    ``outliers`` are channels of the tower's norms that are larger than the others.
+    """
+
+    independent: bool = False
+    outliers: NDArray[np.intp] | None = None
+
+    def blocks(self, name: str, dims: tuple[int, ...], seed: int) -> Iterator[NDArray[np.uint16]]:
+        rows, row_length = (dims[0], math.prod(dims[1:])) if len(dims) > 1 else (1, dims[0])
+        part = name.partition("encoder.layers.")[2].partition(".")[2]
+        if len(dims) == 1:
+            values = np.full(row_length, 1.0 if name.endswith("weight") else 0.01, np.float32)
+            if self.outliers is not None and part in OUTLIER_NORMS:
+                values[self.outliers] *= OUTLIER_FACTOR
+            yield bfloat16(values)
+            return
+        generator = np.random.default_rng(seed)
+        block = np.empty((0, row_length), np.uint16)
+        for start in range(0, rows, PATTERN_ROWS):
+            if self.independent or start == 0:
+                values = generator.standard_normal((PATTERN_ROWS, row_length), np.float32)
+                values /= math.sqrt(row_length)
+                if self.outliers is not None and part in OUTLIER_READERS:
+                    values[:, self.outliers] /= OUTLIER_DIVISOR
+                block = bfloat16(values)
+            yield block[: min(PATTERN_ROWS, rows - start)]
 
 
 def bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -252,7 +299,7 @@ def text_config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def llava_config(shape: Shape) -> dict[str, Any]:
+def llava_config(shape: Shape, vision: VisionShape) -> dict[str, Any]:
     """The described model: 128K of context is YaRN over 32K."""
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     text = text_config(shape) | {"rope_scaling": yarn, "max_position_embeddings": 131072}
@@ -269,19 +316,19 @@ def llava_config(shape: Shape) -> dict[str, Any]:
         "vision_config": {
             "model_type": "clip_vision_model",
             "hidden_act": "gelu",
-            "hidden_size": VISION["hidden"],
-            "intermediate_size": VISION["mlp"],
-            "num_hidden_layers": VISION["layers"],
-            "num_attention_heads": VISION["heads"],
-            "patch_size": VISION["patch"],
-            "image_size": VISION["image"],
+            "hidden_size": vision.hidden,
+            "intermediate_size": vision.mlp,
+            "num_hidden_layers": vision.layers,
+            "num_attention_heads": vision.heads,
+            "patch_size": vision.patch,
+            "image_size": vision.image,
             "projection_dim": 1024,
         },
     }
 
 
-def preprocessor_config() -> dict[str, Any]:
-    size = VISION["image"]
+def preprocessor_config(vision: VisionShape) -> dict[str, Any]:
+    size = vision.image
     return {
         "image_processor_type": "CLIPImageProcessor",
         "processor_class": "LlavaProcessor",
@@ -307,19 +354,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--vision", choices=VISION_SHAPES, default="vit-h-14-448")
+    parser.add_argument("--outliers", action="store_true", help="outlier channels in the tower")
+    parser.add_argument("--independent-rows", action="store_true", help="no row repeats another")
     parser.add_argument("--sparse", action="store_true", help="holes instead of random weights")
     parser.add_argument("--decoder-only", action="store_true", help="a bare Qwen2ForCausalLM")
     parser.add_argument("--vocabulary", type=Path, help="GGUF file to take tokens and merges from")
     arguments = parser.parse_args()
 
-    folder, shape = arguments.folder, SHAPES[arguments.shape]
+    folder, shape, vision = arguments.folder, SHAPES[arguments.shape], VISION_SHAPES[arguments.vision]
     folder.mkdir(parents=True)
     if arguments.decoder_only:
         config, tensors = text_config(shape), decoder_tensors(shape, "")
     else:
-        config = llava_config(shape)
-        tensors = itertools.chain(vision_tensors(shape.hidden), decoder_tensors(shape, "language_model."))
-        write_json(folder / "preprocessor_config.json", preprocessor_config())
+        config = llava_config(shape, vision)
+        tensors = itertools.chain(
+            vision_tensors(vision, shape.hidden), decoder_tensors(shape, "language_model.")
+        )
+        write_json(folder / "preprocessor_config.json", preprocessor_config(vision))
         write_json(folder / "processor_config.json", {"patch_size": 14, "image_token": "<image>"})
     write_json(folder / "config.json", config)
     write_json(folder / "tokenizer.json", tokenizer_json(arguments.vocabulary))
@@ -332,7 +384,9 @@ def main() -> None:
             "chat_template": CHAT_TEMPLATE,
         },
     )
-    write_weights(folder, tensors, sparse=arguments.sparse)
+    channels = np.random.default_rng(0).choice(vision.hidden, OUTLIER_CHANNELS, replace=False)
+    rows = Rows(arguments.independent_rows, channels if arguments.outliers else None)
+    write_weights(folder, tensors, rows, sparse=arguments.sparse)
 
 
 if __name__ == "__main__":

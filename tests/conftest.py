@@ -14,6 +14,15 @@ from acestep_gguf.llama import Model
 from tests.tiny_checkpoints import TinyCheckpoint
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where tests, and processes that they start, keep what `run` keeps: not in the user's folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return TinyCheckpoint().write(tmp_path_factory.mktemp("checkpoint") / "tiny")

@@ -26,6 +26,30 @@ TINY = {
         activation="gelu_pytorch_tanh", strategy="full", pads_to_square=True, projector_bias=False, seed=4
     ),
     "two-feature-layers": TinyCheckpoint(layout="v5", feature_layer=(-2, -1), n_kv_heads=1, seed=5),
+    # LLaVA-1.5: as many heads of keys as of queries.
+    "llava-1.5-v4": TinyCheckpoint(
+        decoder="llama", activation="quick_gelu", n_kv_heads=4, image_size=42, dtype="F16", seed=6
+    ),
+    "llava-1.5-gqa-v5": TinyCheckpoint(decoder="llama", layout="v5", image_size=42, seed=7),
+    # llava-interleave-qwen: pictures that the patches do not fill.
+    "llava-interleave-v4": TinyCheckpoint(
+        tower="siglip",
+        activation="gelu_pytorch_tanh",
+        feature_layer=-1,
+        strategy="full",
+        image_size=48,
+        tied=True,
+        seed=8,
+    ),
+    "siglip-default-v5": TinyCheckpoint(
+        decoder="llama",
+        yarn=True,
+        tower="siglip",
+        activation="gelu_pytorch_tanh",
+        layout="v5",
+        image_size=48,
+        seed=9,
+    ),
 }
 
 Arrays = dict[str, NDArray[Any]]

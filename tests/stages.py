@@ -14,6 +14,7 @@ from acestep_gguf.image import pixel_values
 from acestep_gguf.llama import Context, Model
 from acestep_gguf.params import ContextParams
 from acestep_gguf.prompt import ImageSpan, PromptBuilder
+from acestep_gguf.segments import ImageInput
 from acestep_gguf.vision import VisionTower
 
 Floats = NDArray[np.float32]
@@ -29,13 +30,13 @@ class Stages:
 
     def __init__(self, folder: Path, ftype: str = "F32", n_ctx: int = 1024) -> None:
         self.bundle = Bundle.read(folder)
-        self._tower = VisionTower(folder, self.bundle, n_threads=2)
+        self._tower = VisionTower(folder, self.bundle, "float32", n_threads=2)
         self._model = Model(folder / self.bundle.decoder(ftype).file)
         params = ContextParams(
             n_ctx=n_ctx, n_threads=2, n_threads_batch=2, type_k="f32", type_v="f32", flash_attn="off"
         )
         self._context = Context(self._model, params)
-        self._prompts = PromptBuilder(self.bundle.prompt, self._model.tokenize)
+        self._prompts = PromptBuilder(self.bundle.prompt, self._model.tokenize, self._model.token_bytes)
 
     def __enter__(self) -> Self:
         return self
@@ -50,7 +51,7 @@ class Stages:
 
     def image_embeds(self, pixels: Floats) -> Floats:
         """float32 [n_image_tokens, n_embd]."""
-        return self._tower.encode(pixels)
+        return self._tower.encode(pixels).embeds
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of text that a user typed."""
@@ -72,14 +73,18 @@ class Stages:
     ) -> Floats:
         """Logits after the prompt and after each token of ``answer`` but the last: float32 [n, n_vocab]."""
         prompt = self._prompts.build(messages)
+        images = [ImageInput(str(number).encode(), len(rows)) for number, rows in enumerate(embeds)]
         decoder = Decoder(self._context)
         decoder.reset()
-        decoder.prefill([embeds[s.image] if isinstance(s, ImageSpan) else s.tokens for s in prompt.spans])
-        rows = [self._context.logits()]
+        decoder.prefill(
+            [images[s.image] if isinstance(s, ImageSpan) else s.tokens for s in prompt.spans],
+            {image.key: rows for image, rows in zip(images, embeds, strict=True)},
+        )
+        logits = [self._context.logits()]
         for token in answer[:-1]:
-            decoder.prefill([[token]])
-            rows.append(self._context.logits())
-        return np.stack(rows)
+            decoder.append([token])
+            logits.append(self._context.logits())
+        return np.stack(logits)
 
 
 def assert_same_pixels(ours: Floats, reference: Floats, bundle: Bundle) -> None:

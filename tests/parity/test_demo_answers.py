@@ -35,7 +35,7 @@ def test_answers_are_those_of_transformers(tmp_path: Path) -> None:
     convert_checkpoint(DEMO, tmp_path / "bundle", ["F16"])
     reference = Reference(DEMO)
     differences, ties = [], 0
-    with AceStep(tmp_path / "bundle") as model:
+    with AceStep(tmp_path / "bundle", vision="float32") as model:
         for asked in held_out():
             images = list(asked.images)
             question = asked.question.text
