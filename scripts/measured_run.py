@@ -1,7 +1,7 @@
 """Run a bundle, and compare the memory that it took with what its plan said.
 
     python scripts/synthetic_bundle.py --shape 32b /tmp/bundle-32b
-    python scripts/measured_run.py /tmp/bundle-32b --image acestep_gguf/demo/pictures/shapes.png -- -c 4096
+    python scripts/measured_run.py --image acestep_gguf/demo/pictures/shapes.png /tmp/bundle-32b -- -c 4096
 
 What stands behind ``--`` goes to `plan` and to `run`. Memory is sampled every 20 ms: anonymous memory is the
 process's own, mapped is what is resident of files, weights among them, and the system can drop it again.

@@ -193,9 +193,9 @@ def test_a_half_written_decoder(bundle_copy: Path) -> None:
 
 
 def test_a_missing_tower(bundle_copy: Path, picture: Path) -> None:
-    (bundle_copy / "vision-float32.onnx.data").unlink()
+    (bundle_copy / "vision-int8.onnx.data").unlink()
     check_is_one_line(
-        acestep("run", bundle_copy, "x", "--image", picture), "vision-float32.onnx.data", "missing"
+        acestep("run", bundle_copy, "x", "--image", picture), "vision-int8.onnx.data", "missing"
     )
 
 
@@ -209,7 +209,7 @@ def test_a_decoder_that_the_bundle_has_not(tiny_bundle: Path) -> None:
     [
         ({"architectures": ["AceStepConditionGenerationModel"], "model_type": "acestep"}, ("music",)),
         ({"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}, ("qwen2_vl",)),
-        ({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, ("llama",)),
+        ({"architectures": ["BloomForCausalLM"], "model_type": "bloom"}, ("bloom",)),
         ({"_class_name": "StableDiffusionPipeline"}, ("config.json",)),
         ({}, ("model_type",)),
     ],
