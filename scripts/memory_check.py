@@ -18,6 +18,8 @@ from random import Random
 from synthetic_bundle import write_bundle, write_checkpoint
 from synthetic_checkpoint import SHAPES, VISION_SHAPES, Shape
 
+from acestep_gguf.names import Ftype
+
 PROGRAM = [sys.executable, "-m", "acestep_gguf.cli"]
 MEMORY_GROUP = Path("/sys/fs/cgroup/memory")
 PICTURE = Path(__file__).parents[1] / "acestep_gguf/demo/pictures/shapes.png"
@@ -27,7 +29,7 @@ DRAWN = {
     "0.3b": Shape(1024, 12, 16, 8, 2816, 151936, tied=False),
     "0.5b": SHAPES["0.5b"],
 }
-QUANTS = ("Q4_K_M", "Q5_K_M", "Q8_0")
+QUANTS: tuple[Ftype, ...] = ("Q4_K_M", "Q5_K_M", "Q8_0")
 MARGIN = 0.05
 
 
