@@ -11,7 +11,12 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from acestep_gguf.convert.quantized.grouped_weight import GroupedWeight, RecentGroups, unpack_words
+from acestep_gguf.convert.quantized.grouped_weight import (
+    GroupedWeight,
+    RecentGroups,
+    grouped_weights,
+    unpack_words,
+)
 from acestep_gguf.convert.quantized.packed_weight import Stored, part
 from acestep_gguf.convert.quantized.settings import choice, group_size
 from acestep_gguf.convert.safetensors_file import DECODERS
@@ -63,14 +68,8 @@ class Awq:
         return f"AWQ 4-bit, groups of {self.group_size or 'a row'}"
 
     def weights(self, stored: Stored) -> Iterator[AwqWeight]:
-        """The weights that ``stored`` holds.
-
-        Raises:
-            CheckpointError: tensors are missing or do not fit together.
-        """
-        for name in stored:
-            if name.endswith(".qweight"):
-                yield self._weight(stored, name.removesuffix("qweight"))
+        """The weights that ``stored`` holds; see ``grouped_weights``."""
+        return grouped_weights(stored, self._weight)
 
     def _weight(self, stored: Stored, prefix: str) -> AwqWeight:
         qweight = part(stored, f"{prefix}qweight", ("I32",))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from acestep_gguf.convert.quantized.grouped_weight import (
     GroupedWeight,
     RecentGroups,
+    grouped_weights,
     read_int32,
     unpack_words,
 )
@@ -100,14 +101,8 @@ class Gptq:
         return f"GPTQ {self.bits}-bit, groups of {self.group_size or 'a row'}"
 
     def weights(self, stored: Stored) -> Iterator[GptqWeight]:
-        """The weights that ``stored`` holds.
-
-        Raises:
-            CheckpointError: tensors are missing or do not fit together.
-        """
-        for name in stored:
-            if name.endswith(".qweight"):
-                yield self._weight(stored, name.removesuffix("qweight"))
+        """The weights that ``stored`` holds; see ``grouped_weights``."""
+        return grouped_weights(stored, self._weight)
 
     def _weight(self, stored: Stored, prefix: str) -> GptqWeight:
         qweight = part(stored, f"{prefix}qweight", ("I32",))

@@ -6,15 +6,15 @@ matrix is therefore read as a whole, and held while chunks of it are asked for.
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from threading import Lock
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acestep_gguf.convert.quantized.packed_weight import PackedWeight, unpack_nibbles
+from acestep_gguf.convert.quantized.packed_weight import PackedWeight, Stored, unpack_nibbles
 from acestep_gguf.convert.safetensors_file import SafetensorsTensor
 
 # Threads may be at the end of one weight and the beginning of the next ones at the same time.
@@ -106,6 +106,20 @@ class GroupedWeight(PackedWeight):
     @abstractmethod
     def _unpack_zeros(self, qzeros: NDArray[np.int32], start: int, stop: int) -> NDArray[np.uint8]:
         """Zero points of the rows ``start`` to ``stop``, uint8 [n_groups, stop - start]."""
+
+
+W = TypeVar("W", bound=GroupedWeight)
+
+
+def grouped_weights(stored: Stored, weight: Callable[[Stored, str], W]) -> Iterator[W]:
+    """The weights that ``stored`` holds, each made by ``weight`` from the beginning of its tensors' names.
+
+    Raises:
+        CheckpointError: tensors are missing or do not fit together.
+    """
+    for name in stored:
+        if name.endswith(".qweight"):
+            yield weight(stored, name.removesuffix("qweight"))
 
 
 def held_bytes(weights: Iterable[PackedWeight]) -> int:
