@@ -29,9 +29,13 @@ from acestep_gguf.convert.calibration import find_pictures
 from acestep_gguf.convert.gguf_prompt import read_gguf_prompt
 from acestep_gguf.convert.mmproj_tower import MmprojTower, read_mmproj
 from acestep_gguf.convert.output_folder import OutputFolder
-from acestep_gguf.convert.pipeline import vision_with_default, write_towers
 from acestep_gguf.convert.plan import BASE_MEMORY, check_precisions
-from acestep_gguf.convert.vision_files import PlannedVision, plan_vision
+from acestep_gguf.convert.vision_files import (
+    PlannedVision,
+    plan_vision,
+    vision_with_default,
+    write_towers,
+)
 from acestep_gguf.decoder_info import check_vocabulary
 from acestep_gguf.errors import BundleError
 from acestep_gguf.gguf_header import GGUFHeader

@@ -1,6 +1,6 @@
 """checkpoint -> bundle: a conversion, step by step."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Final
@@ -11,14 +11,13 @@ from acestep_gguf.bundle import (
     DecoderFile,
     Decoders,
     FileRecord,
-    Vision,
     VisionFile,
 )
 from acestep_gguf.conversion_events import FileDone, Finished, Plan
 from acestep_gguf.convert.checkpoint import Checkpoint
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.plan import ConversionPlan, Options, make_plan
-from acestep_gguf.convert.vision_files import PlannedVision
+from acestep_gguf.convert.vision_files import vision_with_default, write_towers
 from acestep_gguf.errors import BundleError
 from acestep_gguf.names import (
     FTYPES,
@@ -34,9 +33,6 @@ from acestep_gguf.quantize.staging import LOCK_FILE, Staging, journal_path, left
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
 
 DEFAULT_FTYPES: Final[tuple[Ftype, ...]] = ("Q4_K_M", "Q5_K_M", "Q8_0")
-
-# Mean cosine of image embeds to float32's, from which on int8 is the default.
-GOOD_COSINE: Final = 0.99
 
 
 def convert_checkpoint(
@@ -211,13 +207,6 @@ def _write_vision(
     return plan.there.vision | written, perf_counter() - started
 
 
-def write_towers(
-    towers: Iterable[PlannedVision], staging: Staging, n_threads: int, progress: ProgressTally
-) -> dict[VisionPrecision, VisionFile]:
-    """Write the files of ``towers``; to the progress, what need not be written is done, too."""
-    return {tower.precision: tower.write(staging, n_threads, on_spared=progress.add) for tower in towers}
-
-
 def _write_mmproj(staging: Staging, plan: ConversionPlan) -> tuple[dict[MmprojFtype, FileRecord], float]:
     """The mmproj files of the bundle, and the seconds that it took to write those that were missing."""
     started = perf_counter()
@@ -246,12 +235,3 @@ def _bundle(
         prompt=plan.model.prompt,
         mmproj=mmproj,
     )
-
-
-def vision_with_default(towers: Mapping[VisionPrecision, VisionFile]) -> Vision | None:
-    """The default is int8, unless it came out badly and there is another."""
-    files = {precision: towers[precision] for precision in VISION_PRECISIONS if precision in towers}
-    if not files:
-        return None
-    good = [precision for precision, file in files.items() if file.cosine_to_float32 >= GOOD_COSINE]
-    return Vision(default="int8" if "int8" in good else next(iter(files)), files=files)

@@ -1,13 +1,13 @@
 """The ONNX files of the vision tower and projector: planned to the byte or nearly so, then written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from acestep_gguf.bundle import FileRecord, ImageSpec, VisionFile
+from acestep_gguf.bundle import FileRecord, ImageSpec, Vision, VisionFile
 from acestep_gguf.conversion_events import PlannedFile
 from acestep_gguf.convert.calibration import (
     MAX_FLOAT_SHARE,
@@ -19,12 +19,16 @@ from acestep_gguf.convert.config import LlavaConfig
 from acestep_gguf.convert.onnx_graph import OnnxGraph
 from acestep_gguf.convert.vision import ClipGraph, Tensors
 from acestep_gguf.convert.vision_int8 import Int8Input, Int8Inputs, max_outliers
-from acestep_gguf.names import VisionPrecision, vision_file_name
+from acestep_gguf.names import VISION_PRECISIONS, VisionPrecision, vision_file_name
+from acestep_gguf.quantize.planning import ProgressTally
 from acestep_gguf.quantize.staging import OnWrite, Staging
 from acestep_gguf.vision_check import reference_embeds
 from acestep_gguf.vision_info import PIXEL_VALUES
 
 NOT_QUANTIZED: Final = Calibration(int8={}, cosine_min=1.0, cosine_mean=1.0, reference=None)
+
+# Mean cosine of image embeds to float32's, from which on int8 is the default.
+GOOD_COSINE: Final = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +154,22 @@ def plan_vision(
         bits_per_weight=graph.bits_per_weight,
         n_weights=graph.n_weights,
     )
+
+
+def write_towers(
+    towers: Iterable[PlannedVision], staging: Staging, n_threads: int, progress: ProgressTally
+) -> dict[VisionPrecision, VisionFile]:
+    """Write the files of ``towers``; to the progress, what need not be written is done, too."""
+    return {tower.precision: tower.write(staging, n_threads, on_spared=progress.add) for tower in towers}
+
+
+def vision_with_default(towers: Mapping[VisionPrecision, VisionFile]) -> Vision | None:
+    """The default is int8, unless it came out badly and there is another."""
+    files = {precision: towers[precision] for precision in VISION_PRECISIONS if precision in towers}
+    if not files:
+        return None
+    good = [precision for precision, file in files.items() if file.cosine_to_float32 >= GOOD_COSINE]
+    return Vision(default="int8" if "int8" in good else next(iter(files)), files=files)
 
 
 def _widest(n_channels: int) -> Int8Input:

@@ -499,7 +499,7 @@ def test_a_tower_is_calibrated_on_the_pictures_given(tmp_path: Path) -> None:
 
 
 def test_a_tower_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acestep_gguf.convert.pipeline.GOOD_COSINE", 0.9999999)
+    monkeypatch.setattr("acestep_gguf.convert.vision_files.GOOD_COSINE", 0.9999999)
     checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
     assert convert_checkpoint(checkpoint, tmp_path / "both", ["Q8_0"]).tower()[0].default == "float32"
     only = convert_checkpoint(checkpoint, tmp_path / "only", ["Q8_0"], vision=["int8"])
