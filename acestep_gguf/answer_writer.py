@@ -94,6 +94,7 @@ class AnswerWriter:
             segments = prompt.segments([picture.input for picture in pictures])
             with prefilling:
                 n_cached = self._decoder.reuse(segments, exact=question.exact)
+                self._decoder.prefill(segments)  # the tower may still be loading
             embeds = self._encode(segments, pictures, encoding)
             with prefilling:
                 self._decoder.prefill(segments, embeds)

@@ -113,7 +113,8 @@ class Decoder:
 
         Args:
             prompt: begins with what is computed (see ``reuse``).
-            embeds: of the pictures that are not, float32 [n_tokens, n_embd], by their keys.
+            embeds: of the pictures that are not, float32 [n_tokens, n_embd], by their keys. Without them, the
+                text before the first such picture is all that is computed.
 
         Raises:
             ContextOverflowError: it does not fit.
@@ -131,11 +132,11 @@ class Decoder:
         for n_segments, (segment, start) in enumerate(zip(prompt, starts, strict=False), 1):
             while self.n_past < start + len(segment):
                 first, end = self.n_past, min(self.n_past + n_batch, start + len(segment))
-                rows = (
-                    (embeds or {})[segment.key][first - start : end - start]
-                    if isinstance(segment, ImageInput)
-                    else None
-                )
+                rows = None
+                if isinstance(segment, ImageInput):
+                    if embeds is None:
+                        return
+                    rows = embeds[segment.key][first - start : end - start]
                 self._compute(positions[first:end], rows, n_outputs=int(end == len(positions)))
                 if exact:
                     self._exact_ends.append(end)

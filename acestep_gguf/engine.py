@@ -3,11 +3,10 @@
 import os
 import weakref
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from acestep_gguf import disk_cache
 from acestep_gguf.answer import Answer, Chunk
@@ -34,6 +33,9 @@ from acestep_gguf.plan.settings import Wish
 from acestep_gguf.speculation import DEFAULT_DRAFT_MAX, SpecType, Speculation
 from acestep_gguf.turns import Stopwatch, Turnstile
 
+# What a template writes around messages: more than most do, beside two characters of its source a token.
+TEMPLATE_TOKENS: Final = 64
+
 
 class AceStep:
     """A bundle, ready to answer questions about pictures.
@@ -59,6 +61,8 @@ class AceStep:
         allow_paging: run even if weights do not fit into memory and are read from disk again and again.
         pictures: those that the first question is about, if they are known. Where memory has no room for
             tower and decoder together, they are encoded before the decoder is loaded, and the tower is freed.
+        n_text: tokens of messages and answers together that there will be at most, beside ``pictures``, if it
+            is known: by default, the context is made no larger.
         image_tokens: tokens of a picture at most: those that say most of it are kept. By default all.
         spec_type: "ngram-simple" guesses ahead what followed the last tokens before (see speculation.py).
         draft: folder of a smaller bundle of the same vocabulary, which guesses ahead instead.
@@ -74,6 +78,7 @@ class AceStep:
         BundleError: no bundle, or a damaged one.
         UnsupportedModelError: a decoder of another architecture.
         UsageError: a setting is out of its range.
+        ImageError, PromptError: one of ``pictures`` is damaged, or the bundle cannot see.
         MemoryShortageError: it cannot fit this machine; the message says what would.
         DecodeError: llama.cpp cannot load the decoder.
     """
@@ -99,6 +104,7 @@ class AceStep:
         use_mlock: bool | None = None,
         allow_paging: bool = False,
         pictures: Sequence[PictureSource] | None = None,
+        n_text: int | None = None,
         image_tokens: int | None = None,
         spec_type: SpecType = "none",
         draft: str | os.PathLike[str] | None = None,
@@ -128,6 +134,7 @@ class AceStep:
                 Wish(
                     quant=quant,
                     n_ctx=n_ctx,
+                    n_ctx_needed=_n_ctx_needed(pictures, n_text, bundle_model),
                     n_threads=n_threads,
                     n_threads_batch=n_threads_batch if n_threads_batch is not None else n_threads,
                     use_extra_bufts=use_extra_bufts,
@@ -158,10 +165,6 @@ class AceStep:
                 tower_threads=n_threads,
             )
             path = check_file(folder, self.bundle.decoder(planned.quant))
-            header = bundle_model.decoder(planned.quant).header
-            self.info = bundle_model.decoder(planned.quant).info
-            check_vocabulary(header, self.bundle.prompt, self.bundle.image)
-            params = planned.context_params()
             if image_tokens is not None:
                 check_integer("image_tokens", image_tokens, 1, 2**20)
             self._cache = _cache(cache)
@@ -175,12 +178,15 @@ class AceStep:
             )
             if planned.staged and pictures:
                 self._encoder.encode_ahead(pictures)
+            elif pictures:  # loading keeps one thread busy, be it of tower or decoder
+                self._encoder.load_beside(pictures)
+            header = bundle_model.decoder(planned.quant).header
+            self.info = bundle_model.decoder(planned.quant).info
+            check_vocabulary(header, self.bundle.prompt, self.bundle.image)
+            params = planned.context_params()
             loading = planned.loading(self.info.block_count)
-            with ThreadPoolExecutor(1) as beside:  # loading keeps one thread busy, be it of tower or decoder
-                if pictures and not planned.staged:
-                    beside.submit(self._encoder.load_for, pictures)
-                self._model = Model(path, **loading)
-                self._context = Context(self._model, params)
+            self._model = Model(path, **loading)
+            self._context = Context(self._model, params)
             states = None
             if self._cache is not None:
                 states = KVStates(self._cache, decoder_facts(path, params, loading))
@@ -352,6 +358,16 @@ def _n_to_encode(pictures: Sequence[PictureSource] | None, folder: Path, bundle:
     if pictures is not None:
         return sum(not isinstance(picture, EmbedsFile) for picture in pictures)
     return int(bundle.vision is not None and (folder / bundle.vision_file().file).exists())
+
+
+def _n_ctx_needed(
+    pictures: Sequence[PictureSource] | None, n_text: int | None, bundle: BundleModel
+) -> int | None:
+    if n_text is None:
+        return None
+    check_integer("n_text", n_text, 1, 2**31 - 1)
+    n_template = TEMPLATE_TOKENS + len(bundle.bundle.prompt.chat_template) // 2
+    return n_text + n_template + bundle.image_tokens(len(pictures or ()))
 
 
 def _cache(where: bool | str | os.PathLike[str]) -> DiskCache | None:

@@ -3,7 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from acestep_gguf.bundle import NO_TOWER, Bundle, check_file
 from acestep_gguf.cpus import cpu_name
 from acestep_gguf.disk_cache import DiskCache
 from acestep_gguf.embeds_file import EmbedsFile
-from acestep_gguf.errors import AceStepError, PromptError
+from acestep_gguf.errors import PromptError
 from acestep_gguf.file_identity import file_identity
 from acestep_gguf.image import ImageSource, pixel_values
 from acestep_gguf.image_embeds import ImageEmbeds
@@ -84,6 +84,7 @@ class ImageEncoder:
         self._image_tokens = image_tokens
         self._cache = cache
         self._tower: VisionTower | None = None
+        self._loading: Future[VisionTower] | None = None
         self._embeds: OrderedDict[str, ImageEmbeds] = OrderedDict()
         self._made_by: bytes | None = None
 
@@ -110,16 +111,24 @@ class ImageEncoder:
             BundleError: its files are missing or damaged.
         """
         if self._tower is None:
-            from acestep_gguf.vision import VisionTower  # noqa: PLC0415 (many answers need no onnxruntime)
-
-            self._tower = VisionTower(self._folder, self._bundle, self.precision, n_threads=self._n_threads)
+            loading, self._loading = self._loading, None
+            self._tower = self._new_tower() if loading is None else loading.result()
         return self._tower
 
-    def load_for(self, sources: Sequence[PictureSource]) -> None:
-        """Load the tower if one of these needs it; what is wrong with a picture, ``prepare`` tells later."""
-        with suppress(AceStepError):
-            if any(self.recall(self.prepare(source)) is None for source in sources):
-                self.load()
+    def load_beside(self, sources: Sequence[PictureSource]) -> None:
+        """Begin to load the tower in another thread, if one of these needs it; ``load`` waits for it.
+
+        Errors are those of ``prepare``.
+        """
+        if any(self.recall(self.prepare(source)) is None for source in sources):
+            thread = ThreadPoolExecutor(1)
+            self._loading = thread.submit(self._new_tower)
+            thread.shutdown(wait=False)
+
+    def _new_tower(self) -> "VisionTower":
+        from acestep_gguf.vision import VisionTower  # noqa: PLC0415 (many answers need no onnxruntime)
+
+        return VisionTower(self._folder, self._bundle, self.precision, n_threads=self._n_threads)
 
     def encode_ahead(self, sources: Sequence[PictureSource]) -> None:
         """Encode pictures, at most REMEMBERED, and free the tower; errors are those of prepare and load."""
@@ -185,7 +194,7 @@ class ImageEncoder:
 
     def close(self) -> None:
         """Free the tower and forget all embeds."""
-        self._tower = None
+        self._tower = self._loading = None
         self._embeds.clear()
 
     def _input(self, digest: bytes) -> ImageInput:

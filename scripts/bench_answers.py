@@ -145,20 +145,25 @@ def decode_speed(cost: Cost) -> float:
     return float((answer(cost)["usage"]["completion_tokens"] - 1) / answer(cost)["timings"]["decode_s"])
 
 
-def run_peers(bench: Bench) -> None:
+def ask_all(bench: Bench) -> None:
+    """Both sides answer about a picture, in turn."""
+    few = ("--image-tokens", "256")
+    best = ("--no-repack", "--no-warmup", "-fit", "off")
     bench.in_turn(
         {
             "llama-mtmd-cli, defaults, F16": lambda n: bench.mtmd(n, "F16"),
-            "llama-mtmd-cli, best, Q8_0": lambda n: bench.mtmd(
-                n, "Q8_0", "--no-repack", "--no-warmup", "-fit", "off"
-            ),
+            "llama-mtmd-cli, best, Q8_0": lambda n: bench.mtmd(n, "Q8_0", *best),
+            "run, new picture": bench.ask,
+            "run, same picture and question": bench.ask,
+            "run, same picture, other question": lambda n: bench.ask(n, OTHER_QUESTION),
+            "run, new picture, 256 tokens": lambda n: bench.ask(100 + n, QUESTION, *few),
         }
     )
 
 
 def tower(bench: Bench) -> Rows:
     """Seconds a picture, and what int8 costs in fidelity."""
-    run_peers(bench)
+    ask_all(bench)
     seconds, cosines = tower_figures(bench, bench.artefacts.bundle())
     for name, mmproj in (("defaults", "F16"), ("best", "Q8_0")):
         peer = bench.median(f"llama-mtmd-cli, {name}, {mmproj}", encoded_s)
@@ -170,7 +175,7 @@ def tower(bench: Bench) -> Rows:
 
 def outliers(bench: Bench) -> Rows:
     """The same for a tower with outlier channels."""
-    run_peers(bench)
+    ask_all(bench)
     seconds, cosines = tower_figures(bench, bench.artefacts.outlier_bundle())
     peer = bench.median("llama-mtmd-cli, defaults, F16", encoded_s)
     what = "tower with outliers, int8 to mmproj F16"
@@ -197,16 +202,7 @@ def tower_figures(bench: Bench, folder: Path) -> tuple[float, np.ndarray]:
 
 def first_tokens(bench: Bench) -> Rows:
     """From enter to the first token."""
-    run_peers(bench)
-    few = ("--image-tokens", "256")
-    bench.in_turn(
-        {
-            "run, new picture": bench.ask,
-            "run, same picture and question": bench.ask,
-            "run, same picture, other question": lambda n: bench.ask(n, OTHER_QUESTION),
-            "run, new picture, 256 tokens": lambda n: bench.ask(100 + n, QUESTION, *few),
-        }
-    )
+    ask_all(bench)
     defaults, best = (
         bench.median(f"llama-mtmd-cli, {name}", first_token) for name in ("defaults, F16", "best, Q8_0")
     )

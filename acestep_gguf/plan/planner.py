@@ -16,6 +16,7 @@ from acestep_gguf.plan.speed import Rates, Speed, expected_speed
 
 DEFAULT_N_CTX: Final = 8192
 LEAST_N_CTX: Final = 1024
+N_CTX_STEP: Final = 256  # llama.cpp rounds up to it
 ANSWER_TOKENS: Final = 512  # beside the pictures, a context has room for so many at least
 N_ALTERNATIVES: Final = 3
 
@@ -72,7 +73,10 @@ def _searches(task: Task) -> Iterator[Search]:
 
 
 def _contexts(task: Task, quant: DecoderFtype) -> list[int]:
-    """The wanted context, or the default and its halves while pictures and an answer fit."""
+    """The wanted context, or the default and its halves while pictures and an answer fit.
+
+    The default is no larger than what will be needed, where that is known.
+    """
     most, wanted = task.bundle.decoder(quant).shape.n_ctx_train, task.wish.n_ctx
     if wanted is not None:
         if not 1 <= wanted <= most:
@@ -82,7 +86,10 @@ def _contexts(task: Task, quant: DecoderFtype) -> list[int]:
         return [wanted]
     least = task.bundle.image_tokens(task.wish.images) + ANSWER_TOKENS
     power_of_two = 1 << (least - 1).bit_length()
-    contexts = [min(most, max(DEFAULT_N_CTX, power_of_two))]
+    default = max(DEFAULT_N_CTX, power_of_two)
+    if task.wish.n_ctx_needed is not None:
+        default = min(default, max(least, -(-task.wish.n_ctx_needed // N_CTX_STEP) * N_CTX_STEP))
+    contexts = [min(most, default)]
     while contexts[-1] // 2 >= max(LEAST_N_CTX, least):
         contexts.append(contexts[-1] // 2)
     return contexts

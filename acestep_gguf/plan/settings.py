@@ -58,12 +58,14 @@ class Settings:
 class Wish:
     """What was set by hand, and is kept; None is left to the plan. See ``Settings``.
 
+    ``n_ctx_needed`` tokens will do, so the context has no more of them unless ``n_ctx`` says so.
     ``images`` pictures will be asked about at once. ``staged`` is None where they are known before the
     decoder is loaded. ``allow_paging``: weights may be read from disk again and again during an answer.
     """
 
     quant: str | None = None
     n_ctx: int | None = None
+    n_ctx_needed: int | None = None
     n_batch: int | None = None
     n_ubatch: int | None = None
     type_k: CacheType | None = None

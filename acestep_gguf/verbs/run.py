@@ -36,7 +36,8 @@ def run(
     pictures: list[Path | EmbedsFile] = [*images, *map(EmbedsFile, embeds)]
     messages = _messages(question, pictures, system_prompt)
     end_at_once_on_ctrl_c()
-    with AceStep(bundle, pictures=pictures, **engine_options) as model:
+    n_text = len(f"{system_prompt or ''}{question}".encode()) + answer_options["max_tokens"]  # a byte a token
+    with AceStep(bundle, pictures=pictures, n_text=n_text, **engine_options) as model:
         if as_json:
             print(json.dumps(asdict(model.generate(messages, **answer_options)), ensure_ascii=False))
             return
