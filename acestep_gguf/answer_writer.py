@@ -100,7 +100,14 @@ class AnswerWriter:
                 self._decoder.prefill(segments, embeds)
             with Sampler(self._model, question.sampling) as sampler:
                 sampler.accept(prompt.text_tokens[-PENALTY_LAST_N:])
-                chosen = self._speculation.tokens(self._decoder, sampler, prompt, segments, self._stop_flag)
+                chosen = self._speculation.tokens(
+                    self._decoder,
+                    sampler,
+                    prompt,
+                    segments,
+                    self._stop_flag,
+                    reading_s=encoding.seconds + prefilling.seconds * n_prompt / (n_prompt - n_cached),
+                )
                 finish_reason = yield from self._write(chosen, tokens, text, question.max_tokens, decoding)
         except Interrupted:
             pass

@@ -91,6 +91,9 @@ class DraftModel:
             guesses.append(self._sampler.sample(self._context))
         return list(takewhile(lambda token: token < self._n_common, guesses))
 
+    def accuracy(self, answer: Sequence[int]) -> None:
+        """Nobody knows before it has guessed."""
+
     def _read(self, answer: Sequence[int], *, n_more: int) -> bool:
         """Read prompt and ``answer`` as far as they are new, unless they and ``n_more`` tokens do not fit."""
         known = self._prompt.segments([picture.input for picture in self._pictures])

@@ -13,6 +13,8 @@ from statistics import median
 from time import perf_counter
 from typing import Final, Literal, Protocol, get_args
 
+import numpy as np
+
 from acestep_gguf.decoder import Decoder
 from acestep_gguf.draft_model import DraftModel
 from acestep_gguf.errors import UsageError
@@ -26,15 +28,18 @@ from acestep_gguf.segments import Segment, positions_of
 SpecType = Literal["none", "ngram-simple"]
 SPEC_TYPES: Final[tuple[SpecType, ...]] = get_args(SpecType)
 
-DEFAULT_DRAFT_MAX: Final = 8
+DEFAULT_DRAFT_MAX: Final = 15  # llama.cpp computes a call of 16 in about the time of one of 8
 MOST_DRAFT_MAX: Final = 64
 
 NGRAM_SIZES: Final = (3, 2)  # the longest that was seen before is followed
 LEAST_GAIN: Final = 1.03  # tokens a second, relative to plain decoding: less is not worth the noise
 REMEMBERED_CALLS: Final = 9
+PATIENCE: Final = 1.0  # how many times as long as reading the prompt, before a draft model reads it, too
 FIRST_PAUSE: Final = 16  # plain tokens before guessing is tried again; doubled each time that it loses
 PRIOR_GUESSES: Final = 4.0  # what acceptance counts for before anything was seen: half of so many were right
+PRIOR_MISSES: Final = 2.0  # the same of a lookup: all of them wrong
 FORGETTING: Final = 0.95  # weight of what was seen one call earlier
+UNTRIED_S: Final = 0.25  # what a guess more is taken to cost before it was tried, in plain calls
 
 
 class Drafter(Protocol):
@@ -46,6 +51,10 @@ class Drafter(Protocol):
 
     def draft(self, answer: Sequence[int], n_max: int) -> list[int]:
         """At most ``n_max`` tokens that may follow ``answer``, all of it so far; none if it cannot tell."""
+        ...
+
+    def accuracy(self, answer: Sequence[int]) -> float | None:
+        """How many of its guesses would have been right in ``answer``; None if asking it costs something."""
         ...
 
 
@@ -60,6 +69,7 @@ class PromptLookup:
         self._seen: list[int | None] = []
         self._followed_at: dict[tuple[int | None, ...], int] = {}
         self._n_prompt = len(prompt)
+        self._judged, self._right = PRIOR_MISSES, 0.0
         self._extend(prompt)
 
     def prepare(self) -> None:
@@ -67,14 +77,26 @@ class PromptLookup:
 
     def draft(self, answer: Sequence[int], n_max: int) -> list[int]:
         """See Drafter; a repetition that has begun is taken to go on."""
-        self._extend(answer[len(self._seen) - self._n_prompt :])
-        for size in NGRAM_SIZES:
-            at = self._followed_at.get(tuple(self._seen[-size:]))
-            if at is not None:
-                return self._from(at, n_max)
-        return []
+        self._read(answer)
+        return self._guesses(n_max)
 
-    def _from(self, at: int, n_max: int) -> list[int]:
+    def accuracy(self, answer: Sequence[int]) -> float:
+        """See Drafter: what it would have guessed is compared with what came."""
+        self._read(answer)
+        return self._right / self._judged
+
+    def _read(self, answer: Sequence[int]) -> None:
+        for token in answer[len(self._seen) - self._n_prompt :]:
+            for guess in self._guesses(1):
+                self._judged = FORGETTING * self._judged + 1
+                self._right = FORGETTING * self._right + (guess == token)
+            self._extend([token])
+
+    def _guesses(self, n_max: int) -> list[int]:
+        found = (self._followed_at.get(tuple(self._seen[-size:])) for size in NGRAM_SIZES)
+        at = next((at for at in found if at is not None), None)
+        if at is None:
+            return []
         guesses: list[int] = []
         for index in range(at, at + n_max):
             beyond = index - len(self._seen)
@@ -95,61 +117,70 @@ class PromptLookup:
 class Pace:
     """How many tokens to guess, from what guessing has cost and gained so far; 0 while it would lose.
 
-    If each guess is right with probability a, n guesses give 1 + a + … + aⁿ tokens in the time of a plain
-    call and n times what a guess adds to it (Leviathan et al. 2023, arXiv 2211.17192, section 3). Both times
-    and a are measured here; when no n gains, guessing pauses, each time for twice as long.
+    If each guess is right with probability a, n guesses give 1 + a + … + aⁿ tokens in the time of one call
+    (Leviathan et al. 2023, arXiv 2211.17192, section 3). What calls take is measured here, and a too, unless
+    the drafter knows it; otherwise guessing pauses when no n gains, each time for twice as long. All this is
+    remembered from one answer to the next.
+
+    ``n_drafted`` tokens of this answer were guessed, ``n_accepted`` of them right; ``written_s`` is what
+    writing it has taken.
     """
 
     def __init__(self, draft_max: int) -> None:
         self._draft_max = draft_max
-        self._plain_s: deque[float] = deque(maxlen=REMEMBERED_CALLS)
-        self._guess_s: deque[float] = deque(maxlen=REMEMBERED_CALLS)
+        self._call_s: dict[int, deque[float]] = {}  # by the number of guesses
         self._pause = 0
         self._next_pause = FIRST_PAUSE
-        self.n_drafted = 0
-        self.n_accepted = 0
-        self._judged = PRIOR_GUESSES
-        self._right = PRIOR_GUESSES / 2
+        self._judged, self._right = PRIOR_GUESSES, PRIOR_GUESSES / 2
+        self.begin()
 
-    def length(self) -> int:
-        """How many tokens to guess now."""
-        if not self._plain_s:
+    def begin(self) -> None:
+        """Begin a new answer."""
+        self.n_drafted = self.n_accepted = 0
+        self.written_s = 0.0
+
+    @property
+    def has_tried(self) -> bool:
+        """Whether a guess was ever checked."""
+        return any(self._call_s)
+
+    def length(self, accuracy: float | None = None) -> int:
+        """How many tokens to guess now, if so many guesses of the drafter are right."""
+        if 0 not in self._call_s:
             return 0
+        if accuracy is not None:
+            return self._best_length(accuracy)
         if self._pause:
             self._pause -= 1
             return 0
-        best = self._best_length()
+        best = self._best_length(self._right / self._judged)
         if best == 0:
             self._pause, self._next_pause = self._next_pause, 2 * self._next_pause
-            self._forget_acceptance()
+            self._judged, self._right = PRIOR_GUESSES, PRIOR_GUESSES / 2
         return best
 
     def record(self, n_drafted: int, n_accepted: int, seconds: float) -> None:
         """Note what a call with ``n_drafted`` guesses took, guessing included, and how many were right."""
+        self._call_s.setdefault(n_drafted, deque(maxlen=REMEMBERED_CALLS)).append(seconds)
+        self.written_s += seconds
         if n_drafted == 0:
-            self._plain_s.append(seconds)
             return
         self.n_drafted += n_drafted
         self.n_accepted += n_accepted
-        self._guess_s.append((seconds - median(self._plain_s)) / n_drafted)
         # Guesses after the first wrong one say nothing about the rate.
         self._judged = FORGETTING * self._judged + min(n_drafted, n_accepted + 1)
         self._right = FORGETTING * self._right + n_accepted
 
-    def _best_length(self) -> int:
-        if not self._guess_s:
-            return self._draft_max  # try, to learn what it costs
-        plain, guess = median(self._plain_s), median(self._guess_s)
-        tokens = accumulate(repeat(self._right / self._judged, self._draft_max), mul, initial=1.0)
-        gains = [
-            expected * plain / max(plain + n * guess, 1e-9) for n, expected in enumerate(accumulate(tokens))
-        ]
-        best = max(range(len(gains)), key=gains.__getitem__)
+    def _best_length(self, accuracy: float) -> int:
+        sizes = np.arange(self._draft_max + 1)
+        tokens = np.array(list(accumulate(accumulate(repeat(accuracy, self._draft_max), mul, initial=1.0))))
+        tried = sorted(self._call_s)
+        seconds = np.interp(sizes, tried, [median(self._call_s[size]) for size in tried])
+        plain = seconds[0]
+        seconds += UNTRIED_S * plain * np.maximum(sizes - tried[-1], 0)
+        gains = tokens * plain / np.maximum(seconds, 1e-9)
+        best = int(np.argmax(gains))
         return best if gains[best] >= LEAST_GAIN else 0
-
-    def _forget_acceptance(self) -> None:
-        self._judged = PRIOR_GUESSES
-        self._right = PRIOR_GUESSES / 2
 
 
 class Speculation:
@@ -177,23 +208,39 @@ class Speculation:
         self.pace = Pace(draft_max)
 
     def tokens(
-        self, decoder: Decoder, sampler: Sampler, prompt: Prompt, segments: Sequence[Segment], stop: StopFlag
+        self,
+        decoder: Decoder,
+        sampler: Sampler,
+        prompt: Prompt,
+        segments: Sequence[Segment],
+        stop: StopFlag,
+        *,
+        reading_s: float,
     ) -> Iterator[int]:
-        """Tokens of the answer to ``prompt``, which ``decoder`` has read as ``segments``."""
-        self.pace = Pace(self._draft_max)
+        """Tokens of the answer to ``prompt``, which ``decoder`` has read as ``segments``.
+
+        Args:
+            reading_s: seconds that it takes to read the prompt. A draft model has to read it, too, so it is
+                not asked before writing has taken as long: no short answer waits for it.
+        """
+        self.pace.begin()
         if self.draft is not None:
-            return guess_ahead(decoder, sampler, self.draft.begin(prompt, stop), self.pace)
+            draft = self.draft.begin(prompt, stop)
+            return guess_ahead(decoder, sampler, draft, self.pace, patience_s=PATIENCE * reading_s)
         if self._spec_type == "none":
             return decoder.tokens(sampler)
         tokens = [one if isinstance(one, int) else None for one in positions_of(segments)]
         return guess_ahead(decoder, sampler, PromptLookup(tokens), self.pace)
 
 
-def guess_ahead(decoder: Decoder, sampler: Sampler, drafter: Drafter, pace: Pace) -> Iterator[int]:
+def guess_ahead(
+    decoder: Decoder, sampler: Sampler, drafter: Drafter, pace: Pace, *, patience_s: float = 0.0
+) -> Iterator[int]:
     """Tokens of the answer like ``decoder.tokens(sampler)``, several a call where guesses are right.
 
     When it is left early, the decoder may hold guesses beyond the last token that was taken; they are
-    recorded like all others, and were what the sampler chose.
+    recorded like all others, and were what the sampler chose. The drafter is not asked before writing has
+    taken ``patience_s`` seconds.
 
     Raises:
         DecodeError: llama.cpp failed.
@@ -202,11 +249,21 @@ def guess_ahead(decoder: Decoder, sampler: Sampler, drafter: Drafter, pace: Pace
     token = sampler.sample(context)
     answer = [token]
     yield token
-    drafter.prepare()  # not before the first token is out
+    is_prepared = False
     while (room := min(decoder.n_ctx - decoder.n_past, context.n_batch)) > 0:
+        accuracy, n_max = drafter.accuracy(answer), 0
+        if pace.written_s >= patience_s:
+            n_max = min(pace.length(accuracy), room - 1)
+        learns_cost = accuracy is None and not pace.has_tried
+        if n_max and not is_prepared and not learns_cost:
+            drafter.prepare()
+            is_prepared = True
         start, began = decoder.n_past, perf_counter()
-        n_max = min(pace.length(), room - 1)
-        guesses = drafter.draft(answer, n_max) if n_max else []
+        guesses = list[int]()
+        if n_max and learns_cost:  # any guess tells what checking costs, before a draft model reads the prompt
+            guesses = [token] * n_max
+        elif n_max:
+            guesses = drafter.draft(answer, n_max)
         decoder.append([token, *guesses], n_outputs=1 + len(guesses))
         chosen = list(_chosen(sampler, decoder, guesses))
         decoder.cut(start + len(chosen))

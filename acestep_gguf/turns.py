@@ -47,16 +47,16 @@ class Stopwatch:
     """Adds up the seconds spent inside its ``with`` blocks."""
 
     def __init__(self) -> None:
-        self._seconds = 0.0
+        self.seconds = 0.0
         self._start = 0.0
 
     def __enter__(self) -> None:
         self._start = perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self._seconds += perf_counter() - self._start
+        self.seconds += perf_counter() - self._start
 
     def take(self) -> float:
         """Seconds so far; starts again from zero."""
-        seconds, self._seconds = self._seconds, 0.0
+        seconds, self.seconds = self.seconds, 0.0
         return seconds

@@ -6,7 +6,7 @@ Both sides get a ViT-H/14 tower at 448 px and a Q4_K_M decoder of the 1.5B shape
 made once by bench_artefacts.py (about 12 GB). The tools are built from llama-cpp-python's source package.
 Every round runs all programs in turn; figures are medians over the rounds. Time to the first token is from
 the start of the process to the first byte of the answer, files in the page cache; llama-mtmd-cli writes a
-line feed when it has read the prompt, so there it is the second byte. Memory is sampled every 20 ms.
+line feed when it has read the prompt, so there it is the second byte. Memory is sampled every 0.1 s.
 """
 
 import argparse

@@ -75,7 +75,7 @@ class EngineOptions:
     ] = None
     draft_max: Annotated[
         int, typer.Option("--draft-max", "--spec-draft-n-max", help="Tokens to guess at a time at most.")
-    ] = 8
+    ] = 15
     cache: Annotated[
         bool,
         typer.Option("--cache/--no-cache", help="Keep what was computed of pictures, see `cache info`."),

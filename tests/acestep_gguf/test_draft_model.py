@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from acestep_gguf import speculation
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine import AceStep
 from acestep_gguf.errors import UsageError
@@ -15,7 +16,8 @@ QUESTION = "What is in the picture?"
 @pytest.fixture(autouse=True)
 def never_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guessing gains nothing on a model of this size, and would soon be switched off."""
-    monkeypatch.setattr(Pace, "length", lambda pace: 4 if pace._plain_s else 0)
+    monkeypatch.setattr(Pace, "length", lambda pace, _: 4 if pace.written_s else 0)
+    monkeypatch.setattr(speculation, "PATIENCE", 0.0)
 
 
 @pytest.fixture(scope="module")
