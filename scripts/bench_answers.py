@@ -6,7 +6,8 @@ Both sides get a ViT-H/14 tower at 448 px and a Q4_K_M decoder of the 1.5B shape
 made once by bench_artefacts.py (about 12 GB). The tools are built from llama-cpp-python's source package.
 Every round runs all programs in turn; figures are medians over the rounds. Time to the first token is from
 the start of the process to the first byte of the answer, files in the page cache; llama-mtmd-cli writes a
-line feed when it has read the prompt, so there it is the second byte. Memory is sampled every 0.1 s.
+line feed when it has read the prompt, so there it is the second byte. Memory is sampled every 0.1 s: more
+often would slow programs down that keep all CPUs busy.
 """
 
 import argparse
@@ -43,6 +44,8 @@ LONG_TEXT = "The quick brown fox jumps over the lazy dog, and nobody knows why i
 N_DECODE = 64
 N_CTX = 8192
 THREADS = str(usable_cpus())
+SAMPLE_S = 0.1
+PREFILL_S = re.compile(r"prompt .* ([\d.]+) s, [\d.]+ tokens/s \| answer")
 ENCODED_MS = re.compile(r"mtmd batch encoding done in (\d+) ms")
 
 
@@ -82,7 +85,7 @@ class Bench:
         return statistics.median(figure(cost) for cost in self.costs[name])
 
     def ours(self, *arguments: str) -> Cost:
-        return measured([str(OUR_PROGRAM), *arguments], self._env)
+        return measured([str(OUR_PROGRAM), *arguments], self._env, sample_s=SAMPLE_S)
 
     def ask(self, picture: int, question: str = QUESTION, *options: str) -> Cost:
         image = ["--image", str(self.artefacts.picture(picture))]
@@ -101,11 +104,12 @@ class Bench:
         image = ["--image", str(self.artefacts.picture(picture)), "-p", QUESTION, "-n", "8"]
         models = ["-m", str(self.decoder), "--mmproj", str(file), "--chat-template", "chatml"]
         settings = ["-t", THREADS, "-c", str(N_CTX), "--temp", "0"]
-        return measured([str(self.tools["llama-mtmd-cli"]), *models, *image, *settings, *options])
+        command = [str(self.tools["llama-mtmd-cli"]), *models, *image, *settings, *options]
+        return measured(command, sample_s=SAMPLE_S)
 
     def llama_bench(self, *options: str) -> Cost:
         settings = ["-m", str(self.decoder), "-t", THREADS, "-r", "1", "-o", "json"]
-        return measured([str(self.tools["llama-bench"]), *settings, *options])
+        return measured([str(self.tools["llama-bench"]), *settings, *options], sample_s=SAMPLE_S)
 
 
 def first_byte(cost: Cost) -> float:
@@ -123,6 +127,14 @@ def encoded_s(cost: Cost) -> float:
     if found is None:
         sys.exit("llama-mtmd-cli did not say how long it encoded.")
     return int(found[1]) / 1000
+
+
+def prefill_s(cost: Cost) -> float:
+    """Seconds in which we read the prompt."""
+    found = PREFILL_S.search(cost.stderr.decode(errors="replace"))
+    if found is None:
+        sys.exit("run did not say how long it read the prompt.")
+    return float(found[1])
 
 
 def tokens_per_s(cost: Cost) -> float:
@@ -216,6 +228,11 @@ def first_tokens(bench: Bench) -> Rows:
         seconds = bench.median(name, first_byte)
         what = f"first token: {name}, to llama-mtmd-cli at its {to}"
         yield Row(what, f"{seconds:.2f} s", f"{peer:.2f} s", seconds / peer, bar)
+    fewer, all_tokens = (
+        bench.median(f"run, new picture{which}", prefill_s) for which in (", 256 tokens", "")
+    )
+    what = "prefill with 256 image tokens, to that with all 1,024"
+    yield Row(what, f"{fewer:.2f} s", f"{all_tokens:.2f} s", fewer / all_tokens, 0.3)
 
 
 def speeds(bench: Bench) -> Rows:

@@ -1,6 +1,6 @@
 """What running a program costs: seconds, memory at its peak, bytes read and written; Linux's /proc tells.
 
-Memory is sampled over the process and its children, seldom enough not to slow them down.
+Memory is sampled over the process and its children.
 """
 
 import subprocess
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 GIB = 2**30
-SAMPLE_S = 0.1
+SAMPLE_S = 0.02
 
 
 @dataclass
@@ -39,8 +39,10 @@ class Cost:
         self.written += other.written
 
 
-def measured(command: Sequence[str], env: dict[str, str] | None = None) -> Cost:
-    """Run a command until it ends; a failure ends this program."""
+def measured(
+    command: Sequence[str], env: dict[str, str] | None = None, *, sample_s: float = SAMPLE_S
+) -> Cost:
+    """Run a command until it ends, sampling its memory every so often; a failure ends this program."""
     cost = Cost()
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
@@ -52,7 +54,7 @@ def measured(command: Sequence[str], env: dict[str, str] | None = None) -> Cost:
             reader.start()
         while process.poll() is None:
             sample(process.pid, cost)
-            time.sleep(SAMPLE_S)
+            time.sleep(sample_s)
         cost.seconds = time.perf_counter() - started
         for reader in readers:
             reader.join()

@@ -58,6 +58,7 @@ class TinyCheckpoint:
     yarn: bool = False
     hidden_size: int = 256
     intermediate_size: int = 512
+    max_position_embeddings: int = 512
     n_layers: int = 2
     n_heads: int = 4
     n_kv_heads: int = 2
@@ -134,7 +135,7 @@ class TinyCheckpoint:
             "num_hidden_layers": self.n_layers,
             "num_attention_heads": self.n_heads,
             "num_key_value_heads": self.n_kv_heads,
-            "max_position_embeddings": 512,
+            "max_position_embeddings": self.max_position_embeddings,
             "eos_token_id": self._decoder.token_id(self._decoder.eos_tokens[0]),
         }
         vision: dict[str, Any] = {

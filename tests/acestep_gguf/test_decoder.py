@@ -58,6 +58,17 @@ def test_prefill_in_two_steps_gives_the_same_bits(decoder: Decoder, context: Con
     assert np.array_equal(context.logits(), whole)
 
 
+def test_without_embeds_prefill_reads_up_to_the_first_picture(decoder: Decoder, context: Context) -> None:
+    decoder.prefill([(1, 2, 3), A, (4, 5)], EMBEDS)
+    whole = context.logits()
+    decoder.reset()
+    decoder.prefill([(1, 2, 3), A, (4, 5)])
+    assert decoder.n_past == 3
+    decoder.prefill([(1, 2, 3), A, (4, 5)], EMBEDS)
+    assert np.array_equal(context.logits(), whole)
+    assert decoder.reuse([(1, 2, 3), A, (6,)]) == 13, "that was no other cut"
+
+
 def test_a_prompt_may_end_with_a_picture(decoder: Decoder, context: Context) -> None:
     decoder.prefill([(1,), A], EMBEDS)
     assert np.isfinite(context.logits()).all()

@@ -282,6 +282,27 @@ def test_the_default_context_is_the_models(tiny_bundle: Path) -> None:
     assert "--ctx-size" not in str(caught.value)
 
 
+def test_a_context_no_larger_than_one_question_needs(tmp_path: Path, picture: Path) -> None:
+    checkpoint = TinyCheckpoint(max_position_embeddings=8192).write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ("F32",))
+    asked: dict[str, Any] = {"prompt": "What is this?", "images": [picture], "max_tokens": 24}
+    answers = {}
+    for n_text in (None, 1000):
+        with AceStep(tmp_path / "bundle", n_threads=1, pictures=[picture], n_text=n_text) as model:
+            answers[model.plan.settings.n_ctx] = model.generate(**asked).tokens
+    small, large = sorted(answers)
+    assert 1000 < small < 2000 < large == 8192
+    assert answers[small] == answers[large]
+    with pytest.raises(UsageError, match="n_text"):
+        AceStep(tmp_path / "bundle", n_text=0)
+
+
+def test_a_bad_picture_is_told_before_the_decoder_is_loaded(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        AceStep(tiny_bundle, n_threads=1, pictures=[tmp_path / "bad.png"])
+
+
 def test_other_decoders_of_the_bundle(tiny_bundle: Path) -> None:
     with AceStep(tiny_bundle, quant="Q8_0", n_threads=1) as model:
         assert model.info.bits_per_weight < 9

@@ -8,7 +8,7 @@ from PIL import Image
 from acestep_gguf.bundle import Bundle
 from acestep_gguf.disk_cache import DiskCache
 from acestep_gguf.embeds_file import EmbedsFile, write_embeds
-from acestep_gguf.errors import ImageError
+from acestep_gguf.errors import BundleError, ImageError
 from acestep_gguf.image_embeds import ImageEmbeds
 from acestep_gguf.image_encoder import REMEMBERED, ImageEncoder
 
@@ -42,6 +42,29 @@ def test_closing_frees_the_tower(tiny_bundle: Path, picture: Path) -> None:
     encoder.close()
     assert np.array_equal(encode(encoder, picture).embeds, first.embeds)
     assert encoder.load() is not tower
+
+
+def test_a_tower_that_is_loaded_beside_is_loaded_once(
+    tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(ImageEncoder, "_new_tower", lambda _, new=ImageEncoder._new_tower: made.append(new(_)))
+    encoder = make(tiny_bundle)
+    encoder.load_beside([])
+    assert not made, "nothing needs it"
+    encoder.load_beside([picture])
+    encoder.load()
+    encoder.load()
+    assert len(made) == 1
+
+
+def test_what_fails_beside_is_told_by_load(bundle_copy: Path, picture: Path) -> None:
+    encoder = make(bundle_copy, precision="float32")
+    encoder.prepare(picture)
+    (bundle_copy / Bundle.read(bundle_copy).vision_file("float32").file).write_bytes(b"")
+    encoder.load_beside([picture])
+    with pytest.raises(BundleError):
+        encoder.load()
 
 
 def test_another_process_finds_embeds_on_disk(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
