@@ -260,7 +260,9 @@ def guess_ahead(
             is_prepared = True
         start, began = decoder.n_past, perf_counter()
         guesses = list[int]()
-        if n_max and learns_cost:  # any guess tells what checking costs, before a draft model reads the prompt
+        if (
+            n_max and learns_cost
+        ):  # any guess tells what checking costs, before a draft model reads the prompt
             guesses = [token] * n_max
         elif n_max:
             guesses = drafter.draft(answer, n_max)

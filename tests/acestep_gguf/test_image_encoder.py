@@ -11,6 +11,7 @@ from acestep_gguf.embeds_file import EmbedsFile, write_embeds
 from acestep_gguf.errors import BundleError, ImageError
 from acestep_gguf.image_embeds import ImageEmbeds
 from acestep_gguf.image_encoder import REMEMBERED, ImageEncoder
+from acestep_gguf.vision import VisionTower
 
 
 def make(bundle: Path, **options: Any) -> ImageEncoder:
@@ -47,14 +48,18 @@ def test_closing_frees_the_tower(tiny_bundle: Path, picture: Path) -> None:
 def test_a_tower_that_is_loaded_beside_is_loaded_once(
     tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
-    monkeypatch.setattr(ImageEncoder, "_new_tower", lambda _, new=ImageEncoder._new_tower: made.append(new(_)))
+    new, made = ImageEncoder._new_tower, list[VisionTower]()
+
+    def counted(encoder: ImageEncoder) -> VisionTower:
+        made.append(new(encoder))
+        return made[-1]
+
+    monkeypatch.setattr(ImageEncoder, "_new_tower", counted)
     encoder = make(tiny_bundle)
     encoder.load_beside([])
     assert not made, "nothing needs it"
     encoder.load_beside([picture])
-    encoder.load()
-    encoder.load()
+    assert encoder.load() is encoder.load() is made[0]
     assert len(made) == 1
 
 

@@ -36,13 +36,15 @@ def test_with_room_nothing_is_given_up(large: BundleModel) -> None:
     assert plan.memory.ram == sum(part.n_bytes for part in plan.memory.parts)
 
 
-@pytest.mark.parametrize(
-    ("needed", "n_ctx"), [(1, 1024 + 512), (3000, 3072), (3072, 3072), (8000, 8192), (10**6, 8192)]
-)
+@pytest.mark.parametrize(("needed", "n_ctx"), [(3000, 3072), (3072, 3072), (8000, 8192), (10**6, 8192)])
 def test_a_context_is_no_larger_than_needed(large: BundleModel, needed: int, n_ctx: int) -> None:
     assert make_plan(large, machine(64), Wish(n_ctx_needed=needed)).settings.n_ctx == n_ctx
     assert make_plan(large, machine(64), Wish(n_ctx_needed=needed, n_ctx=5000)).settings.n_ctx == 5000
-    assert make_plan(large, machine(64), Wish(n_ctx_needed=3000, images=8)).settings.n_ctx >= 8 * 1024 + 512
+
+
+def test_however_little_is_needed_pictures_and_an_answer_have_room(large: BundleModel) -> None:
+    plan = make_plan(large, machine(64), Wish(n_ctx_needed=1, images=8))
+    assert plan.settings.n_ctx == large.image_tokens(8) + 512
 
 
 def test_levers_are_pulled_in_their_order(large: BundleModel) -> None:
