@@ -172,6 +172,8 @@ class Pace:
         self._right = FORGETTING * self._right + n_accepted
 
     def _best_length(self, accuracy: float) -> int:
+        if LEAST_GAIN * (1 - accuracy) > 1:
+            return 0  # not even if guesses cost nothing
         sizes = np.arange(self._draft_max + 1)
         tokens = np.array(list(accumulate(accumulate(repeat(accuracy, self._draft_max), mul, initial=1.0))))
         tried = sorted(self._call_s)

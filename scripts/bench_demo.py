@@ -4,18 +4,21 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from bench_table import Note, Row, Rows
 from demo_questions import DESCRIBE, SKILLS, HeldOut, held_out_questions
 from numpy.typing import NDArray
 
-from acestep_gguf import AceStep
+from acestep_gguf import AceStep, speculation
 from acestep_gguf.messages import Message, user_message
+from acestep_gguf.speculation import Pace
 
 SMALL_CALLS = {"n_batch": 32, "n_ubatch": 32}
 
@@ -26,8 +29,7 @@ class Outcome:
 
     tokens: tuple[int, ...]
     logits: NDArray[np.float32]
-    decode_s: float
-    accepted: int
+    guesses: tuple[int, int]  # how many were right, of how many
 
 
 def accuracy_rows(bundle: Path, per_skill: int) -> Rows:
@@ -54,12 +56,17 @@ def agreement_rows(bundle: Path, per_skill: int) -> Rows:
             "small calls": SMALL_CALLS,
             "cache, empty": {"cache": cache},
             "cache": {"cache": cache},
+        }
+        guessing: dict[str, dict[str, Any]] = {
             "--spec-type ngram-simple": {"spec_type": "ngram-simple"},
             "--draft, itself": {"draft": bundle},
         }
         found = {}
         for name, options in ways.items():
             with AceStep(bundle, **options) as other:
+                found[name] = [answer(other, [question(one)]) for one in asked]
+        for name, options in guessing.items():
+            with always_guessing(), AceStep(bundle, **options) as other:
                 found[name] = [answer(other, [question(one)]) for one in asked]
         in_chat = [answer(model, follow_up(model, one), exact=False) for one in asked]
         noise = max(
@@ -72,11 +79,25 @@ def agreement_rows(bundle: Path, per_skill: int) -> Rows:
             yield Row(f"demo: answers or logits that differ, {name}", str(differing), "0", differing, 0)
         yield Note("demo: what small calls change in logits at most", f"{noise:.4f}")
         messages = [[question(one)] for one in asked]
-        for name in ("small calls", "--spec-type ngram-simple", "--draft, itself"):
+        for name in ("small calls", *guessing):
             yield from difference_rows(model, name, messages, plain, found[name], noise)
-            yield Note(f"demo: decode with {name}", speeds(plain, found[name]))
+        for name in guessing:
+            accepted, drafted = (
+                sum(counts) for counts in zip(*(one.guesses for one in found[name]), strict=True)
+            )
+            yield Note(f"demo: guesses, {name}", f"{accepted} of {drafted} right")
         messages = [follow_up(model, one) for one in asked]
         yield from difference_rows(model, "a chat that goes on", messages, follow_ups, in_chat, noise)
+
+
+@contextmanager
+def always_guessing() -> Iterator[None]:
+    """Guess on, whatever it costs: on a model of this size it loses, and would never begin."""
+    with (
+        patch.object(Pace, "length", lambda pace, _: 4 if pace.written_s else 0),
+        patch.object(speculation, "PATIENCE", 0.0),
+    ):
+        yield
 
 
 def question(one: HeldOut) -> Message:
@@ -98,7 +119,7 @@ def answer(
 ) -> Outcome:
     given = model.generate(messages, exact=exact, max_tokens=max_tokens)
     logits = model._decoder.context.logits()
-    return Outcome(given.tokens, logits, given.timings.decode_s, given.usage.accepted_tokens)
+    return Outcome(given.tokens, logits, (given.usage.accepted_tokens, given.usage.drafted_tokens))
 
 
 def same_bits(one: Outcome, other: Outcome) -> bool:
@@ -136,11 +157,3 @@ def gap(model: AceStep, messages: Sequence[Message], one: tuple[int, ...], other
     )
     best = np.sort(answer(model, messages, max_tokens=n_common + 1).logits)[-2:]
     return float(best[1] - best[0])
-
-
-def speeds(plain: Sequence[Outcome], found: Sequence[Outcome]) -> str:
-    ours, theirs = (
-        sum(len(one.tokens) for one in each) / sum(one.decode_s for one in each) for each in (found, plain)
-    )
-    accepted = sum(one.accepted for one in found)
-    return f"{ours:.0f} to {theirs:.0f} tokens/s, {ours / theirs:.2f}; {accepted} tokens guessed right"

@@ -11,7 +11,7 @@ from acestep_gguf.cli.option_groups import AnswerOptions, EngineOptions, takes_g
 from acestep_gguf.engine import AceStep
 
 # Arguments that are no options: they come from what is asked, and from how.
-NO_OPTIONS = {"self", "bundle", "pictures", "prompt", "images", "stop", "exact"}
+NO_OPTIONS = {"self", "bundle", "pictures", "n_text", "prompt", "images", "stop", "exact"}
 
 
 @pytest.mark.parametrize(
