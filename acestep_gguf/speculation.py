@@ -253,20 +253,17 @@ def guess_ahead(
     yield token
     is_prepared = False
     while (room := min(decoder.n_ctx - decoder.n_past, context.n_batch)) > 0:
-        accuracy, n_max = drafter.accuracy(answer), 0
-        if pace.written_s >= patience_s:
-            n_max = min(pace.length(accuracy), room - 1)
-        learns_cost = accuracy is None and not pace.has_tried
-        if n_max and not is_prepared and not learns_cost:
-            drafter.prepare()
-            is_prepared = True
+        accuracy = drafter.accuracy(answer)
+        n_max = min(pace.length(accuracy), room - 1) if pace.written_s >= patience_s else 0
         start, began = decoder.n_past, perf_counter()
         guesses = list[int]()
-        if (
-            n_max and learns_cost
-        ):  # any guess tells what checking costs, before a draft model reads the prompt
+        if n_max and accuracy is None and not pace.has_tried:
+            # Any guess tells what checking costs, before a draft model reads the prompt.
             guesses = [token] * n_max
         elif n_max:
+            if not is_prepared:
+                drafter.prepare()
+                is_prepared, began = True, perf_counter()  # what is done once is not the cost of a guess
             guesses = drafter.draft(answer, n_max)
         decoder.append([token, *guesses], n_outputs=1 + len(guesses))
         chosen = list(_chosen(sampler, decoder, guesses))

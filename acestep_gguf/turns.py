@@ -44,7 +44,7 @@ class Turnstile:
 
 
 class Stopwatch:
-    """Adds up the seconds spent inside its ``with`` blocks."""
+    """Adds up the ``seconds`` spent inside its ``with`` blocks."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

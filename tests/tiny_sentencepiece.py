@@ -5,7 +5,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal
 
-from tests.tiny_tokenizer import CORPUS
+from tests.tiny_tokenizer import CORPUS, added_token
 
 SPACE = "▁"
 FIRST_TOKENS = ("<unk>", "<s>", "</s>")
@@ -51,15 +51,7 @@ def tokenizer_json(scheme: Scheme = "first", *, merges_as_pairs: bool = False) -
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {
-                "id": token_id(token),
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": token != "<tool_call>",
-            }
+            added_token(token_id(token), token, special=token != "<tool_call>")
             for token in FIRST_TOKENS + ADDED_TOKENS
         ],
         "normalizer": prepend if scheme == "prepend" else None,

@@ -32,6 +32,19 @@ def token_id(token: str) -> int:
     return len(learn_bpe()[0]) + (*SPECIAL_TOKENS, *USER_DEFINED_TOKENS).index(token)
 
 
+def added_token(number: int, content: str, *, special: bool) -> dict[str, Any]:
+    """One of tokenizer.json's added_tokens."""
+    return {
+        "id": number,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
 def tokenizer_json(*, merges_as_pairs: bool) -> dict[str, Any]:
     """tokenizer.json, in Qwen2's format; version 0.20 of tokenizers began to write merges as pairs."""
     vocab, merges = learn_bpe()
@@ -52,18 +65,7 @@ def tokenizer_json(*, merges_as_pairs: bool) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {
-                "id": token_id(token),
-                "content": token,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": special,
-            }
-            for token, special in added
-        ],
+        "added_tokens": [added_token(token_id(token), token, special=special) for token, special in added],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": byte_level,
