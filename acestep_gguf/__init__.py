@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from acestep_gguf.answer import Answer, Chunk, Timings, Usage
-    from acestep_gguf.embeds_file import EmbedsFile
-    from acestep_gguf.engine import AceStep
+    from acestep_gguf.engine.engine import AceStep
     from acestep_gguf.errors import AceStepError
+    from acestep_gguf.vision.embeds_file import EmbedsFile
 
 __all__ = ["AceStep", "AceStepError", "Answer", "Chunk", "EmbedsFile", "Timings", "Usage"]
 
 _MODULES = {
-    "AceStep": "engine",
+    "AceStep": "engine.engine",
     "AceStepError": "errors",
     "Answer": "answer",
     "Chunk": "answer",
-    "EmbedsFile": "embeds_file",
+    "EmbedsFile": "vision.embeds_file",
     "Timings": "answer",
     "Usage": "answer",
 }

@@ -15,14 +15,14 @@ from gguf import GGMLQuantizationType as QType
 from gguf import quants
 from numpy.typing import NDArray
 
-from acestep_gguf.bundle import Bundle
-from acestep_gguf.convert.checkpoint import Checkpoint
+from acestep_gguf.bundle.names import DecoderFtype
+from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.bundle.verify import DecoderComparison, QtypeError
+from acestep_gguf.convert.checkpoint.folder import Checkpoint
 from acestep_gguf.convert.model import read_model
 from acestep_gguf.cpus import usable_cpus
-from acestep_gguf.names import DecoderFtype
 from acestep_gguf.quantize.gguf_source import GgufSource, GgufTensor
 from acestep_gguf.quantize.one_pass import TensorSource
-from acestep_gguf.verify import DecoderComparison, QtypeError
 
 # Relative RMS error of random normal weights: what a type costs. tests/convert/test_compare.py measures it.
 NORMAL_ERROR: Final = {

@@ -6,16 +6,21 @@ from typing import cast
 
 from gguf.utility import model_weight_count_rounded_notation
 
-from acestep_gguf.bundle import ImageSpec, PromptSpec, Source
-from acestep_gguf.convert.checkpoint import Checkpoint
-from acestep_gguf.convert.config import LlavaConfig, ModelConfig, parse_config, parse_decoder_config
-from acestep_gguf.convert.families import DECODERS
-from acestep_gguf.convert.image_processor import read_image_spec
-from acestep_gguf.convert.prompt import read_prompt_spec, read_stop_ids
-from acestep_gguf.convert.supported import check_architecture
-from acestep_gguf.convert.tensor_names import ModelTensors, find_tensors
-from acestep_gguf.convert.tokenizer import Vocabulary, read_vocabulary
-from acestep_gguf.convert.vision import check_activations
+from acestep_gguf.bundle.schema import ImageSpec, PromptSpec, Source
+from acestep_gguf.convert.checkpoint.config import (
+    LlavaConfig,
+    ModelConfig,
+    parse_config,
+    parse_decoder_config,
+)
+from acestep_gguf.convert.checkpoint.families import DECODERS
+from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.checkpoint.image_processor import read_image_spec
+from acestep_gguf.convert.checkpoint.prompt_spec import read_prompt_spec, read_stop_ids
+from acestep_gguf.convert.checkpoint.supported import check_architecture
+from acestep_gguf.convert.checkpoint.tensor_names import ModelTensors, find_tensors
+from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from acestep_gguf.convert.tower.graph import check_activations
 from acestep_gguf.errors import UsageError
 
 

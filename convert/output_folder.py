@@ -4,18 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
-from acestep_gguf.bundle import (
-    Bundle,
-    DecoderFile,
-    FileRecord,
-    ImageSpec,
-    PromptSpec,
-    Source,
-    VisionFile,
-    check_file,
-)
-from acestep_gguf.errors import BundleError, UsageError
-from acestep_gguf.names import (
+from acestep_gguf.bundle.names import (
     BUNDLE_FILE,
     FTYPES,
     LLAMA_FTYPE,
@@ -28,6 +17,17 @@ from acestep_gguf.names import (
     mmproj_file_name,
     vision_file_name,
 )
+from acestep_gguf.bundle.schema import (
+    Bundle,
+    DecoderFile,
+    FileRecord,
+    ImageSpec,
+    PromptSpec,
+    Source,
+    VisionFile,
+    check_file,
+)
+from acestep_gguf.errors import BundleError, UsageError
 from acestep_gguf.quantize.staging import leftovers
 
 # File names have 255 bytes: this leaves room for size, ftype, and the suffix of a partial file.

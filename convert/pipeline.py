@@ -5,7 +5,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from acestep_gguf.bundle import (
+from acestep_gguf.bundle.names import FTYPES, VISION_PRECISIONS, Ftype, MmprojFtype, VisionPrecision
+from acestep_gguf.bundle.schema import (
     SCHEMA_VERSION,
     Bundle,
     DecoderFile,
@@ -13,24 +14,17 @@ from acestep_gguf.bundle import (
     FileRecord,
     VisionFile,
 )
-from acestep_gguf.conversion_events import FileDone, Finished, Plan
-from acestep_gguf.convert.checkpoint import Checkpoint
+from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.conversion_plan import ConversionPlan, Options, make_plan
 from acestep_gguf.convert.output_folder import OutputFolder
-from acestep_gguf.convert.plan import ConversionPlan, Options, make_plan
-from acestep_gguf.convert.vision_files import vision_with_default, write_towers
+from acestep_gguf.convert.tower.files import vision_with_default, write_towers
 from acestep_gguf.errors import BundleError
-from acestep_gguf.names import (
-    FTYPES,
-    VISION_PRECISIONS,
-    Ftype,
-    MmprojFtype,
-    VisionPrecision,
-    partial_name,
-)
+from acestep_gguf.quantize.conversion_events import FileDone, Finished, Plan
 from acestep_gguf.quantize.one_pass import GgufOutput, write_ggufs
 from acestep_gguf.quantize.planning import OnEvent, ProgressTally, check_disk
 from acestep_gguf.quantize.staging import LOCK_FILE, Staging, journal_path, leftovers
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
+from acestep_gguf.storage.atomic_file import partial_name
 
 DEFAULT_FTYPES: Final[tuple[Ftype, ...]] = ("Q4_K_M", "Q5_K_M", "Q8_0")
 

@@ -15,9 +15,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as QType
 from numpy.typing import NDArray
 
-from acestep_gguf.decoder_info import decoder_info
+from acestep_gguf.bundle.decoder_info import decoder_info
+from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, TensorInfo, read_gguf_header
 from acestep_gguf.errors import BundleError, SourceLostError
-from acestep_gguf.gguf_header import TENSOR_TYPES, TensorInfo, read_gguf_header
 from acestep_gguf.quantize.ggml import are_sound, dequantize_rows, row_size
 from acestep_gguf.quantize.recipes import FLOAT_TYPES, TensorShape, layer_order
 

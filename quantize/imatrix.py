@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from acestep_gguf.bundle.gguf_header import MAGIC, GGUFHeader, StringArray, TensorInfo, read_gguf_header
 from acestep_gguf.errors import BundleError, ImatrixError
-from acestep_gguf.gguf_header import MAGIC, GGUFHeader, StringArray, TensorInfo, read_gguf_header
 from acestep_gguf.quantize.gguf_layout import string, u32
 from acestep_gguf.quantize.recipes import EMBEDDINGS, TensorShape, TypeChoice
 

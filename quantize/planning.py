@@ -10,14 +10,15 @@ from typing import Final
 
 import msgspec
 
-from acestep_gguf.conversion_events import Event, Plan, PlannedFile, Progress
+from acestep_gguf.bundle.names import FTYPES
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import BundleError, UsageError
-from acestep_gguf.names import FTYPES, partial_name
+from acestep_gguf.quantize.conversion_events import Event, Plan, PlannedFile, Progress
 from acestep_gguf.quantize.gguf_layout import GgufLayout
 from acestep_gguf.quantize.imatrix import Importance
 from acestep_gguf.quantize.recipes import FLOAT_TYPES, TypeChoice
 from acestep_gguf.quantize.staging import journal_path
+from acestep_gguf.storage.atomic_file import partial_name
 
 OnEvent = Callable[[Event], None]
 

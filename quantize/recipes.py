@@ -13,7 +13,7 @@ from typing import Final
 
 from gguf import GGMLQuantizationType as QType
 
-from acestep_gguf.names import Ftype
+from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.quantize.ggml import block_size
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
 

@@ -8,9 +8,9 @@ from typing import Final
 
 from gguf import GGML_QUANT_VERSION, Keys
 
-from acestep_gguf.conversion_events import FileDone, Finished, Plan
+from acestep_gguf.bundle.names import LLAMA_FTYPE, Ftype
 from acestep_gguf.errors import UsageError
-from acestep_gguf.names import LLAMA_FTYPE, Ftype, partial_name
+from acestep_gguf.quantize.conversion_events import FileDone, Finished, Plan
 from acestep_gguf.quantize.gguf_layout import ALIGNMENT, GgufLayout, lay_out, u32
 from acestep_gguf.quantize.gguf_source import GgufSource
 from acestep_gguf.quantize.imatrix import Imatrix, Importance, read_imatrix
@@ -28,6 +28,7 @@ from acestep_gguf.quantize.planning import (
 from acestep_gguf.quantize.recipes import TypeChoice, choose_types
 from acestep_gguf.quantize.staging import Staging
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
+from acestep_gguf.storage.atomic_file import partial_name
 
 # Keys that llama-quantize drops: the output is one file.
 SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")

@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from acestep_gguf.errors import BundleError, MissingPackageError, SourceLostError
-from acestep_gguf.names import partial_name
 from acestep_gguf.quantize.journal import Journal, Step
+from acestep_gguf.storage.atomic_file import partial_name
 
 try:
     from filelock import FileLock, Timeout

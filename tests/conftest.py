@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from acestep_gguf.bundle import Bundle
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.engine import AceStep
-from acestep_gguf.llama import Model
-from tests.tiny_checkpoints import TinyCheckpoint
+from acestep_gguf.engine.engine import AceStep
+from acestep_gguf.llama.binding import Model
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
 @pytest.fixture(scope="session", autouse=True)

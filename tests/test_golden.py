@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from acestep_gguf.convert import convert_checkpoint
-from tests.fidelity import TINY, assert_same, write_checkpoint
-from tests.stages import Stages
+from tests.support.fidelity import TINY, assert_same, write_checkpoint
+from tests.support.stages import Stages
 
 GOLDEN = Path(__file__).parent / "golden"
 

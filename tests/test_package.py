@@ -1,25 +1,63 @@
-"""The arrows between the three packages, what an import costs, and what the wheel claims."""
+"""The arrows between packages, what an import costs, and what the wheel claims."""
 
 import ast
 import subprocess
 import sys
 import zipfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# package -> what it must not import at the top of any module.
-FORBIDDEN = {
-    "acestep_gguf": ("acestep_gguf.convert", "acestep_gguf.quantize", "onnx", "torch", "transformers"),
-    "quantize": ("acestep_gguf.convert", "acestep_gguf.cli", "onnx", "torch", "transformers"),
-    "convert": ("acestep_gguf.cli", "torch", "transformers", "tokenizers"),
+# From the ground up: a module imports from its own floor and from those below it.
+FLOORS = (
+    ("errors", "answer", "cpus"),
+    ("storage",),
+    ("bundle",),
+    ("llama",),
+    ("prompt",),
+    ("vision",),
+    ("plan",),
+    ("decoding",),
+    ("engine", "demo"),
+    ("check",),
+    ("quantize",),
+    ("convert",),
+    ("cli",),
+)
+FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+
+# Who may import what is heavy or not always installed, by the paths of modules.
+OWNERS = {
+    "llama_cpp": ("acestep_gguf/llama/", "quantize/ggml.py"),
+    "onnxruntime": ("acestep_gguf/vision/tower.py",),
+    "onnx": ("convert/tower/",),
+    "torch": ("acestep_gguf/check/reference.py",),
+    "transformers": ("acestep_gguf/check/reference.py",),
+    "tokenizers": (),
 }
 
 
-def imported_names(path: Path, *, everywhere: bool) -> set[str]:
-    tree = ast.parse(path.read_text())
+def sources() -> Iterator[Path]:
+    """The modules of the package, by their paths in the repository, each once."""
+    for top in ("acestep_gguf", "convert", "quantize"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            if not any(parent.is_symlink() for parent in path.parents):
+                yield path.relative_to(ROOT)
+
+
+def module_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts if parts[0] == "acestep_gguf" else ("acestep_gguf", *parts)).removesuffix(
+        ".__init__"
+    )
+
+
+def imported_names(path: Path, *, everywhere: bool = True) -> set[str]:
+    tree = ast.parse((ROOT / path).read_text())
     names: set[str] = set()
     for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
@@ -31,23 +69,60 @@ def imported_names(path: Path, *, everywhere: bool) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_arrows_point_one_way(package: str) -> None:
-    for path in (ROOT / package).rglob("*.py"):
-        # cli may import the other packages, inside the verbs that need them, and check's reference torch.
-        is_lazy = path.parent.name == "cli" or path.match("acestep_gguf/check/reference.py")
-        names = imported_names(path, everywhere=not is_lazy)
-        for name in names:
-            for forbidden in FORBIDDEN[package]:
-                assert not f"{name}.".startswith(forbidden + "."), f"{path} imports {name}"
+def room_of(name: str) -> str:
+    """``storage`` of ``acestep_gguf.storage.disk_cache``; empty for the package itself and for others."""
+    top, _, rest = name.partition(".")
+    return rest.partition(".")[0] if top == "acestep_gguf" else ""
 
 
-def test_llama_cpp_and_onnxruntime_are_each_touched_in_one_place() -> None:
-    owners = {"llama_cpp": {"llama.py", "llama_backend.py", "llama_devices.py"}, "onnxruntime": {"vision.py"}}
-    for library, files in owners.items():
-        for path in (ROOT / "acestep_gguf").rglob("*.py"):
-            names = {name.split(".")[0] for name in imported_names(path, everywhere=True)}
-            assert library not in names or path.name in files, f"{path} imports {library}"
+@pytest.mark.parametrize("path", sources(), ids=str)
+def test_arrows_point_down(path: Path) -> None:
+    room = room_of(module_name(path))
+    if not room:  # acestep_gguf/__init__.py names what it gives out, and imports it when it is asked for
+        return
+    for name in imported_names(path):
+        if other := room_of(name):
+            assert FLOOR_OF[other] <= FLOOR_OF[room], f"{path} imports {name}, which is above it"
+
+
+def test_each_import_names_a_file() -> None:
+    for path in sources():
+        for name in imported_names(path):
+            if name.startswith("acestep_gguf."):
+                parts = ROOT.joinpath(*name.split("."))
+                is_there = parts.with_suffix(".py").is_file() or parts.is_dir()
+                outer = ROOT.joinpath(*name.split(".")[:-1])
+                assert is_there or outer.with_suffix(".py").is_file() or (outer / "__init__.py").is_file(), (
+                    name
+                )
+
+
+def test_no_circles() -> None:
+    known = {module_name(path): path for path in sources()}
+    arrows = {
+        module: {name for name in imported_names(path, everywhere=False) if name in known and name != module}
+        for module, path in known.items()
+    }
+    while leaves := [module for module, targets in arrows.items() if not targets & arrows.keys()]:
+        for module in leaves:
+            del arrows[module]
+    assert not arrows, f"these import each other in a circle: {sorted(arrows)}"
+
+
+def test_no_package_is_named_like_a_module() -> None:
+    packages = {path.parent.name for path in sources() if path.name == "__init__.py"}
+    modules = Counter(
+        path.stem
+        for path in sources()
+        if path.name != "__init__.py" and path.parent.name not in ("cli", path.stem)
+    )
+    assert not packages & modules.keys()
+
+
+def test_heavy_packages_are_each_touched_in_one_place() -> None:
+    for path in sources():
+        for library in {name.partition(".")[0] for name in imported_names(path)} & OWNERS.keys():
+            assert path.as_posix().startswith(OWNERS[library] or "-"), f"{path} imports {library}"
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
@@ -67,6 +142,7 @@ def test_the_wheel_has_one_top_level_name_and_every_file(tmp_path: Path) -> None
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"acestep_gguf"}
+    assert len(names) == len(set(names))
     for package, installed in (("acestep_gguf", ""), ("convert", "convert/"), ("quantize", "quantize/")):
         for path in (ROOT / package).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:

@@ -12,17 +12,17 @@ from typing import Final, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.bundle import Bundle, check_file
-from acestep_gguf.decoder import Decoder
-from acestep_gguf.decoder_info import check_vocabulary, decoder_info
-from acestep_gguf.gguf_header import read_gguf_header
-from acestep_gguf.llama import Context, Model, Sampler
-from acestep_gguf.machine_settings import machine_settings
-from acestep_gguf.messages import user_message
-from acestep_gguf.params import ContextParams, SamplingParams
-from acestep_gguf.prompt import ImageSpan, PromptBuilder
-from acestep_gguf.segments import ImageInput
-from acestep_gguf.text_stream import TextStream
+from acestep_gguf.bundle.decoder_info import check_vocabulary, decoder_info
+from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.bundle.schema import Bundle, check_file
+from acestep_gguf.decoding.decoder import Decoder
+from acestep_gguf.llama.binding import Context, Model, Sampler
+from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.plan.machine_settings import machine_settings
+from acestep_gguf.prompt.builder import ImageSpan, PromptBuilder
+from acestep_gguf.prompt.messages import user_message
+from acestep_gguf.prompt.segments import ImageInput
+from acestep_gguf.prompt.text_stream import TextStream
 
 Floats = npt.NDArray[np.float32]
 

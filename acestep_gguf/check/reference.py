@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from acestep_gguf.check.answers import Shown, Written
 from acestep_gguf.errors import CheckpointError, MissingPackageError
-from acestep_gguf.image import open_image, to_rgb
-from acestep_gguf.messages import user_message
+from acestep_gguf.prompt.messages import user_message
+from acestep_gguf.vision.image import open_image, to_rgb
 
 Floats = npt.NDArray[np.float32]
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from acestep_gguf.bundle.names import VISION_PRECISIONS, ftype_from, mmproj_ftype_from, vision_precision_from
 from acestep_gguf.cli.options import (
     CalibrationPictures,
     DryRun,
@@ -17,7 +18,6 @@ from acestep_gguf.cli.options import (
     TokenEmbeddingType,
     TowerPrecisions,
 )
-from acestep_gguf.names import VISION_PRECISIONS, ftype_from, mmproj_ftype_from, vision_precision_from
 
 
 def convert(
@@ -141,8 +141,8 @@ def import_(
     log_json: LogJson = False,
 ) -> None:
     """Make a bundle of a decoder and an mmproj file of llama.cpp."""
-    from acestep_gguf.convert.gguf_prompt import choose_template
-    from acestep_gguf.convert.llama_cpp_pair import import_pair
+    from acestep_gguf.convert.llama_cpp.gguf_prompt import choose_template
+    from acestep_gguf.convert.llama_cpp.pair import import_pair
     from acestep_gguf.verbs.convert import display
 
     with display(log_json=log_json) as show:

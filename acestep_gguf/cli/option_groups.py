@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from acestep_gguf.cli.options import Threads, TowerPrecision
-from acestep_gguf.params import CACHE_TYPES, FLASH_ATTENTION
+from acestep_gguf.llama.params import CACHE_TYPES, FLASH_ATTENTION
 
 
 @dataclass(frozen=True, kw_only=True)

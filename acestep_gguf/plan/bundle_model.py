@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from acestep_gguf.bundle import Bundle, check_file
-from acestep_gguf.decoder_info import DecoderInfo, decoder_info
-from acestep_gguf.gguf_header import GGUFHeader, read_gguf_header
-from acestep_gguf.names import DecoderFtype, VisionPrecision
+from acestep_gguf.bundle.decoder_info import DecoderInfo, decoder_info
+from acestep_gguf.bundle.gguf_header import GGUFHeader, read_gguf_header
+from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
+from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.plan.decoder_memory import DecoderShape, DecoderWeights, decoder_shape, decoder_weights
 from acestep_gguf.plan.tower_memory import TowerMemory, tower_memory
 

@@ -10,8 +10,8 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from acestep_gguf.gguf_header import TensorInfo
-from acestep_gguf.params import CacheType, ContextParams
+from acestep_gguf.bundle.gguf_header import TensorInfo
+from acestep_gguf.llama.params import CacheType, ContextParams
 from acestep_gguf.plan.decoder_memory import (
     DecoderShape,
     DecoderWeights,

@@ -46,7 +46,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine that this process runs on, as it is now; GPUs are those of the installed llama.cpp."""
-    from acestep_gguf.llama_devices import gpu_devices  # noqa: PLC0415 (loads llama.cpp)
+    from acestep_gguf.llama.devices import gpu_devices  # noqa: PLC0415 (loads llama.cpp)
 
     limits = cgroup_limits()
     own = psutil.Process().memory_info()

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
 
+from acestep_gguf.bundle.gguf_header import TensorInfo
 from acestep_gguf.cpus import cpu_flags
-from acestep_gguf.gguf_header import TensorInfo
-from acestep_gguf.params import ContextParams
+from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.plan.bundle_model import BundleModel, DecoderModel
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
 from acestep_gguf.plan.decoder_memory import kv_layer_bytes, n_bytes

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from acestep_gguf.bundle.names import DecoderFtype
 from acestep_gguf.errors import MemoryShortageError, UsageError
-from acestep_gguf.names import DecoderFtype
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.machine import Machine
 from acestep_gguf.plan.memory import Memory

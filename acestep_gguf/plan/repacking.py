@@ -6,7 +6,7 @@ The table is that of ggml_repack_get_optimal_repack_type in ggml/src/ggml-cpu/re
 from collections.abc import Iterable
 from typing import Final
 
-from acestep_gguf.gguf_header import TensorInfo
+from acestep_gguf.bundle.gguf_header import TensorInfo
 
 # Flag of the CPU, in Linux's words -> types that are repacked, and what must divide their number of rows.
 REPACKED: Final[dict[str, dict[str, int]]] = {

@@ -7,7 +7,7 @@ from acestep_gguf.plan.machine import reinstall_command
 from acestep_gguf.plan.planner import Plan
 from acestep_gguf.plan.sizes import show_size
 
-UNPROVEN_GPU = "buffers on a GPU are computed, but not yet proven (scripts/gpu_check.py)"
+UNPROVEN_GPU = "buffers on a GPU are computed, but not yet proven (scripts/checks/gpu.py)"
 
 
 def plan_line(plan: Plan) -> str:

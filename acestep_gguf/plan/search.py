@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final, Self, TypeVar
 
-from acestep_gguf.machine_settings import MachineSettings
-from acestep_gguf.names import DecoderFtype
-from acestep_gguf.params import CacheType, FlashAttention
+from acestep_gguf.bundle.names import DecoderFtype
+from acestep_gguf.llama.params import CacheType, FlashAttention
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.decoder_memory import kv_layer_bytes
 from acestep_gguf.plan.machine import Machine
+from acestep_gguf.plan.machine_settings import MachineSettings
 from acestep_gguf.plan.memory import GPU_RESERVE, Memory, placement_of, plan_memory
 from acestep_gguf.plan.placement import RAM
 from acestep_gguf.plan.settings import Settings, Wish

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from acestep_gguf.names import DecoderFtype, VisionPrecision
-from acestep_gguf.params import CacheType, ContextParams, FlashAttention
+from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
+from acestep_gguf.llama.params import CacheType, ContextParams, FlashAttention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 from typing import Final
 
-from acestep_gguf.gguf_header import TENSOR_TYPES, TensorInfo
-from acestep_gguf.params import ContextParams
+from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, TensorInfo
+from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.plan.decoder_memory import DecoderShape, DecoderWeights
 
 # Type of the weights -> type that the other factor is quantized to (vec_dot_type); F32 needs no copy.

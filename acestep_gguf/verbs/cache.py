@@ -2,8 +2,8 @@
 
 import msgspec
 
-from acestep_gguf.disk_cache import DiskCache, default_folder
 from acestep_gguf.errors import UsageError
+from acestep_gguf.storage.disk_cache import DiskCache, default_folder
 
 
 def cache_info(*, as_json: bool) -> str:

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from acestep_gguf.conversation import Attachment, AttachmentKind, Conversation, Exchange
-from acestep_gguf.embeds_file import EmbedsFile
-from acestep_gguf.engine import AceStep
+from acestep_gguf.engine.conversation import Attachment, AttachmentKind, Conversation, Exchange
+from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import AceStepError, ContextOverflowError, PromptError
-from acestep_gguf.image import read_file
 from acestep_gguf.plan.report import plan_line
 from acestep_gguf.verbs.lines import from_a_thread, is_terminal, piped_lines, typed_lines
 from acestep_gguf.verbs.run import end_at_once_on_ctrl_c, print_chunks, statistics
+from acestep_gguf.vision.embeds_file import EmbedsFile
+from acestep_gguf.vision.image import read_file
 
 
 def chat(

@@ -9,12 +9,12 @@ from typing import Final
 
 import msgspec
 
-from acestep_gguf.atomic_file import write_atomically
-from acestep_gguf.bundle import Bundle
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.check.compare import check_bundle
 from acestep_gguf.check.page import html_page
 from acestep_gguf.check.report import table
 from acestep_gguf.errors import CheckpointError, UsageError
+from acestep_gguf.storage.atomic_file import write_atomically
 from acestep_gguf.verbs.demo import CHECKPOINT, read_questions
 
 # About a person's own pictures; the bundled ones come with their own.

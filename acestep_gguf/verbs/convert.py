@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
-from acestep_gguf.bundle import Bundle
-from acestep_gguf.conversion_events import Event, FileDone, Finished, Plan, PlannedFile, Progress
+from acestep_gguf.bundle.names import BUNDLE_FILE, FTYPES, Ftype
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import MissingPackageError
-from acestep_gguf.names import BUNDLE_FILE, FTYPES, Ftype
+from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Plan, PlannedFile, Progress
 
 try:
     from rich import progress

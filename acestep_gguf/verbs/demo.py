@@ -8,9 +8,9 @@ from typing import Final
 
 import msgspec
 
-from acestep_gguf.cache_folder import cache_folder
-from acestep_gguf.engine import AceStep
+from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import BundleError, CheckpointError
+from acestep_gguf.storage.cache_folder import cache_folder
 from acestep_gguf.verbs.run import end_at_once_on_ctrl_c, print_chunks, statistics
 
 CHECKPOINT: Final = Path(__file__).parent.parent / "demo"

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from acestep_gguf.bundle import Bundle
+from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cpus import usable_cpus
-from acestep_gguf.embeds_file import SUFFIX, read_embeds, write_embeds
 from acestep_gguf.errors import ImageError, UsageError
-from acestep_gguf.image_encoder import ImageEncoder, Picture
-from acestep_gguf.names import VisionPrecision, vision_precision_from
-from acestep_gguf.params import check_integer
+from acestep_gguf.llama.params import check_integer
 from acestep_gguf.verbs.run import end_at_once_on_ctrl_c
+from acestep_gguf.vision.embeds_file import SUFFIX, read_embeds, write_embeds
+from acestep_gguf.vision.encoder import ImageEncoder, Picture
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 
-from acestep_gguf.bundle import Bundle, Vision, check_file
-from acestep_gguf.decoder_info import decoder_info
-from acestep_gguf.gguf_header import read_gguf_header
-from acestep_gguf.machine_settings import machine_settings
+from acestep_gguf.bundle.decoder_info import decoder_info
+from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.bundle.schema import Bundle, Vision, check_file
+from acestep_gguf.plan.machine_settings import machine_settings
 
 
 def info(folder: Path, *, as_json: bool) -> str:

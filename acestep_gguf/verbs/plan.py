@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from acestep_gguf.machine_settings import machine_settings
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.machine import Gpu, Machine, this_machine
+from acestep_gguf.plan.machine_settings import machine_settings
 from acestep_gguf.plan.planner import make_plan
 from acestep_gguf.plan.report import plan_facts, plan_table
 from acestep_gguf.plan.search import Defaults

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from acestep_gguf.answer import Answer, Chunk
-from acestep_gguf.embeds_file import EmbedsFile
-from acestep_gguf.engine import AceStep
+from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import PromptError
-from acestep_gguf.messages import Message, user_message
 from acestep_gguf.plan.report import plan_line
+from acestep_gguf.prompt.messages import Message, user_message
+from acestep_gguf.vision.embeds_file import EmbedsFile
 
 MAX_STDIN_BYTES: Final = 4 * 2**20
 

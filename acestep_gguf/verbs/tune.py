@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from acestep_gguf.errors import UsageError
-from acestep_gguf.tuning import Trial, Tuning
-from acestep_gguf.tuning import tune as measure
+from acestep_gguf.plan.tuning import Trial, Tuning
+from acestep_gguf.plan.tuning import tune as measure
 
 COLUMNS = "{:<16} {:>6} {:>10} {:>9} {:>7} {:>8}  {}"
 

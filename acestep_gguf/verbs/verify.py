@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import msgspec
 
+from acestep_gguf.bundle.names import BUNDLE_FILE
+from acestep_gguf.bundle.verify import BundleReport, DecoderComparison, FileReport, verify_bundle
 from acestep_gguf.errors import BundleError
-from acestep_gguf.names import BUNDLE_FILE
-from acestep_gguf.verify import BundleReport, DecoderComparison, FileReport, verify_bundle
 
 LINE: Final = "{:<36} {:>12}  {:>8}  {}"
 ERROR_LINE: Final = "{:<8} {:<7} {:>7}  {:>8} {:>8} {:>8}  {}"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
 @pytest.fixture

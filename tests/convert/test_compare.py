@@ -8,16 +8,16 @@ import pytest
 from gguf import GGMLQuantizationType as QType
 from gguf import quants
 
-from acestep_gguf.bundle import Bundle
+from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.bundle.verify import verify_bundle
 from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.convert.checkpoint.safetensors_file import SafetensorsFile
 from acestep_gguf.convert.compare import MARGIN, NORMAL_ERROR, compare_with_checkpoint
-from acestep_gguf.convert.safetensors_file import SafetensorsFile
 from acestep_gguf.errors import CheckpointError
-from acestep_gguf.gguf_header import read_gguf_header
 from acestep_gguf.quantize.ggml import quantize_rows
 from acestep_gguf.quantize.steering import STEERABLE_TYPES
-from acestep_gguf.verify import verify_bundle
-from tests.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
 def test_every_type_that_can_be_made_has_a_limit() -> None:

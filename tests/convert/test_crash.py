@@ -12,13 +12,13 @@ from time import perf_counter
 
 import pytest
 
-from acestep_gguf.conversion_events import Event, Plan, Progress
+from acestep_gguf.bundle.names import BUNDLE_FILE, Ftype
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError, CheckpointError
-from acestep_gguf.names import BUNDLE_FILE, Ftype
+from acestep_gguf.quantize.conversion_events import Event, Plan, Progress
 from acestep_gguf.quantize.staging import LOCK_FILE
-from tests.killed_processes import contents, die_before_operation, run
-from tests.tiny_checkpoints import TinyCheckpoint
+from tests.support.killed_processes import contents, die_before_operation, run
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 FTYPES: tuple[Ftype, ...] = ("Q4_K_M", "Q8_0")
 

@@ -9,10 +9,10 @@ import pytest
 from gguf import GGUFReader
 from PIL import Image
 
-from acestep_gguf.bundle import Bundle, check_file
-from acestep_gguf.conversion_events import Event, FileDone, Finished, Plan, Progress
+from acestep_gguf.bundle.names import Ftype, VisionPrecision
+from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.convert import convert_checkpoint, plan_conversion
-from acestep_gguf.engine import AceStep
+from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import (
     AceStepError,
     BundleError,
@@ -21,11 +21,11 @@ from acestep_gguf.errors import (
     UnsupportedModelError,
     UsageError,
 )
-from acestep_gguf.llama import Model
-from acestep_gguf.names import Ftype, VisionPrecision
+from acestep_gguf.llama.binding import Model
+from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Plan, Progress
 from acestep_gguf.quantize.steering import parse_steering
-from tests.tiny_checkpoints import Dtype, Layout, TinyCheckpoint, write_safetensors
-from tests.tiny_tokenizer import n_tokens, token_id
+from tests.support.tiny_checkpoints import Dtype, Layout, TinyCheckpoint, write_safetensors
+from tests.support.tiny_tokenizer import n_tokens, token_id
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_bundle.json"
 
@@ -499,7 +499,7 @@ def test_a_tower_is_calibrated_on_the_pictures_given(tmp_path: Path) -> None:
 
 
 def test_a_tower_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("acestep_gguf.convert.vision_files.GOOD_COSINE", 0.9999999)
+    monkeypatch.setattr("acestep_gguf.convert.tower.files.GOOD_COSINE", 0.9999999)
     checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
     assert convert_checkpoint(checkpoint, tmp_path / "both", ["Q8_0"]).tower()[0].default == "float32"
     only = convert_checkpoint(checkpoint, tmp_path / "only", ["Q8_0"], vision=["int8"])

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from acestep_gguf.bundle import ImageSpec, Size
-from acestep_gguf.convert.checkpoint import Checkpoint
+from acestep_gguf.bundle.names import Ftype
+from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.convert.checkpoint.folder import Checkpoint
 from acestep_gguf.convert.model import Model, read_model
 from acestep_gguf.convert.pipeline import plan_conversion
-from acestep_gguf.names import Ftype
 from tests import tiny_sentencepiece, tiny_tokenizer
-from tests.tiny_families import DECODERS, QWEN2_TEMPLATE
+from tests.support.tiny_families import DECODERS, QWEN2_TEMPLATE
 
 PUBLISHED = Path(__file__).parent / "published_configs"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.fidelity import TINY, write_checkpoint
 from tests.parity.reference import expected_arrays
+from tests.support.fidelity import TINY, write_checkpoint
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

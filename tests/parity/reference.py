@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from tests.fidelity import ANSWER_TOKENS, Arrays, conversations, images_of, pictures
-from tests.texts import TEXTS
+from tests.support.fidelity import ANSWER_TOKENS, Arrays, conversations, images_of, pictures
+from tests.support.texts import TEXTS
 
 Floats = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from acestep_gguf.check.compare import check_bundle
 from acestep_gguf.convert import convert_checkpoint
-from tests.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 pytestmark = pytest.mark.parity
 

@@ -10,7 +10,7 @@ import pytest
 
 from acestep_gguf import AceStep
 from acestep_gguf.convert import convert_checkpoint
-from tests.fidelity import DEMO
+from tests.support.fidelity import DEMO
 
 pytestmark = pytest.mark.parity
 
@@ -22,7 +22,7 @@ TIE = 1e-2
 
 def held_out() -> Iterator[Any]:
     """Questions of all skills in turn."""
-    from demo_questions import SKILLS, held_out_questions
+    from scripts.demo.questions import SKILLS, held_out_questions
 
     per_skill = -(-N_QUESTIONS // len(SKILLS))
     by_skill = [list(held_out_questions(skill, per_skill)) for skill in SKILLS]

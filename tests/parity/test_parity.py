@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from acestep_gguf.convert import convert_checkpoint
-from tests.fidelity import TINY, assert_same, write_checkpoint
-from tests.stages import Stages
+from tests.support.fidelity import TINY, assert_same, write_checkpoint
+from tests.support.stages import Stages
 
 pytestmark = pytest.mark.parity
 

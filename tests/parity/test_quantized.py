@@ -1,7 +1,7 @@
 """Quantized weights next to the CPU code of the libraries that define them: bitsandbytes and transformers.
 
 bitsandbytes' matrices are quantized by itself. AutoAWQ and AutoGPTQ are no longer kept up with transformers,
-so their formats have only the readings of their published layouts in tests/convert/quantized.
+so their formats have only the readings of their published layouts in tests/convert/checkpoint/prequantized.
 """
 
 from pathlib import Path
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from quantized_formats import fp8
 
-from acestep_gguf.convert.quantized.bitsandbytes import BitsAndBytes
-from acestep_gguf.convert.quantized.fp8 import Fp8
-from tests.packed_tensors import by_dtype, open_stored
+from acestep_gguf.convert.checkpoint.prequantized.bitsandbytes import BitsAndBytes
+from acestep_gguf.convert.checkpoint.prequantized.fp8 import Fp8
+from tests.support.packed_tensors import by_dtype, open_stored
+from tests.support.quantized_formats import fp8
 
 pytestmark = pytest.mark.parity
 
@@ -81,7 +81,7 @@ def test_fp8_is_dequantized_as_by_transformers(tmp_path: Path) -> None:
 
 def test_every_fp8_code_is_that_of_torch() -> None:
     torch = pytest.importorskip("torch")
-    from acestep_gguf.convert.quantized.fp8 import E4M3FN
+    from acestep_gguf.convert.checkpoint.prequantized.fp8 import E4M3FN
 
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     np.testing.assert_array_equal(E4M3FN, codes.float().numpy())

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_gguf.bundle import Bundle, SpacePrefix
+from acestep_gguf.bundle.schema import Bundle, SpacePrefix
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.llama import Model
-from acestep_gguf.messages import user_message
-from acestep_gguf.prompt import PromptBuilder
-from tests.texts import TEXTS
-from tests.tiny_checkpoints import TinyCheckpoint
-from tests.tiny_sentencepiece import tokenizer_json, vocabulary
+from acestep_gguf.llama.binding import Model
+from acestep_gguf.prompt.builder import PromptBuilder
+from acestep_gguf.prompt.messages import user_message
+from tests.support.texts import TEXTS
+from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_sentencepiece import tokenizer_json, vocabulary
 
 pytestmark = pytest.mark.parity
 

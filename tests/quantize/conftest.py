@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.names import Ftype
-from tests.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 MakeSource = Callable[..., Path]
 

@@ -9,8 +9,8 @@ from time import perf_counter
 import pytest
 
 from acestep_gguf.quantize.requantize import quantize_gguf
-from tests.killed_processes import contents, die_before_operation, run
 from tests.quantize.conftest import MakeSource
+from tests.support.killed_processes import contents, die_before_operation, run
 
 OUT = "small.gguf"
 

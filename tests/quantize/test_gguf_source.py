@@ -14,14 +14,14 @@ from gguf.quants import dequantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acestep_gguf.bundle import Bundle
-from acestep_gguf.decoder_info import decoder_info
+from acestep_gguf.bundle.decoder_info import decoder_info
+from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import AceStepError, BundleError, SourceLostError, UnsupportedModelError
-from acestep_gguf.gguf_header import read_gguf_header
 from acestep_gguf.quantize.gguf_source import GgufSource
 from acestep_gguf.quantize.requantize import quantize_gguf
 from tests.quantize.conftest import MakeSource
-from tests.quantize.llama_quantize import llama_quantize, read_tensors
+from tests.support.llama_quantize import llama_quantize, read_tensors
 
 Change = Callable[[gguf.GGUFWriter, dict[str, Any]], None]
 

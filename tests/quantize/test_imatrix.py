@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from acestep_gguf.errors import ImatrixError
 from acestep_gguf.quantize.imatrix import MAX_BYTES, Imatrix, read_imatrix
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice
-from tests.quantize.imatrix_files import legacy_bytes, legacy_entry, write_gguf_imatrix
+from tests.support.imatrix_files import legacy_bytes, legacy_entry, write_gguf_imatrix
 
 SUMS = {
     "blk.0.attn_q.weight": np.array([3.0, 0.5, 1e-9, 12.0], np.float32),

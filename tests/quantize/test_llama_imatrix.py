@@ -1,4 +1,4 @@
-"""Files of the real llama-imatrix, of ``TinyCheckpoint()``; scripts/check_imatrix.py made them."""
+"""Files of the real llama-imatrix, of ``TinyCheckpoint()``; scripts/checks/imatrix.py made them."""
 
 import struct
 from pathlib import Path
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from acestep_gguf.quantize.imatrix import read_imatrix
 from acestep_gguf.quantize.requantize import quantize_gguf
 from tests.quantize.conftest import MakeSource
-from tests.quantize.llama_quantize import llama_quantize, read_tensors
+from tests.support.llama_quantize import llama_quantize, read_tensors
 
 FOLDER = Path(__file__).parent / "llama_imatrix"
 

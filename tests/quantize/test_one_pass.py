@@ -10,17 +10,17 @@ import pytest
 from gguf import GGMLQuantizationType as QType
 from numpy.typing import NDArray
 
+from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import CheckpointError
-from acestep_gguf.names import Ftype
 from acestep_gguf.quantize.gguf_layout import lay_out
 from acestep_gguf.quantize.one_pass import GgufOutput, buffer_bytes, write_ggufs
 from acestep_gguf.quantize.recipes import TensorShape, choose_types
 from acestep_gguf.quantize.staging import Staging
 from acestep_gguf.quantize.steering import parse_steering
-from tests.quantize.imatrix_files import random_sums, write_gguf_imatrix
-from tests.quantize.llama_quantize import llama_quantize, read_tensors
-from tests.tiny_checkpoints import TinyCheckpoint, write_safetensors
+from tests.support.imatrix_files import random_sums, write_gguf_imatrix
+from tests.support.llama_quantize import llama_quantize, read_tensors
+from tests.support.tiny_checkpoints import TinyCheckpoint, write_safetensors
 
 FTYPES: tuple[Ftype, ...] = ("Q4_K_M", "Q5_K_M", "Q8_0")
 

@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acestep_gguf.conversion_events import Event, Plan, Progress
+from acestep_gguf.bundle.names import FTYPES
 from acestep_gguf.errors import BundleError, UsageError
-from acestep_gguf.names import FTYPES, partial_name
+from acestep_gguf.quantize.conversion_events import Event, Plan, Progress
 from acestep_gguf.quantize.gguf_layout import lay_out, u32
 from acestep_gguf.quantize.planning import (
     ProgressTally,
@@ -18,6 +18,7 @@ from acestep_gguf.quantize.planning import (
 )
 from acestep_gguf.quantize.recipes import TensorShape, choose_types
 from acestep_gguf.quantize.staging import journal_path
+from acestep_gguf.storage.atomic_file import partial_name
 
 TENSORS = [
     TensorShape("token_embd.weight", (512, 288)),

@@ -3,7 +3,7 @@
 import pytest
 from gguf import GGMLQuantizationType as QType
 
-from acestep_gguf.names import FTYPES, Ftype
+from acestep_gguf.bundle.names import FTYPES, Ftype
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice, choose_types
 
 

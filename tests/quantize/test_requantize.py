@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as QType
 
-from acestep_gguf.conversion_events import Event, FileDone, Finished, Progress
+from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.errors import BundleError, ImatrixError, UsageError
-from acestep_gguf.gguf_header import read_gguf_header
-from acestep_gguf.names import Ftype
+from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Progress
 from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
 from acestep_gguf.quantize.steering import parse_steering
 from tests.quantize.conftest import MakeSource
-from tests.quantize.imatrix_files import legacy_bytes, legacy_entry, random_sums, write_gguf_imatrix
-from tests.quantize.llama_quantize import llama_quantize, read_tensors
+from tests.support.imatrix_files import legacy_bytes, legacy_entry, random_sums, write_gguf_imatrix
+from tests.support.llama_quantize import llama_quantize, read_tensors
 
 # Shapes that hit the rules of the recipes, as in test_one_pass.py, and a source type for each.
 SHAPES: dict[str, tuple[Ftype, dict[str, Any]]] = {

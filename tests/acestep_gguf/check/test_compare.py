@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acestep_gguf.bundle import Bundle
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.check.answers import BundleAnswerer, Floats, Shown, Written
 from acestep_gguf.check.compare import check_bundle
-from acestep_gguf.engine import AceStep
+from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import ImageError, UsageError
-from acestep_gguf.image import pixel_values
-from acestep_gguf.vision import VisionTower
+from acestep_gguf.vision.image import pixel_values
+from acestep_gguf.vision.tower import VisionTower
 
 N_TOKENS = 8
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from synthetic_bundle import write_bundle, write_checkpoint
-from synthetic_checkpoint import SHAPES, VISION_SHAPES, Shape, VisionShape
 
 from acestep_gguf.plan.bundle_model import BundleModel
+from scripts.synthetic.bundle import write_bundle, write_checkpoint
+from scripts.synthetic.checkpoint import SHAPES, VISION_SHAPES, Shape, VisionShape
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,20 @@
-"""llama.cpp is the judge: what it logs for a simulated load. The whole grid: scripts/simulated_load.py."""
+"""llama.cpp is the judge: what it logs for a simulated load. The whole grid: scripts/checks/simulated_load.py."""
 
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_load import compare, decoder_layout, whole_grid, write_sparse
-from synthetic_checkpoint import SHAPES, Shape
 
-from acestep_gguf.gguf_header import read_gguf_header
-from acestep_gguf.names import Ftype
-from acestep_gguf.params import ContextParams
+from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.bundle.names import Ftype
+from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.plan import compute_buffers
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes
 from acestep_gguf.plan.decoder_memory import decoder_shape, decoder_weights
 from acestep_gguf.plan.placement import Placement
+from scripts.checks.simulated_load import compare, decoder_layout, whole_grid, write_sparse
+from scripts.synthetic.checkpoint import SHAPES, Shape
 
 LLAVA_1_5 = Shape(4096, 32, 32, 32, 11008, 32064, tied=False)
 ONE_LAYER = Shape(128, 1, 2, 1, 256, 500, tied=False)

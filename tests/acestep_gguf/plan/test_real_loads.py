@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from simulated_load import decoder_layout, write_sparse
-from synthetic_checkpoint import SHAPES, Shape
 
-from acestep_gguf.gguf_header import read_gguf_header
-from acestep_gguf.params import ContextParams
+from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
 from acestep_gguf.plan.decoder_memory import decoder_shape, decoder_weights, kv_layer_bytes, n_bytes
 from acestep_gguf.plan.work_buffer import work_buffer_bytes
+from scripts.checks.simulated_load import decoder_layout, write_sparse
+from scripts.synthetic.checkpoint import SHAPES, Shape
 
 MEMORY_GROUP = Path("/sys/fs/cgroup/memory")
 MIB = 2**20
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(
 CHILD = """
 import json, sys
 from pathlib import Path
-from acestep_gguf.llama import Context, Model
-from acestep_gguf.params import ContextParams
+from acestep_gguf.llama.binding import Context, Model
+from acestep_gguf.llama.params import ContextParams
 
 def taken():
     fields = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())

@@ -1,0 +1,367 @@
+"""The bundle: a folder with bundle.json, one GGUF per decoder quantization, one ONNX file per precision.
+
+The schema is documented in docs/bundle.md. bundle.json is written last, so a folder that has one is whole.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+
+from acestep_gguf.bundle.names import BUNDLE_FILE, DecoderFtype, MmprojFtype, VisionPrecision, ftype_from
+from acestep_gguf.errors import BundleError, PromptError
+from acestep_gguf.storage.atomic_file import partial_name
+
+SCHEMA_VERSION = 2
+MAX_BUNDLE_JSON_BYTES = 16 * 2**20
+
+SpacePrefix = Literal["never", "first", "always", "prepend"]
+
+IMPORTED = "llama.cpp"
+NO_TOWER = "this bundle has no vision tower: ask without pictures."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRecord:
+    """One file of the bundle; ``file`` is a bare name, never a path."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if self.file in ("", ".", "..") or any(c in self.file for c in "/\\:\0"):
+            raise ValueError(f"{self.file!r} is not a bare file name")
+        if self.bytes <= 0:
+            raise ValueError(f"{self.file!r} claims {self.bytes} bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderFile(FileRecord):
+    """A GGUF file; ``bits_per_weight`` is the mean over all its tensors."""
+
+    bits_per_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceEmbeds:
+    """The direction of one image token of the reference picture (see vision_check.py) in float32.
+
+    ``direction`` has the length 1; its elements are float16, little-endian.
+    """
+
+    token: int
+    direction: bytes
+
+    def __post_init__(self) -> None:
+        if self.token < 0 or not self.direction or len(self.direction) % 2:
+            raise ValueError("the reference embeds are no token and no float16 numbers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionFile(FileRecord):
+    """An ONNX file, its external data, and its fidelity: cosines of image embeds to float32's.
+
+    ``cosine_to_float32`` is the mean over tokens of the calibration pictures, ``min_cosine_to_float32`` the
+    least. Schema version 1 had no ``min_cosine_to_float32`` and no ``reference``; float32 needs none.
+    """
+
+    data: FileRecord
+    cosine_to_float32: float
+    min_cosine_to_float32: float | None = None
+    reference: ReferenceEmbeds | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoders:
+    """Decoder files by ftype."""
+
+    default: DecoderFtype
+    files: dict[DecoderFtype, DecoderFile]
+
+    def __post_init__(self) -> None:
+        if self.default not in self.files:
+            raise ValueError(f"the default decoder {self.default} is not among the files")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vision:
+    """Tower and projector files by precision."""
+
+    default: VisionPrecision
+    files: dict[VisionPrecision, VisionFile]
+
+    def __post_init__(self) -> None:
+        if self.default not in self.files:
+            raise ValueError(f"the default vision precision {self.default} is not among the files")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A size in pixels."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.height <= 16384 and 0 < self.width <= 16384):
+            raise ValueError(f"{self.height} x {self.width} is no usable picture size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """How a picture becomes ``pixel_values``, in the order of the fields, and what the tower makes of them.
+
+    ``resize`` "shortest_edge" scales the shorter edge to ``resize_to.height`` and keeps the aspect; "exact"
+    scales to ``resize_to``; "longest_edge" keeps the aspect, too, scales to what fits into ``resize_to`` and
+    fills the rest with the color ``fill``. Pixels are then ``(pixel * rescale_factor - mean) / std`` per RGB
+    channel.
+    """
+
+    pad_to_square: tuple[int, int, int] | None
+    resize: Literal["shortest_edge", "exact", "longest_edge"] | None
+    resize_to: Size | None
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    center_crop: Size | None
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: Size
+    n_image_tokens: int
+    n_embd: int
+    fill: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.resize is None) != (self.resize_to is None):
+            raise ValueError("resize and resize_to go together")
+        if (self.resize == "longest_edge") != (self.fill is not None):
+            raise ValueError("longest_edge and fill go together")
+        for color in filter(None, (self.pad_to_square, self.fill)):
+            if not all(0 <= channel <= 255 for channel in color):
+                raise ValueError(f"{color} is no color")
+        if not 0 < self.rescale_factor < 1e6:
+            raise ValueError("rescale_factor must lie between 0 and a million")
+        if not all(
+            abs(mean) < 1e6 and 1e-6 < std < 1e6 for mean, std in zip(self.mean, self.std, strict=True)
+        ):
+            raise ValueError("mean and std must be finite and usable, std positive")
+        if self.n_image_tokens <= 0 or self.n_embd <= 0:
+            raise ValueError("n_image_tokens and n_embd must be positive")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptSpec:
+    """How messages become tokens.
+
+    ``chat_template`` is Jinja source from the checkpoint (untrusted). ``template_tokens`` are the names that
+    Hugging Face hands to templates (``bos_token``, ``eos_token``, …). ``control_tokens`` maps the text of
+    each special token to its id: only these, and only where the template wrote them, become control tokens.
+    ``user_defined_tokens`` are added tokens that are not special: each is one token, whoever wrote it.
+    ``stop_tokens`` end an answer. ``normalizer`` is applied to text before llama.cpp tokenizes it.
+    ``image_token`` is what the template writes in the place of an image, None in a bundle without a vision
+    tower; no tokenizer sees it, so it need not be in the vocabulary. ``add_bos``: a prompt begins with the
+    template's bos_token, also where the template does not write it. ``space_prefix`` is which texts between
+    control tokens get a space before them: the "first" of the prompt or "always", unless they begin with
+    one, or any ("prepend"); the first space of an answer is then no part of it.
+    """
+
+    image_token: str | None
+    chat_template: str
+    template_tokens: dict[str, str]
+    control_tokens: dict[str, int]
+    user_defined_tokens: dict[str, int]
+    stop_tokens: tuple[str, ...]
+    normalizer: Literal["NFC"] | None
+    add_bos: bool = False
+    space_prefix: SpacePrefix = "never"
+
+    def __post_init__(self) -> None:
+        for token in (self.bos_token, *self.stop_tokens):
+            if token is not None and token not in self.control_tokens:
+                raise ValueError(f"{token!r} is not among control_tokens")
+
+    @property
+    def bos_token(self) -> str | None:
+        """The token that every prompt begins with, if there is one."""
+        return self.template_tokens.get("bos_token", "") if self.add_bos else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What the bundle was made from.
+
+    ``weights_sha256`` is over the checkpoint's tensor names, dtypes and shapes and the first 4 KiB of each
+    tensor: enough to tell two fine-tunes of one model apart without reading all of a large checkpoint.
+    ``vision_model_type`` is None for a decoder without a vision tower. ``quantization`` tells how the
+    checkpoint was quantized already, as "AWQ 4-bit, groups of 128"; None if it was not. Where llama.cpp's
+    files took the place of a checkpoint, ``architecture`` is ``IMPORTED``, and the hashes are over their
+    headers and bytes.
+    """
+
+    architecture: str
+    vision_model_type: str | None
+    text_model_type: str
+    config_sha256: str
+    weights_sha256: str
+    quantization: str | None = None
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it was made from llama.cpp's files, not from a checkpoint."""
+        return self.architecture == IMPORTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """bundle.json. ``min_reader_version`` is the oldest schema version whose readers understand this file.
+
+    A decoder without a vision tower has neither ``vision`` nor ``image``. ``mmproj`` has the same tower and
+    projector for llama.cpp, if they were asked for; the runtime does not read them.
+    """
+
+    schema_version: int
+    min_reader_version: int
+    name: str
+    source: Source
+    decoders: Decoders
+    vision: Vision | None
+    image: ImageSpec | None
+    prompt: PromptSpec
+    mmproj: dict[MmprojFtype, FileRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parts = (self.vision, self.image, self.prompt.image_token, self.source.vision_model_type)
+        if None in parts and any(part is not None for part in parts):
+            raise ValueError("vision, image, prompt.image_token and source.vision_model_type go together")
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read and check ``folder/bundle.json``.
+
+        Raises:
+            BundleError: no bundle, damaged, or written by a newer version.
+        """
+        path = folder / BUNDLE_FILE
+        try:
+            if not folder.is_dir():
+                raise BundleError(
+                    f"{folder} is not a folder: give the bundle that `acestep-gguf convert` wrote."
+                )
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # reading a FIFO would wait
+                raise BundleError(f"{path} is not a file: convert the checkpoint again.")
+            if status.st_size > MAX_BUNDLE_JSON_BYTES:
+                raise BundleError(f"{path} is too large to be a bundle.json: convert the checkpoint again.")
+            raw = msgspec.json.decode(path.read_bytes())
+        except FileNotFoundError:
+            hint = "run `acestep-gguf convert` first" if is_checkpoint(folder) else "check the path"
+            raise BundleError(f"{folder} is not a bundle, it has no {BUNDLE_FILE}: {hint}.") from None
+        except OSError as error:
+            raise BundleError(
+                f"{path} cannot be read ({error.strerror}): check the path and its permissions."
+            ) from error
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BundleError(f"{path} cannot be read ({error}): convert the checkpoint again.") from error
+        _check_version(path, raw)
+        try:
+            return msgspec.convert(raw, type=cls)
+        except (msgspec.ValidationError, RecursionError) as error:
+            raise BundleError(f"{path} is damaged ({error}): convert the checkpoint again.") from error
+
+    def write(self, folder: Path) -> None:
+        """Write ``folder/bundle.json`` under a temporary name and rename it into place."""
+        text = msgspec.json.format(msgspec.json.encode(self), indent=2)
+        temporary = folder / partial_name(BUNDLE_FILE)
+        with temporary.open("wb") as file:
+            file.write(text + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / BUNDLE_FILE)
+
+    def decoder(self, ftype: str | None = None) -> DecoderFile:
+        """The decoder file of ``ftype``, in any case, by default the bundle's default.
+
+        Raises:
+            BundleError: the bundle has no such decoder.
+        """
+        wanted = self.decoders.default if ftype is None else ftype_from(ftype)
+        for name, record in self.decoders.files.items():
+            if name == wanted:
+                return record
+        have = ", ".join(self.decoders.files)
+        raise BundleError(
+            f"this bundle has no decoder {wanted!r}: choose from {have}, or add it with `convert -q`."
+        )
+
+    def vision_file(self, precision: str | None = None) -> VisionFile:
+        """The tower's files in ``precision``, in any case, by default the bundle's default.
+
+        Raises:
+            PromptError: the bundle has no vision tower.
+            BundleError: it has none of this precision.
+        """
+        vision, _ = self.tower()
+        wanted = vision.default if precision is None else precision.lower()
+        for name, record in vision.files.items():
+            if name == wanted:
+                return record
+        have = ", ".join(vision.files)
+        raise BundleError(
+            f"this bundle has no {wanted!r} tower: choose from {have}, or add it with `convert --vision`."
+        )
+
+    def tower(self) -> tuple[Vision, ImageSpec]:
+        """The files of the vision tower, and how a picture is prepared for it.
+
+        Raises:
+            PromptError: the bundle has no vision tower.
+        """
+        if self.vision is None or self.image is None:
+            raise PromptError(NO_TOWER)
+        return self.vision, self.image
+
+    def records(self) -> Iterator[FileRecord]:
+        """All files that belong to the bundle."""
+        yield from self.decoders.files.values()
+        for vision in self.vision.files.values() if self.vision else ():
+            yield vision
+            yield vision.data
+        yield from self.mmproj.values()
+
+
+def check_file(folder: Path, record: FileRecord) -> Path:
+    """Path of a bundle's file, after its existence and size were checked.
+
+    Raises:
+        BundleError: missing, or of another size than recorded.
+    """
+    path = folder / record.file
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise BundleError(f"{path} is missing: copy the whole bundle, or convert again.") from error
+    if size != record.bytes:
+        raise BundleError(
+            f"{path} has {size} bytes, not {record.bytes}: it is half-copied or damaged, copy it again."
+        )
+    return path
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` looks like a Hugging Face checkpoint."""
+    return (folder / "config.json").is_file()
+
+
+def _check_version(path: Path, raw: Any) -> None:
+    needed = raw.get("min_reader_version") if isinstance(raw, dict) else None
+    if not isinstance(needed, int):
+        raise BundleError(f"{path} is not a bundle.json of this software (no min_reader_version).")
+    if needed > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} needs schema version {needed}, this program reads up to {SCHEMA_VERSION}: "
+            "upgrade it with `pip install -U acestep-gguf`."
+        )

@@ -1,0 +1,199 @@
+"""Reading a prompt (prefill) and writing an answer (decode) over one llama.cpp context.
+
+Nothing is computed twice: a prompt goes on from where it differs from all that was read and written before,
+or from what an earlier process left on disk after the same picture.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from acestep_gguf.decoding.kv_states import KVStates
+from acestep_gguf.errors import ContextOverflowError, DecodeError
+from acestep_gguf.llama.backend import Interrupted
+from acestep_gguf.llama.binding import Context, Sampler
+from acestep_gguf.prompt.segments import ImageInput, Position, Segment, call_ends, positions_of, row_of
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Decoder:
+    """A context and what has been computed in it: positions 0 to ``n_past`` - 1.
+
+    Args:
+        context: an empty one.
+        states: where what comes before the end of a picture is kept between processes.
+    """
+
+    def __init__(self, context: Context, states: KVStates | None = None) -> None:
+        self.context = context
+        self._states = states
+        self._past: list[Position] = []
+        # Where calls of llama.cpp ended that were cut as they are when a prompt is read from its start. Who
+        # goes on from there gets the same numbers to the bit. Another cut would change them a little, since
+        # llama.cpp adds up in another order for another number of positions.
+        self._exact_ends: list[int] = []
+
+    @property
+    def n_past(self) -> int:
+        """Positions that are computed."""
+        return len(self._past)
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions that the context holds."""
+        return self.context.params.n_ctx
+
+    def check_fits(self, n_prompt: int) -> None:
+        """Refuse a prompt of ``n_prompt`` tokens that leaves no room for an answer.
+
+        Raises:
+            ContextOverflowError: it does not.
+        """
+        if n_prompt >= self.n_ctx:
+            most = self.context.model.n_ctx_train
+            larger = f", or raise --ctx-size (n_ctx) up to {most}" if self.n_ctx < most else ""
+            raise ContextOverflowError(
+                f"the prompt has {n_prompt} tokens, the context holds {self.n_ctx}: "
+                f"ask with fewer pictures or words{larger}."
+            )
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.cut(0)
+
+    def cut(self, n_past: int) -> None:
+        """Forget everything from position ``n_past`` on."""
+        self.context.keep(n_past)
+        del self._past[n_past:]
+        del self._exact_ends[bisect_right(self._exact_ends, n_past) :]
+
+    def reuse(self, prompt: Sequence[Segment], *, exact: bool = True) -> int:
+        """Keep the beginning of ``prompt`` that is computed already, and forget the rest.
+
+        What is kept ends inside no picture, and before the last position, which has to give logits.
+
+        Args:
+            prompt: what ``prefill`` will read.
+            exact: keep only as much as leaves all numbers the same to the bit, whatever was read before;
+                otherwise all that is the same.
+
+        Returns:
+            how many positions were kept.
+        """
+        positions = positions_of(prompt)
+        n_kept = min(_n_common(self._past, positions), len(positions) - 1)
+        if exact:
+            ends = set(call_ends(prompt, self.context.n_batch)).intersection(self._exact_ends)
+            n_kept = max((end for end in ends if end <= n_kept and not row_of(positions[end])), default=0)
+        n_kept -= row_of(positions[n_kept])
+        if n_kept < self.n_past:
+            self.cut(n_kept)
+        if self._states is not None:
+            self._restore_more(prompt, positions, self._states)
+        return self.n_past
+
+    def _restore_more(self, prompt: Sequence[Segment], positions: list[Position], states: KVStates) -> None:
+        """Take what is on disk, if it reaches further than what is in memory."""
+        for n_segments, end in reversed(list(_image_ends(prompt))):
+            if end <= self.n_past:
+                return
+            if end < len(positions) and (state := states.load(prompt[:n_segments])) is not None:
+                self.reset()
+                if self.context.restore(state, end):
+                    self._past = positions[:end]
+                    self._exact_ends = [e for e in call_ends(prompt, self.context.n_batch) if e <= end]
+                    return
+
+    def prefill(self, prompt: Sequence[Segment], embeds: Mapping[bytes, FloatArray] | None = None) -> None:
+        """Compute ``prompt`` from ``n_past`` on; its last position gives logits.
+
+        Args:
+            prompt: begins with what is computed (see ``reuse``).
+            embeds: of the pictures that are not, float32 [n_tokens, n_embd], by their keys. Without them, the
+                text before the first such picture is all that is computed.
+
+        Raises:
+            ContextOverflowError: it does not fit.
+            Interrupted: the context's StopFlag; what is computed stays usable.
+            DecodeError: llama.cpp failed; nothing is computed any more.
+        """
+        positions = positions_of(prompt)
+        self.check_fits(len(positions))
+        if self._past != positions[: self.n_past]:
+            raise DecodeError("this prompt begins otherwise than what is computed: call reuse first.")
+        n_reused, n_batch = self.n_past, self.context.n_batch
+        exact = n_reused == 0 or (n_reused in self._exact_ends and n_reused in call_ends(prompt, n_batch))
+        last_image = max((end for _, end in _image_ends(prompt)), default=0)
+        starts = accumulate(map(len, prompt), initial=0)
+        for n_segments, (segment, start) in enumerate(zip(prompt, starts, strict=False), 1):
+            while self.n_past < start + len(segment):
+                first, end = self.n_past, min(self.n_past + n_batch, start + len(segment))
+                rows = None
+                if isinstance(segment, ImageInput):
+                    if embeds is None:
+                        return
+                    rows = embeds[segment.key][first - start : end - start]
+                self._compute(positions[first:end], rows, n_outputs=int(end == len(positions)))
+                if exact:
+                    self._exact_ends.append(end)
+                if end == last_image and exact and self._states is not None:
+                    self._states.take(self.context, prompt[:n_segments])
+
+    def append(self, tokens: Sequence[int], *, n_outputs: int = 1) -> None:
+        """Compute ``tokens`` from ``n_past`` on; the last ``n_outputs`` of them give logits.
+
+        Raises:
+            Interrupted: the context's StopFlag; what was computed before stays usable.
+            DecodeError: llama.cpp failed; nothing is computed any more.
+        """
+        self._compute(list(tokens), None, n_outputs=n_outputs)
+
+    def tokens(self, sampler: Sampler) -> Iterator[int]:
+        """Tokens of the answer as they are chosen, until the context is full; each is computed when the next
+        one is asked for.
+
+        Raises:
+            Interrupted: the context's StopFlag.
+            DecodeError: llama.cpp failed.
+        """
+        while True:
+            token = sampler.sample(self.context)
+            yield token
+            if self.n_past == self.n_ctx:
+                return
+            self.append([token])
+
+    def _compute(self, positions: Sequence[Position], embeds: FloatArray | None, *, n_outputs: int) -> None:
+        try:
+            if embeds is None:
+                tokens = [token for token in positions if isinstance(token, int)]
+                self.context.decode_tokens(tokens, self.n_past, n_outputs=n_outputs)
+            else:
+                self.context.decode_embeds(embeds, self.n_past, n_outputs=n_outputs)
+        except Interrupted:
+            self.cut(self.n_past - row_of(positions[0]))
+            raise
+        except DecodeError:
+            self.reset()
+            raise
+        self._past += positions
+
+
+def _n_common(one: Sequence[Position], other: Sequence[Position]) -> int:
+    """Length of their common beginning."""
+    for index, (mine, yours) in enumerate(zip(one, other, strict=False)):
+        if mine != yours:
+            return index
+    return min(len(one), len(other))
+
+
+def _image_ends(prompt: Sequence[Segment]) -> Iterator[tuple[int, int]]:
+    """For each picture: how many segments there are up to it, and where it ends."""
+    ends = accumulate(map(len, prompt))
+    for n_segments, (segment, end) in enumerate(zip(prompt, ends, strict=True), 1):
+        if isinstance(segment, ImageInput):
+            yield n_segments, end

@@ -1,0 +1,409 @@
+"""llama.cpp behind small classes; all calls of it are here, in llama_backend.py and in llama_devices.py.
+
+llama.cpp ends the process on bad input (an assertion), so each method first checks what it is given.
+No object of these classes may be used by two threads at once.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from llama_cpp import llama_cpp as lib
+
+from acestep_gguf.errors import DecodeError, UsageError
+from acestep_gguf.llama.backend import Handle, StopFlag, backend
+from acestep_gguf.llama.devices import cpu_overrides
+from acestep_gguf.llama.params import (
+    CACHE_TYPES,
+    FLASH_ATTENTION,
+    ContextParams,
+    SamplingParams,
+    check_integer,
+)
+
+FloatArray = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
+
+# enum llama_load_mode by whether the file is mapped, and whether its pages are locked.
+LOAD_MODES: Final = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
+SEQUENCE: Final = 0  # we only ever use one sequence
+PENALTY_LAST_N: Final = 64  # llama.cpp's default window of the repeat penalty
+ABORTED: Final = 2  # what llama_decode returns when its abort callback ended it
+
+NOT_FINITE: Final = "the decoder computed logits that are not finite: its weights are damaged."
+
+# What llama.cpp writes of one sequence before its keys and values: a magic number, the sequence, how many
+# streams, how many cells; and for each cell its position, how many sequences it has, and which.
+STATE_HEAD: Final = np.dtype("<u4, <i4, <u4, <u4")
+STATE_CELL: Final = np.dtype("<i4, <u4, <i4")
+
+
+class Model(Handle):
+    """The weights and the vocabulary of a decoder.
+
+    Args:
+        path: a GGUF file whose header was checked (see decoder_info).
+        n_gpu_layers: layers to keep on a GPU, -1 for all.
+        cpu_tensors: patterns of names of tensors that stay in RAM nevertheless (``--override-tensor …=CPU``).
+        tensor_split: layers for each of several GPUs.
+        use_mmap: map the file instead of reading it.
+        use_mlock: keep the weights from being paged out.
+        use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
+
+    Raises:
+        UsageError: layers on a GPU that llama.cpp does not have.
+        DecodeError: llama.cpp refuses the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        n_gpu_layers: int = 0,
+        cpu_tensors: Sequence[str] = (),
+        tensor_split: Sequence[int] = (),
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        use_extra_bufts: bool = True,
+    ) -> None:
+        log = backend()
+        check_integer("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
+        if n_gpu_layers and not lib.llama_supports_gpu_offload():
+            raise UsageError(
+                "this llama-cpp-python was built without a GPU: build it with one, or use no layers."
+            )
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.load_mode = LOAD_MODES[use_mmap, use_mlock]
+        params.use_extra_bufts = use_extra_bufts
+        if len(tensor_split) > 1:
+            shares = (ctypes.c_float * lib.llama_max_devices())(*tensor_split)
+            params.tensor_split = shares
+        if cpu_tensors:
+            overrides = cpu_overrides(cpu_tensors)
+            params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+        log.take_errors()
+        pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
+        super().__init__(pointer)
+        if pointer is None:
+            raise DecodeError(f"llama.cpp cannot load {path}: {log.take_errors()}.")
+        self._vocab = lib.llama_model_get_vocab(pointer)
+        self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.n_embd: int = lib.llama_model_n_embd(pointer)
+        self.n_ctx_train: int = lib.llama_model_n_ctx_train(pointer)
+
+    def _free(self, pointer: Any) -> None:
+        lib.llama_model_free(pointer)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of ``text``; nothing in it becomes a control token and none is added."""
+        _ = self.pointer
+        if lib.llama_vocab_type(self._vocab) != lib.LLAMA_VOCAB_TYPE_SPM:
+            return self._tokenize(text)
+        # llama.cpp may put a space before a text: here it comes before a new line, which merges with nothing.
+        before = self._tokenize("\n")
+        return self._tokenize(f"\n{text}")[len(before) :]
+
+    def _tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        tokens = (ctypes.c_int32 * (len(data) + 1))()  # at most one a byte, and one for a space before them
+        count = lib.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), False, False)
+        if count < 0:
+            raise DecodeError(f"llama.cpp cannot tokenize a text of {len(data)} bytes.")
+        return tokens[:count]
+
+    def token_bytes(self, token: int) -> bytes:
+        """Text of a token, which may end inside a UTF-8 character; empty for a control token."""
+        self.check_tokens([token])
+        buffer = ctypes.create_string_buffer(64)
+        length = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[:length]
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Refuse ids outside the vocabulary.
+
+        Raises:
+            DecodeError: there is one.
+        """
+        _ = self.pointer
+        if tokens and not (min(tokens) >= 0 and max(tokens) < self.n_vocab):
+            raise DecodeError(f"a token id lies outside the vocabulary of {self.n_vocab}: check who made it.")
+
+
+class Context(Handle):
+    """A KV cache and what computes on it.
+
+    Raises:
+        DecodeError: llama.cpp cannot make it, for want of memory for instance.
+    """
+
+    def __init__(self, model: Model, params: ContextParams) -> None:
+        self.model = model
+        self.params = params
+        native = lib.llama_context_default_params()
+        native.n_ctx = params.n_ctx
+        native.n_batch = self.n_batch = min(params.n_batch, params.n_ctx)
+        native.n_ubatch = min(params.n_ubatch, self.n_batch)
+        native.n_outputs_max = params.n_outputs_max
+        native.n_threads = params.n_threads
+        native.n_threads_batch = params.n_threads_batch
+        native.type_k = CACHE_TYPES[params.type_k]
+        native.type_v = CACHE_TYPES[params.type_v]
+        native.flash_attn_type = FLASH_ATTENTION[params.flash_attn]
+        native.offload_kqv = params.offload_kqv
+        native.no_perf = True
+        log = backend()
+        log.take_errors()
+        pointer = lib.llama_init_from_model(model.pointer, native)
+        super().__init__(pointer)
+        if pointer is None:
+            raise DecodeError(
+                f"llama.cpp cannot make a context of {params.n_ctx} tokens: {log.take_errors()}; "
+                "try a smaller --ctx-size."
+            )
+        self._memory = lib.llama_get_memory(pointer)
+        self._batch = _Batch(self.n_batch)
+        self._logits_type = ctypes.POINTER(ctypes.c_float * model.n_vocab)
+        self._n_outputs = 0
+        self._stop: StopFlag | None = None
+
+    def _free(self, pointer: Any) -> None:
+        lib.llama_free(pointer)
+
+    def decode_tokens(self, tokens: Sequence[int], position: int, *, n_outputs: int = 0) -> None:
+        """Compute up to ``n_batch`` tokens from ``position`` on; the last ``n_outputs`` give logits.
+
+        Raises:
+            DecodeError: ids, positions or counts out of range, or llama.cpp failed.
+        """
+        self.model.check_tokens(tokens)
+        self._check_range(len(tokens), position, n_outputs)
+        self._decode(self._batch.tokens(np.asarray(tokens, np.int32), position, n_outputs), n_outputs)
+
+    def decode_embeds(self, embeds: FloatArray, position: int, *, n_outputs: int = 0) -> None:
+        """The same with ``embeds``, float32 [n, n_embd], in the place of token embeddings.
+
+        Raises:
+            DecodeError: shape, dtype, values, positions or counts out of range, or llama.cpp failed.
+        """
+        check_embeds(embeds, self.model.n_embd)
+        self._check_range(len(embeds), position, n_outputs)
+        self._decode(self._batch.embeds(np.ascontiguousarray(embeds), position, n_outputs), n_outputs)
+
+    def logits(self, index: int = -1) -> FloatArray:
+        """Logits, float32 [n_vocab], of one of the outputs of the last call; -1 is the last.
+
+        Raises:
+            DecodeError: there is no such output, or a logit is not finite.
+        """
+        logits = self.logits_view(index)
+        _check_finite(logits)
+        return logits.copy()
+
+    def logits_view(self, index: int = -1) -> FloatArray:
+        """The same where llama.cpp has them, unchecked, until the next call.
+
+        Raises:
+            DecodeError: there is no such output.
+        """
+        if not -self._n_outputs <= index < 0:
+            raise DecodeError(f"output {index} was not asked for in the last call.")
+        logits = ctypes.cast(lib.llama_get_logits_ith(self.pointer, index), self._logits_type)
+        view: FloatArray = np.frombuffer(memoryview(logits.contents), np.float32)
+        return view
+
+    def keep(self, n_past: int) -> None:
+        """Forget everything from position ``n_past`` on; 0 forgets all."""
+        if n_past <= 0:
+            lib.llama_memory_clear(self._checked_memory(), True)
+        elif not lib.llama_memory_seq_rm(self._checked_memory(), SEQUENCE, n_past, -1):
+            raise DecodeError(f"llama.cpp cannot shorten its context to {n_past} tokens.")
+
+    def watch(self, stop: StopFlag) -> None:
+        """Let ``stop`` end calls, in the place of the flag before; an ended one raises Interrupted."""
+        lib.llama_set_abort_callback(self.pointer, StopFlag.callback, ctypes.cast(stop.text, ctypes.c_void_p))
+        self._stop = stop  # ctypes does not keep it alive
+
+    def state_bytes(self) -> int:
+        """Size of ``state``."""
+        return int(lib.llama_state_seq_get_size(self.pointer, SEQUENCE))
+
+    def state(self) -> UInt8Array:
+        """A copy of the keys and values of all positions, as ``restore`` takes it.
+
+        Raises:
+            DecodeError: llama.cpp failed.
+        """
+        state = np.empty(self.state_bytes(), np.uint8)
+        if lib.llama_state_seq_get_data(self.pointer, _bytes_of(state), len(state), SEQUENCE) != len(state):
+            raise DecodeError(f"llama.cpp cannot copy its memory: {backend().take_errors()}.")
+        return state
+
+    def restore(self, state: UInt8Array, n_past: int) -> bool:
+        """Take positions 0 to ``n_past`` - 1 from ``state``; whether it was one of this kind of context.
+
+        If not, nothing is computed any more. llama.cpp trusts the positions in a state, so they are
+        checked here; it checks sizes and types itself.
+        """
+        if self._n_past():
+            self.keep(0)
+        head, cells = np.zeros(1, STATE_HEAD), np.zeros(n_past, STATE_CELL)
+        start = head.nbytes + cells.nbytes
+        if len(state) <= start or n_past > self.params.n_ctx:
+            return False
+        head[0] = (*state[:4].view("<u4"), SEQUENCE, 1, n_past)  # the magic number is left to llama.cpp
+        cells["f0"], cells["f1"], cells["f2"] = np.arange(n_past), 1, SEQUENCE
+        if state[:start].tobytes() != head.tobytes() + cells.tobytes():
+            return False
+        done = lib.llama_state_seq_set_data(self.pointer, _bytes_of(state), len(state), SEQUENCE)
+        if done != len(state) or self._n_past() != n_past:
+            backend().take_errors()
+            self.keep(0)
+            return False
+        return True
+
+    def _n_past(self) -> int:
+        return int(lib.llama_memory_seq_pos_max(self._checked_memory(), SEQUENCE)) + 1
+
+    def _checked_memory(self) -> Any:
+        _ = self.pointer
+        return self._memory
+
+    def _check_range(self, count: int, position: int, n_outputs: int) -> None:
+        n_past = self._n_past()
+        if position != n_past:
+            raise DecodeError(f"position {position} does not follow the {n_past} that were computed.")
+        if not 1 <= count <= self.n_batch or position + count > self.params.n_ctx:
+            raise DecodeError(f"{count} tokens from {position} on fit neither n_batch nor n_ctx.")
+        if not 0 <= n_outputs <= min(count, self.params.n_outputs_max):
+            raise DecodeError(f"{n_outputs} outputs of {count} tokens were asked for.")
+
+    def _decode(self, batch: Any, n_outputs: int) -> None:
+        log = backend()
+        log.take_errors()
+        self._n_outputs = 0
+        status = lib.llama_decode(self.pointer, batch)
+        if status == ABORTED and self._stop is not None:
+            self._stop.check()
+        if status != 0:
+            raise DecodeError(f"llama.cpp failed to decode (status {status}): {log.take_errors()}.")
+        self._n_outputs = n_outputs
+
+
+class _Batch:
+    """The arrays that llama_batch points to, made once for up to ``capacity`` positions of one sequence."""
+
+    def __init__(self, capacity: int) -> None:
+        self._positions = np.zeros(capacity, np.int32)
+        self._outputs = np.zeros(capacity, np.int8)
+        self._n_seq_id = np.ones(capacity, np.int32)
+        self._sequence = ctypes.c_int32(SEQUENCE)
+        sequences = [ctypes.pointer(self._sequence)] * capacity
+        self._seq_id = (ctypes.POINTER(ctypes.c_int32) * capacity)(*sequences)
+        self._native = lib.llama_batch(
+            pos=self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            n_seq_id=self._n_seq_id.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seq_id=self._seq_id,
+            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
+        )
+        self._input: npt.NDArray[Any] = self._positions  # whatever the batch points to, kept alive
+
+    def tokens(self, tokens: npt.NDArray[np.int32], position: int, n_outputs: int) -> Any:
+        batch = self._filled(tokens, position, n_outputs)
+        batch.token, batch.embd = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), None
+        return batch
+
+    def embeds(self, embeds: FloatArray, position: int, n_outputs: int) -> Any:
+        batch = self._filled(embeds, position, n_outputs)
+        batch.token, batch.embd = None, embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        return batch
+
+    def _filled(self, rows: npt.NDArray[Any], position: int, n_outputs: int) -> Any:
+        count = len(rows)
+        self._input = rows
+        self._positions[:count] = np.arange(position, position + count, dtype=np.int32)
+        self._outputs[:count] = 0
+        self._outputs[count - n_outputs : count] = 1
+        self._native.n_tokens = count
+        return self._native
+
+
+def _bytes_of(array: UInt8Array) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+def _check_finite(logits: FloatArray) -> None:
+    if not np.isfinite(logits).all():
+        raise DecodeError(NOT_FINITE)
+
+
+def check_embeds(embeds: FloatArray, n_embd: int) -> None:
+    """Check embeds that are about to be fed to a decoder: float32 [n, n_embd], n > 0, finite.
+
+    Raises:
+        DecodeError: they are not.
+    """
+    if embeds.dtype != np.float32 or embeds.ndim != 2 or embeds.shape[1] != n_embd or len(embeds) == 0:
+        raise DecodeError(
+            f"embeds are {embeds.dtype} {embeds.shape}, this decoder takes float32 (n, {n_embd})."
+        )
+    if not np.isfinite(embeds).all():
+        raise DecodeError("embeds are not finite: the vision tower or its input is damaged.")
+
+
+class Sampler(Handle):
+    """llama.cpp's sampler chain, in its usual order: penalties, top-k, top-p, min-p, temperature, draw."""
+
+    def __init__(self, model: Model, params: SamplingParams) -> None:
+        backend()
+        super().__init__(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()))
+        self._model = model
+        # llama.cpp would first copy all logits: 1 % of the time of a token of a small decoder.
+        self._takes_largest = params.temperature == 0.0 and params.repeat_penalty == 1.0
+        if params.repeat_penalty != 1.0:
+            penalty = (model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, 0.0, 0.0)
+            self._add(lib.llama_sampler_init_penalties(*penalty))
+        if params.temperature == 0.0:
+            self._add(lib.llama_sampler_init_greedy())
+            return
+        self._add(lib.llama_sampler_init_top_k(params.top_k))
+        self._add(lib.llama_sampler_init_top_p(params.top_p, 1))
+        self._add(lib.llama_sampler_init_min_p(params.min_p, 1))
+        self._add(lib.llama_sampler_init_temp(params.temperature))
+        self._add(lib.llama_sampler_init_dist(0xFFFFFFFF if params.seed is None else params.seed))
+
+    def _free(self, pointer: Any) -> None:
+        lib.llama_sampler_free(pointer)
+
+    def _add(self, sampler: Any) -> None:
+        lib.llama_sampler_chain_add(self.pointer, sampler)  # the chain owns and frees it
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Show tokens of the prompt to the repeat penalty."""
+        self._model.check_tokens(tokens)
+        for token in tokens:
+            lib.llama_sampler_accept(self.pointer, token)
+
+    def sample(self, context: Context, index: int = -1) -> int:
+        """Choose and accept the next token from the logits of one of the last outputs.
+
+        Raises:
+            DecodeError: there are no such logits, or they are not finite.
+        """
+        logits = context.logits_view(index)
+        if self._takes_largest:
+            largest = int(logits.argmax())  # NaN counts as the largest
+            if not isfinite(logits[largest]):
+                raise DecodeError(NOT_FINITE)
+            return largest
+        _check_finite(logits)
+        token: int = lib.llama_sampler_sample(self.pointer, context.pointer, index)
+        return token

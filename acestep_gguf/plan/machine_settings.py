@@ -1,0 +1,161 @@
+"""The settings that suit this machine and this model: what ``acestep-gguf tune`` measured, or a guess."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, Self
+
+import msgspec
+import psutil
+
+from acestep_gguf.bundle.schema import Bundle, DecoderFile
+from acestep_gguf.cpus import cpu_flags, cpu_name, usable_cpus
+from acestep_gguf.errors import UsageError
+from acestep_gguf.llama.params import ContextParams, FlashAttention
+from acestep_gguf.plan.cgroup import cgroup_limits
+from acestep_gguf.plan.machine import thread_count
+from acestep_gguf.storage.atomic_file import write_atomically
+from acestep_gguf.storage.cache_folder import cache_folder
+
+SCHEMA_VERSION: Final = 1
+MAX_BYTES: Final = 2**20
+# Measured on Zen 5: weights in llama.cpp's repacked layout make prefill slower there (docs/speed.md).
+SLOW_REPACKING: Final = frozenset({"avx512_vnni"})
+# Repacked weights are a second copy, in memory that cannot be dropped like a mapped file.
+REPACKED_SHARE: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSettings:
+    """Settings under llama.cpp's names; they change how fast an answer comes, and memory.
+
+    ``n_threads`` are those that write the answer, ``n_threads_batch`` those that read the prompt.
+    ``use_extra_bufts`` repacks weights for the CPU while loading.
+    """
+
+    use_extra_bufts: bool
+    n_threads: int
+    n_threads_batch: int
+    n_ubatch: int = 512
+    flash_attn: FlashAttention = "auto"
+    tower_threads: int
+
+    def by_hand(self, **values: Any) -> Self:
+        """These settings with ``values`` that somebody gave, by name; None is what nobody gave."""
+        return replace(self, **{name: value for name, value in values.items() if value is not None})
+
+    def __post_init__(self) -> None:
+        ContextParams(
+            n_ctx=1,
+            n_threads=self.n_threads,
+            n_threads_batch=self.n_threads_batch,
+            n_ubatch=self.n_ubatch,
+            flash_attn=self.flash_attn,
+        )
+        ContextParams(n_ctx=1, n_threads=self.tower_threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What settings were tuned for: they hold for nothing else."""
+
+    cpu: str
+    cpus: int
+    llama_cpp: str
+    decoder_sha256: str
+    tower_sha256: str | None
+
+    @classmethod
+    def of(cls, bundle: Bundle, decoder: DecoderFile) -> Self:
+        """This machine with a decoder and the default tower of ``bundle``, by the hashes that it records."""
+        vision = bundle.vision
+        return cls(
+            cpu=cpu_name(),
+            cpus=usable_cpus(),
+            llama_cpp=version("llama-cpp-python"),
+            decoder_sha256=decoder.sha256,
+            tower_sha256=None if vision is None else vision.files[vision.default].sha256,
+        )
+
+    def path(self) -> Path:
+        """Where settings for it are kept."""
+        digest = hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        return cache_folder() / "tuned" / f"{digest[:32]}.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """The file that ``tune`` writes."""
+
+    schema_version: int
+    subject: Subject
+    settings: MachineSettings
+    reason: str
+
+    def write(self) -> Path:
+        """Keep it for this machine.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = self.subject.path()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, [msgspec.json.format(msgspec.json.encode(self), indent=2), b"\n"])
+        return path
+
+
+def machine_settings(bundle: Bundle, decoder: DecoderFile, *, pictures: bool) -> tuple[MachineSettings, str]:
+    """The settings to use, and one line that says why: tuned ones if there are any, else a guess.
+
+    Args:
+        bundle: the model.
+        decoder: the one of its decoders that will be used.
+        pictures: whether questions will be about pictures, so that prefill takes most of the time.
+    """
+    subject = Subject.of(bundle, decoder)
+    settings, reason = guess(decoder.bytes, pictures=pictures)
+    try:
+        tuned = _read(subject)
+    except FileNotFoundError:
+        return settings, f"guessed: {reason}"
+    except (OSError, ValueError, RecursionError, UsageError) as error:  # msgspec's are ValueErrors
+        return settings, f"guessed, since what was tuned cannot be read ({error}), tune again: {reason}"
+    return tuned.settings, f"tuned: {tuned.reason}"
+
+
+def _read(subject: Subject) -> Tuned:
+    path = subject.path()
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{path.name} is too large")
+    tuned = msgspec.json.decode(data, type=Tuned)
+    if tuned.schema_version != SCHEMA_VERSION or tuned.subject != subject:
+        raise ValueError(f"{path.name} was made for something else")
+    most = max(tuned.settings.n_threads, tuned.settings.n_threads_batch, tuned.settings.tower_threads)
+    if most > subject.cpus:
+        raise ValueError(f"{path.name} has {most} threads on {subject.cpus} CPUs")
+    return tuned
+
+
+def guess(decoder_bytes: int, *, pictures: bool) -> tuple[MachineSettings, str]:
+    """Settings from what is known without measuring, and why repacking is on or off."""
+    n_threads = thread_count(cgroup_limits().cpus)
+    settings = MachineSettings(
+        use_extra_bufts=False, n_threads=n_threads, n_threads_batch=n_threads, tower_threads=n_threads
+    )
+    if not room_to_repack(decoder_bytes):
+        return settings, "no repacking, memory has no room for a second copy of the weights"
+    if pictures and SLOW_REPACKING & cpu_flags():
+        return settings, "no repacking, it slows reading pictures on CPUs with AVX-512 VNNI"
+    return replace(settings, use_extra_bufts=True), "repacking, llama.cpp's default"
+
+
+def room_to_repack(decoder_bytes: int) -> bool:
+    """Whether memory has room for a second copy of the weights.
+
+    All memory counts, not what is free now: a guess must be the same tomorrow, since what is cached depends
+    on it.
+    """
+    return decoder_bytes <= int(REPACKED_SHARE * psutil.virtual_memory().total)

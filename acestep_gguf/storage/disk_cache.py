@@ -1,0 +1,212 @@
+"""A folder of entries under names that say all about their contents; the least recently used are given up.
+
+An entry is a file: a magic word, the SHA-256 of its name and contents, the contents. What is damaged, cut
+short or another file under that name does not have the right hash: it is thrown away, and computed again.
+Several processes may use a folder at once. Nothing that goes wrong here is an error, it only costs time.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from acestep_gguf.errors import UsageError
+from acestep_gguf.storage.atomic_file import write_atomically
+from acestep_gguf.storage.cache_folder import cache_folder
+
+UInt8Array = npt.NDArray[np.uint8]
+
+MAGIC: Final = b"ace-kept"
+HEADER_BYTES: Final = len(MAGIC) + 32
+# Of an entry, and of one that is being written, or was by a process that is gone.
+ENTRY_NAME: Final = re.compile(r"[a-z]+-[0-9a-f]{64}")
+PARTIAL_NAME: Final = re.compile(r"\.[a-z]+-[0-9a-f]{64}\..*partial")
+ABANDONED_AFTER_S: Final = 3600.0
+
+LIMIT_VARIABLE: Final = "ACESTEP_GGUF_CACHE_LIMIT"
+DEFAULT_LIMIT: Final = 4 * 2**30
+SHARE_OF_DISK: Final = 0.1
+_UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def default_folder() -> Path:
+    """Where image embeds and states after pictures are kept, unless somebody says otherwise."""
+    return cache_folder() / "pictures"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in the folder of a cache; ``limit`` is how many ``bytes`` there may be."""
+
+    entries: int
+    bytes: int
+    limit: int
+
+
+class DiskCache:
+    """A cache in ``folder``, which is made when something is written.
+
+    Args:
+        folder: files in it with other names than entries have are left alone.
+        limit: bytes of all entries together; by default what ACESTEP_GGUF_CACHE_LIMIT says, or 4 GiB, but at
+            most a tenth of the disk space that is free or taken by entries.
+
+    Raises:
+        UsageError: ACESTEP_GGUF_CACHE_LIMIT is no number of bytes.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None) -> None:
+        self.folder = folder
+        self._limit = limit if limit is not None else _limit_from_environment()
+        self._waiting: list[tuple[str, Sequence[memoryview]]] = []
+        self._writers: list[Thread] = []
+
+    def limit(self) -> int:
+        """Bytes of all entries together, at most."""
+        if self._limit is not None:
+            return self._limit
+        folder = next(folder for folder in (self.folder, *self.folder.parents) if folder.is_dir())
+        taken = sum(status.st_size for _, status in self._files())
+        return min(DEFAULT_LIMIT, int(SHARE_OF_DISK * (shutil.disk_usage(folder).free + taken)))
+
+    def get(self, name: str) -> UInt8Array | None:
+        """Contents of the entry ``name``, uint8 [n], or None if there is no sound one."""
+        path = self.folder / name
+        try:
+            entry = _read(path, self.limit())
+            if entry[:HEADER_BYTES].tobytes() != _header(name, [entry[HEADER_BYTES:].data]):
+                path.unlink()
+                return None
+        except OSError:
+            return None
+        _mark_as_used(path)
+        return entry[HEADER_BYTES:]
+
+    def takes(self, n_bytes: int) -> bool:
+        """Whether contents of so many bytes have room at all."""
+        return HEADER_BYTES + n_bytes <= self.limit()
+
+    def put(self, name: str, *parts: npt.NDArray[np.generic]) -> None:
+        """Keep the bytes of ``parts``, one after another, as the entry ``name``, when ``write`` is called.
+
+        They must not be changed any more.
+        """
+        views = [np.ascontiguousarray(part).reshape(-1).view(np.uint8).data for part in parts]
+        self._waiting.append((name, views))
+
+    def write(self) -> None:
+        """Begin to write what was put; it goes on in the background, until it is done or ``close`` is."""
+        self._writers = [writer for writer in self._writers if writer.is_alive()]
+        if self._waiting:
+            writer = Thread(target=self._write, args=(self._waiting,), name="disk cache")
+            self._waiting = []
+            writer.start()
+            self._writers.append(writer)
+
+    def close(self) -> None:
+        """Write what was put, and wait for it."""
+        self.write()
+        for writer in self._writers:
+            writer.join()
+
+    def contents(self) -> Contents:
+        """How much there is."""
+        sizes = [status.st_size for path, status in self._files() if ENTRY_NAME.fullmatch(path.name)]
+        return Contents(len(sizes), sum(sizes), self.limit())
+
+    def clear(self) -> None:
+        """Remove all entries.
+
+        Raises:
+            OSError: one cannot be removed.
+        """
+        for path, _ in self._files():
+            path.unlink(missing_ok=True)
+
+    def _write(self, waiting: Sequence[tuple[str, Sequence[memoryview]]]) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name, parts in waiting:
+                n_bytes = HEADER_BYTES + sum(map(len, parts))
+                limit = self.limit()
+                if n_bytes <= limit:
+                    self._shrink(limit - n_bytes)
+                    write_atomically(self.folder / name, [_header(name, parts), *parts], durable=False)
+        except OSError:  # a full disk, or a folder that is not ours to write
+            return
+
+    def _shrink(self, limit: int) -> None:
+        """Remove entries, the least recently used first, until at most ``limit`` bytes are left.
+
+        Another process may do the same at the same time: each file is removed by one of them.
+        """
+        files = sorted(self._files(), key=lambda file: file[1].st_mtime_ns)
+        taken = sum(status.st_size for _, status in files)
+        for path, status in files:
+            is_entry = ENTRY_NAME.fullmatch(path.name) is not None
+            abandoned = not is_entry and time.time() - status.st_mtime > ABANDONED_AFTER_S
+            if abandoned or (is_entry and taken > limit):
+                path.unlink(missing_ok=True)
+                taken -= status.st_size
+
+    def _files(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Entries, and files that will be or were to be one."""
+        try:
+            found = list(self.folder.iterdir())
+        except OSError:
+            return
+        for path in found:
+            if ENTRY_NAME.fullmatch(path.name) or PARTIAL_NAME.fullmatch(path.name):
+                try:
+                    yield path, path.lstat()
+                except FileNotFoundError:  # another process removed it
+                    continue
+
+
+def _read(path: Path, most_bytes: int) -> UInt8Array:
+    """The whole of a file; what is none, or is longer than ``most_bytes``, reads as empty."""
+    # Opening must not wait, as it would for a pipe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most_bytes:
+            return np.empty(0, np.uint8)
+        data = np.empty(status.st_size, np.uint8)
+        n_read = 0
+        while n_read < len(data) and (count := file.readinto(data[n_read:].data)):
+            n_read += count
+    return data[:n_read]
+
+
+def _header(name: str, parts: Sequence[memoryview]) -> bytes:
+    digest = hashlib.sha256(name.encode() + b"\0")
+    for part in parts:
+        digest.update(part)
+    return MAGIC + digest.digest()
+
+
+def _mark_as_used(path: Path) -> None:
+    try:
+        os.utime(path)
+    except OSError:  # a folder that is only to be read: nothing is given up there
+        return
+
+
+def _limit_from_environment() -> int | None:
+    text = os.environ.get(LIMIT_VARIABLE, "")
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,15})([KMG]?)", text)
+    if match is None:
+        raise UsageError(f"{LIMIT_VARIABLE} is {text!r}: give a number of bytes, such as 500M or 8G.")
+    return int(match[1]) * _UNITS[match[2]]

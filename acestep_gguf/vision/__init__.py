@@ -1,0 +1,1 @@
+"""From a picture to the image embeds that the decoder reads."""

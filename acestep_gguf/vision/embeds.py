@@ -1,0 +1,57 @@
+"""What the vision tower and the projector make of a picture."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from acestep_gguf.bundle.schema import ImageSpec
+from acestep_gguf.errors import BundleError
+from acestep_gguf.vision.token_selection import kept_patches, patch_grid
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmbeds:
+    """Image embeds, and what is known of the patches behind them.
+
+    Args:
+        embeds: float32 [n_image_tokens, n_embd]; patches in reading order, after tokens that belong to none
+            ([CLS], in models that keep it).
+        patch_attention: float32 [n_patches], attention that each patch receives in the layer that feeds the
+            projector: [CLS]'s, or the mean over all patches in a tower without it. Empty in bundles that were
+            made before it was written.
+    """
+
+    embeds: FloatArray
+    patch_attention: FloatArray
+
+    def kept(self, image_tokens: int | None, image: ImageSpec) -> FloatArray:
+        """The embeds of at most ``image_tokens`` tokens, in their order, float32 [n, n_embd].
+
+        Tokens that belong to no patch come first and stay. None keeps all.
+
+        Raises:
+            BundleError: attention is not known, or the patches are no grid over a picture.
+        """
+        n_tokens, n_patches = len(self.embeds), len(self.patch_attention)
+        if image_tokens is None or image_tokens >= n_tokens:
+            return self.embeds
+        if n_patches == 0:
+            raise BundleError("this bundle is too old for --image-tokens: convert the checkpoint again.")
+        n_others = n_tokens - n_patches
+        grid = patch_grid(image.size, n_patches)
+        patches = kept_patches(self.patch_attention, grid, max(0, image_tokens - n_others))
+        others = np.arange(min(n_others, image_tokens))
+        return self.embeds[np.concatenate((others, n_others + patches))]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of embeds and attention: the identity of a picture whose embeds came from a file."""
+        hashed = hashlib.sha256()
+        for part in (self.embeds, self.patch_attention):
+            hashed.update(np.ascontiguousarray(part, "<f4").data)
+        return hashed.digest()

@@ -1,0 +1,240 @@
+"""A picture becomes image embeds. The tower is loaded for the first one whose embeds nobody has yet."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
+from acestep_gguf.bundle.schema import NO_TOWER, Bundle, check_file
+from acestep_gguf.cpus import cpu_name
+from acestep_gguf.errors import PromptError
+from acestep_gguf.prompt.segments import ImageInput
+from acestep_gguf.storage.disk_cache import DiskCache
+from acestep_gguf.storage.file_identity import file_identity
+from acestep_gguf.vision.embeds import ImageEmbeds
+from acestep_gguf.vision.embeds_file import EmbedsFile
+from acestep_gguf.vision.image import ImageSource, pixel_values
+from acestep_gguf.vision.int8_check import vision_precision
+
+if TYPE_CHECKING:
+    from acestep_gguf.vision.tower import VisionTower
+
+FloatArray = npt.NDArray[np.float32]
+
+REMEMBERED: Final = 8
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Picture:
+    """A picture that was opened, but not yet encoded.
+
+    Args:
+        input: what it is to the decoder.
+        digest: SHA-256, in hexadecimal, of all that its embeds come from.
+        pixels: its pixel_values, float32 [1, 3, H, W]; None if the embeds were given.
+        embeds: as given, from a file.
+    """
+
+    input: ImageInput
+    digest: str
+    pixels: FloatArray | None = None
+    embeds: ImageEmbeds | None = None
+
+
+# What may stand for an image in a message.
+PictureSource = ImageSource | EmbedsFile | Picture
+
+
+class ImageEncoder:
+    """The vision tower of a bundle, the embeds of the last pictures, and of more of them on disk.
+
+    Args:
+        folder: of the bundle.
+        bundle: what is in it.
+        n_threads: of the tower.
+        precision: of the tower; by default the bundle's default.
+        image_tokens: tokens of a picture at most (see image_tokens.py); None for all.
+        cache: where embeds are kept between processes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        bundle: Bundle,
+        *,
+        n_threads: int,
+        precision: VisionPrecision | None = None,
+        image_tokens: int | None = None,
+        cache: DiskCache | None = None,
+    ) -> None:
+        self._folder = folder
+        self._bundle = bundle
+        self._n_threads = n_threads
+        self._wanted = precision
+        self._precision: VisionPrecision | None = None
+        self._image_tokens = image_tokens
+        self._cache = cache
+        self._tower: VisionTower | None = None
+        self._loading: Future[VisionTower] | None = None
+        self._embeds: OrderedDict[str, ImageEmbeds] = OrderedDict()
+        self._made_by: bytes | None = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of a picture; 0 if the bundle has no tower."""
+        n_tokens = self._bundle.image.n_image_tokens if self._bundle.image else 0
+        return n_tokens if self._image_tokens is None else min(self._image_tokens, n_tokens)
+
+    @property
+    def precision(self) -> VisionPrecision:
+        """Of the tower that makes the embeds; see ``vision_precision`` for errors."""
+        if self._precision is None:
+            self._precision = vision_precision(
+                self._folder, self._bundle, self._wanted, n_threads=self._n_threads
+            )
+        return self._precision
+
+    def load(self) -> "VisionTower":
+        """The tower, loaded if it is not yet.
+
+        Raises:
+            PromptError: the bundle has no tower.
+            BundleError: its files are missing or damaged.
+        """
+        if self._tower is None:
+            loading, self._loading = self._loading, None
+            self._tower = self._new_tower() if loading is None else loading.result()
+        return self._tower
+
+    def load_beside(self, sources: Sequence[PictureSource]) -> None:
+        """Begin to load the tower in another thread, if one of these needs it; ``load`` waits for it.
+
+        Errors are those of ``prepare``.
+        """
+        if any(self.recall(self.prepare(source)) is None for source in sources):
+            thread = ThreadPoolExecutor(1)
+            self._loading = thread.submit(self._new_tower)
+            thread.shutdown(wait=False)
+
+    def _new_tower(self) -> "VisionTower":
+        from acestep_gguf.vision.tower import VisionTower  # noqa: PLC0415 (many answers need no onnxruntime)
+
+        return VisionTower(self._folder, self._bundle, self.precision, n_threads=self._n_threads)
+
+    def encode_ahead(self, sources: Sequence[PictureSource]) -> None:
+        """Encode pictures, at most REMEMBERED, and free the tower; errors are those of prepare and load."""
+        for source in sources:
+            self.rows(self.prepare(source))
+        self._tower = None
+
+    def prepare(self, source: PictureSource) -> Picture:
+        """Open a picture, unless it is already, and say which one it is, without the tower.
+
+        Raises:
+            PromptError: the bundle has no tower.
+            ImageError: missing, not a JPEG, PNG or WEBP, damaged or too large; or no embeds of this model.
+        """
+        _, image = self._bundle.tower()
+        if isinstance(source, Picture):
+            return source
+        if isinstance(source, EmbedsFile):
+            embeds = source.read(self._bundle)
+            return Picture(self._input(embeds.digest), embeds.digest.hex(), embeds=embeds)
+        pixels = pixel_values(source, image)
+        digest = hashlib.sha256(self._maker() + pixels.tobytes())
+        return Picture(self._input(digest.digest()), digest.hexdigest(), pixels=pixels)
+
+    def recall(self, picture: Picture) -> ImageEmbeds | None:
+        """Embeds of a picture that were given, or are remembered or on disk."""
+        if picture.embeds is not None:
+            return picture.embeds
+        if picture.digest in self._embeds:
+            self._embeds.move_to_end(picture.digest)
+            return self._embeds[picture.digest]
+        embeds = self._read(picture) if self._cache is not None else None
+        if embeds is not None:
+            self._remember(picture, embeds)
+        return embeds
+
+    def encode(self, picture: Picture) -> ImageEmbeds:
+        """Embeds of a picture, from the tower if nobody has them.
+
+        Raises:
+            BundleError: the tower's files are missing or damaged.
+            DecodeError: onnxruntime failed.
+        """
+        embeds = self.recall(picture)
+        if embeds is None:
+            assert picture.pixels is not None  # noqa: S101 (embeds that are given are recalled)
+            embeds = self.load().encode(picture.pixels)
+            self._remember(picture, embeds)
+            if self._cache is not None:
+                self._cache.put(_entry(picture), embeds.embeds, embeds.patch_attention)
+        return embeds
+
+    def rows(self, picture: Picture) -> FloatArray:
+        """What the decoder reads of a picture, float32 [n_tokens, n_embd]; errors are those of ``encode``."""
+        if self._bundle.image is None:
+            raise PromptError(NO_TOWER)
+        return self.encode(picture).kept(self._image_tokens, self._bundle.image)
+
+    def stop(self) -> None:
+        """Let the picture that is being encoded fail with a DecodeError; any thread may."""
+        if (tower := self._tower) is not None:
+            tower.stop()
+
+    def close(self) -> None:
+        """Free the tower and forget all embeds."""
+        self._tower = self._loading = None
+        self._embeds.clear()
+
+    def _input(self, digest: bytes) -> ImageInput:
+        return ImageInput(digest + self.n_tokens.to_bytes(4, "little"), self.n_tokens)
+
+    def _remember(self, picture: Picture, embeds: ImageEmbeds) -> None:
+        self._embeds[picture.digest] = embeds
+        while len(self._embeds) > REMEMBERED:
+            self._embeds.popitem(last=False)
+
+    def _maker(self) -> bytes:
+        """What, beside the pixels, decides what the embeds of a picture are, and that nobody reads here."""
+        if self._made_by is None:
+            file = self._bundle.vision_file(self.precision)
+            facts: Any = (
+                "embeds 1",
+                hashlib.sha256((self._folder / BUNDLE_FILE).read_bytes()).hexdigest(),
+                [file_identity(check_file(self._folder, record)) for record in (file, file.data)],
+                version("onnxruntime"),
+                version("acestep-gguf"),
+                cpu_name(),
+                self._n_threads,
+            )
+            self._made_by = hashlib.sha256(msgspec.json.encode(facts)).digest()
+        return self._made_by
+
+    def _read(self, picture: Picture) -> ImageEmbeds | None:
+        """Embeds on disk. Their hash was right, but it can be right for anything that somebody put there."""
+        _, image = self._bundle.tower()
+        assert self._cache is not None  # noqa: S101
+        data = self._cache.get(_entry(picture))
+        n_floats = image.n_image_tokens * image.n_embd
+        if data is None or not 4 * n_floats <= len(data) <= 4 * (n_floats + image.n_image_tokens):
+            return None
+        numbers = data[: len(data) // 4 * 4].view(np.float32)
+        if not np.isfinite(numbers).all():
+            return None
+        embeds = numbers[:n_floats].reshape(image.n_image_tokens, image.n_embd)
+        return ImageEmbeds(embeds, numbers[n_floats:])
+
+
+def _entry(picture: Picture) -> str:
+    return f"embeds-{picture.digest}"

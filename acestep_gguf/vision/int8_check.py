@@ -1,0 +1,134 @@
+"""Whether a quantized tower gives the right numbers on this machine, found out once.
+
+onnxruntime multiplies int8 differently on each kind of CPU, and some of these ways overflow (onnxruntime
+#12088). So a bundle holds what float32 makes of a reference picture, and an int8 tower has to come about as
+close to it as it did when the bundle was made.
+"""
+
+import hashlib
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
+from acestep_gguf.bundle.schema import Bundle, ImageSpec, ReferenceEmbeds, VisionFile
+from acestep_gguf.cpus import cpu_name, usable_cpus
+from acestep_gguf.errors import BundleError
+from acestep_gguf.storage.atomic_file import write_atomically
+from acestep_gguf.storage.cache_folder import cache_folder
+
+FloatArray = npt.NDArray[np.float32]
+
+RIGHT, WRONG = b"right\n", b"wrong\n"
+# How much worse a tower may be than its worst token was at conversion: twice as far from 1, and a bit.
+FACTOR, MARGIN = 2.0, 1e-3
+HASH_MULTIPLIER: Final = 2654435761  # Knuth's, for noise that is the same everywhere
+
+
+def vision_precision(
+    folder: Path, bundle: Bundle, wanted: VisionPrecision | None = None, *, n_threads: int | None = None
+) -> VisionPrecision:
+    """The precision of the tower that this machine should run: ``wanted``, by default the bundle's default.
+
+    The first time on a machine, an int8 tower is loaded and run once. If its numbers are wrong, a UserWarning
+    says that float32 takes its place, then and every time after.
+
+    Raises:
+        PromptError: the bundle has no tower.
+        BundleError: it has none of this precision, it is damaged, or it is wrong and there is no other.
+        DecodeError: onnxruntime failed.
+    """
+    vision, _ = bundle.tower()
+    precision = wanted or vision.default
+    record = bundle.vision_file(precision)
+    if record.reference is None:
+        return precision
+    verdict = cache_folder() / "vision-checks" / _check_name(folder, precision)
+    is_right = _read(verdict)
+    if is_right is None:
+        is_right = _check(folder, bundle, precision, record.reference, n_threads or usable_cpus())
+        _remember(verdict, is_right)
+    if is_right:
+        return precision
+    problem = (
+        f"{folder / record.file} gives wrong numbers with this CPU and onnxruntime {version('onnxruntime')}"
+    )
+    if "float32" not in vision.files:
+        raise BundleError(f"{problem}: add the float32 tower with `convert --vision float32`.")
+    warnings.warn(f"{problem}: the float32 tower takes its place.", stacklevel=2)
+    return "float32"
+
+
+def reference_pixel_values(image: ImageSpec) -> FloatArray:
+    """The reference picture: slopes and noise, a bit alike in all pixels, float32 [1, 3, H, W]."""
+    shape = 3, image.size.height, image.size.width
+    noise = (np.arange(np.prod(shape), dtype=np.uint64) * HASH_MULTIPLIER % 2**32 / 2**32).reshape(shape)
+    rows = np.arange(shape[1])[:, np.newaxis] / shape[1]
+    columns = np.arange(shape[2]) / shape[2]
+    slopes = np.stack([rows + 0 * columns, columns + 0 * rows, (rows + columns) / 2])
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in (image.mean, image.std))
+    pixels: FloatArray = ((slopes + noise) / 2 - mean) / std
+    return pixels[np.newaxis].astype(np.float32)
+
+
+def reference_embeds(embeds: FloatArray) -> ReferenceEmbeds:
+    """What is recorded of float32's image embeds [n_image_tokens, n_embd] of the reference picture."""
+    token = len(embeds) // 2
+    direction = embeds[token] / max(float(np.linalg.norm(embeds[token])), 1e-30)
+    return ReferenceEmbeds(token=token, direction=direction.astype("<f2").tobytes())
+
+
+def is_right(embeds: FloatArray, reference: ReferenceEmbeds, record: VisionFile) -> bool:
+    """Whether embeds of the reference picture [n_image_tokens, n_embd] come as close as they should."""
+    direction = np.frombuffer(reference.direction, "<f2").astype(np.float32)
+    if reference.token >= len(embeds) or direction.shape != embeds.shape[1:]:
+        raise BundleError(f"the reference for {record.file} does not fit: convert the checkpoint again.")
+    worst = record.min_cosine_to_float32 if record.min_cosine_to_float32 is not None else 1.0
+    cosine = cosines(embeds[reference.token][np.newaxis], direction[np.newaxis])[0]
+    return bool(cosine >= 1 - FACTOR * (1 - worst) - MARGIN)
+
+
+def cosines(left: FloatArray, right: FloatArray) -> npt.NDArray[np.float64]:
+    """Cosines of the rows of two arrays, float32 [n, n_embd] each."""
+    products = np.einsum("ij,ij->i", left, right, dtype=np.float64)
+    norms = [np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (left, right)]
+    cosines: npt.NDArray[np.float64] = products / np.maximum(norms[0] * norms[1], 1e-300)
+    return cosines
+
+
+def _check(
+    folder: Path, bundle: Bundle, precision: VisionPrecision, reference: ReferenceEmbeds, n_threads: int
+) -> bool:
+    from acestep_gguf.vision.tower import VisionTower  # noqa: PLC0415 (a check that was done needs no onnxruntime)
+
+    _, image = bundle.tower()
+    tower = VisionTower(folder, bundle, precision, n_threads=n_threads)
+    embeds = tower.encode(reference_pixel_values(image)).embeds
+    return is_right(embeds, reference, bundle.vision_file(precision))
+
+
+def _check_name(folder: Path, precision: VisionPrecision) -> str:
+    """Stands for all that decides the numbers."""
+    bundle = hashlib.sha256((folder / BUNDLE_FILE).read_bytes()).hexdigest()
+    facts = [bundle, precision, cpu_name(), version("onnxruntime"), version("acestep-gguf")]
+    return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
+
+
+def _read(verdict: Path) -> bool | None:
+    try:
+        return {RIGHT: True, WRONG: False}.get(verdict.read_bytes())
+    except OSError:
+        return None
+
+
+def _remember(verdict: Path, is_right: bool) -> None:
+    try:
+        verdict.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(verdict, [RIGHT if is_right else WRONG])
+    except OSError:  # then it is found out again
+        return

@@ -1,0 +1,114 @@
+"""The vision tower and projector in onnxruntime: pixel_values in, image embeds and attention out."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from acestep_gguf.bundle.names import VisionPrecision
+from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.bundle.vision_info import IMAGE_EMBEDS, PATCH_ATTENTION, PIXEL_VALUES, check_vision_file
+from acestep_gguf.cpus import cpu_flags
+from acestep_gguf.errors import BundleError, DecodeError
+from acestep_gguf.vision.embeds import ImageEmbeds
+
+FloatArray = npt.NDArray[np.float32]
+
+SEVERITY_ERROR: Final = 3
+VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
+
+_ORT_ERRORS: Final = (
+    ort_errors.EPFail,
+    ort_errors.EngineError,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.ModelLoaded,
+    ort_errors.NoModel,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+    OSError,
+)
+
+
+def session_options(n_threads: int) -> ort.SessionOptions:
+    """Settings of a tower's session.
+
+    x86 CPUs without VNNI add products of int8 in 16 bits, which overflow; there onnxruntime is told to take
+    its slower, exact way. Other CPUs ignore that setting.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = SEVERITY_ERROR
+    if not cpu_flags() & VNNI:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+class VisionTower:
+    """The tower of a bundle in one precision, by default the bundle's default, loaded.
+
+    Raises:
+        PromptError: the bundle has none.
+        BundleError: its files are missing, damaged, or not what bundle.json says.
+    """
+
+    def __init__(
+        self, folder: Path, bundle: Bundle, precision: VisionPrecision | None = None, *, n_threads: int
+    ) -> None:
+        _, image = bundle.tower()
+        path = check_vision_file(folder, bundle.vision_file(precision), image)
+        options = session_options(n_threads)
+        try:
+            self._session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        except _ORT_ERRORS as error:
+            raise BundleError(
+                f"onnxruntime cannot load {path} ({_first_line(error)}): convert again."
+            ) from error
+        self._input_shape = (1, 3, image.size.height, image.size.width)
+        self._embeds_shape = (1, image.n_image_tokens, image.n_embd)
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        self._run = ort.RunOptions()
+
+    def encode(self, pixel_values: FloatArray) -> ImageEmbeds:
+        """Image embeds of one picture, float32 [1, 3, H, W], and the attention that its patches get.
+
+        One picture a call: what a picture becomes must not depend on what else is encoded, and int8 has one
+        step for all of its input. A tower of an older bundle gives no attention: there it is empty.
+
+        Raises:
+            DecodeError: wrong shape, or the tower gave numbers that are not finite.
+        """
+        if pixel_values.dtype != np.float32 or pixel_values.shape != self._input_shape:
+            shape = f"{pixel_values.dtype} {pixel_values.shape}"
+            raise DecodeError(f"pixel_values are {shape}, this tower takes float32 {self._input_shape}.")
+        try:
+            self._run = ort.RunOptions()
+            found = self._session.run(self._outputs, {PIXEL_VALUES: pixel_values}, self._run)
+        except _ORT_ERRORS as error:
+            raise DecodeError(f"onnxruntime failed on a picture ({_first_line(error)}).") from error
+        outputs = dict(zip(self._outputs, found, strict=True))
+        embeds = outputs[IMAGE_EMBEDS]
+        attention = outputs.get(PATCH_ATTENTION, np.empty((1, 0), np.float32))
+        is_sound = all(
+            array.dtype == np.float32 and np.isfinite(array).all() for array in (embeds, attention)
+        )
+        if embeds.shape != self._embeds_shape or not is_sound:
+            raise DecodeError("the vision tower gave no sound image embeds: its weights are damaged.")
+        return ImageEmbeds(embeds[0], attention[0])
+
+    def stop(self) -> None:
+        """Let the picture that is being encoded fail with a DecodeError; any thread may."""
+        self._run.terminate = True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

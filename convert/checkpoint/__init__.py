@@ -1,0 +1,1 @@
+"""Reading a Hugging Face folder: its config, tokenizer, prompt, image processor and tensors."""

@@ -1,0 +1,304 @@
+"""config.json, parsed once. Omitted keys mean the defaults of transformers' config classes.
+
+Version 4 of transformers wrote ``rope_theta`` and ``rope_scaling``, version 5 writes ``rope_parameters``;
+both end in ``RopeParameters``. Names are Hugging Face's here and GGUF's from the converters on.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from acestep_gguf.convert.checkpoint.families import (
+    CLIP,
+    DECODERS,
+    LLAMA,
+    QWEN2,
+    TOWERS,
+    DecoderFamily,
+    TowerFamily,
+)
+from acestep_gguf.errors import CheckpointError, UnsupportedModelError
+
+# Bounds far above every known model: they keep sizes computed from a hostile config harmless.
+Dim = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+VocabSize = Annotated[int, msgspec.Meta(ge=1, le=2**22)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**22)]
+Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]
+
+# LlavaConfig's tower when config.json has no vision_config at all.
+DEFAULT_VISION_CONFIG: Final[Mapping[str, Any]] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisionConfig:
+    """CLIPVisionConfig, and by its family's defaults that of others."""
+
+    model_type: str = CLIP.model_type
+    hidden_size: Dim = 768
+    intermediate_size: Dim = 3072
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Dim = 12
+    num_channels: int = 3
+    image_size: Dim = 224
+    patch_size: Dim = 32
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError("hidden_size of the tower is no multiple of num_attention_heads")
+        if self.num_channels != 3:
+            raise ValueError("the tower does not take RGB pictures")
+        if not 1 <= self.patches_per_side <= 1024:
+            raise ValueError(
+                f"image_size {self.image_size} and patch_size {self.patch_size} do not go together"
+            )
+
+    @property
+    def family(self) -> TowerFamily:
+        """The kind of tower."""
+        return TOWERS[self.model_type]
+
+    @property
+    def patches_per_side(self) -> int:
+        """Patches along one side of the picture."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeParameters:
+    """Rotary position embedding: its base, and how it is stretched to longer contexts."""
+
+    rope_type: str = "default"
+    rope_theta: Positive = 10_000.0
+    factor: Positive | None = None
+    original_max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=2**30)] | None = None
+    attention_factor: Positive | None = None
+    beta_fast: Positive | None = None
+    beta_slow: Positive | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    def yarn_attention_factor(self) -> float:
+        """What YaRN multiplies cosine and sine by: transformers' ``_compute_yarn_parameters``."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
+        return self._mscale(1.0)
+
+    def _mscale(self, mscale: float) -> float:
+        factor = self.factor or 1.0
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextConfig:
+    """Qwen2Config, and by its family's defaults that of others."""
+
+    model_type: str = QWEN2.model_type
+    vocab_size: VocabSize = 151936
+    hidden_size: Dim = 4096
+    intermediate_size: Dim = 22016
+    num_hidden_layers: Layers = 32
+    num_attention_heads: Dim = 32
+    num_key_value_heads: Dim | None = 32
+    head_dim: Dim | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=2**30)] = 32768
+    rms_norm_eps: Positive = 1e-6
+    tie_word_embeddings: bool = False
+    rope_parameters: RopeParameters = RopeParameters()
+    use_sliding_window: bool = False
+    sliding_window: int | None = 4096
+    max_window_layers: int = 28
+    layer_types: list[str] | None = None
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenId | list[TokenId] | None = None
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError("hidden_size is no multiple of num_attention_heads")
+        if self.num_attention_heads % self.n_key_value_heads:
+            raise ValueError("num_attention_heads is no multiple of num_key_value_heads")
+        if (self.hidden_size // self.num_attention_heads) % 2:
+            raise ValueError("hidden_size / num_attention_heads is odd")
+
+    @property
+    def family(self) -> DecoderFamily:
+        """The kind of decoder."""
+        return DECODERS[self.model_type]
+
+    @property
+    def head_size(self) -> int:
+        """Rows of the query projection that belong to one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def n_key_value_heads(self) -> int:
+        """Key and value heads; null means as many as attention heads."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def key_value_size(self) -> int:
+        """Rows of the key and the value projection."""
+        return self.head_size * self.n_key_value_heads
+
+    @property
+    def has_sliding_window(self) -> bool:
+        """Whether any layer sees only a window of the tokens before."""
+        if not self.use_sliding_window or self.sliding_window is None:
+            return False
+        if self.layer_types is not None:
+            return "sliding_attention" in self.layer_types
+        return self.max_window_layers < self.num_hidden_layers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """Of a decoder alone; without a vision tower, there is no image token either."""
+
+    text_config: TextConfig
+    image_token_index: TokenId | None = None
+    tie_word_embeddings: bool = False
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the embeddings are the output matrix, too."""
+        return self.tie_word_embeddings or self.text_config.tie_word_embeddings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlavaConfig(ModelConfig):
+    """LlavaConfig. ``vision_feature_layer`` counts the embeddings as layer 0, as ``hidden_states`` does."""
+
+    vision_config: VisionConfig
+    image_token_index: TokenId = 32000
+    projector_hidden_act: str = "gelu"
+    vision_feature_select_strategy: Literal["default", "full"] = "default"
+    vision_feature_layer: int | list[int] = -2
+    multimodal_projector_bias: bool = True
+
+    def __post_init__(self) -> None:
+        n_states = self.vision_config.num_hidden_layers + 1
+        if not self.feature_layers or not all(0 <= layer < n_states for layer in self.feature_layers):
+            raise ValueError(
+                f"vision_feature_layer {self.vision_feature_layer} is not among the tower's layers"
+            )
+        if self.image_token_index >= self.text_config.vocab_size:
+            raise ValueError(f"the image token {self.image_token_index} is not in the vocabulary")
+
+    @property
+    def feature_layers(self) -> tuple[int, ...]:
+        """Layers whose output the projector sees, counted from the embeddings (0)."""
+        layers = self.vision_feature_layer
+        n_states = self.vision_config.num_hidden_layers + 1
+        return tuple(
+            layer + n_states if layer < 0 else layer
+            for layer in (layers if isinstance(layers, list) else [layers])
+        )
+
+    def n_image_tokens(self, image_size: int) -> int:
+        """Tokens of one picture: patches and CLS, without the first of them under the strategy "default"."""
+        n_patches = (image_size // self.vision_config.patch_size) ** 2
+        is_cut = self.vision_feature_select_strategy == "default"
+        return n_patches + self.vision_config.family.has_class_token - is_cut
+
+
+C = TypeVar("C", bound=ModelConfig)
+
+
+def parse_config(raw: dict[str, Any], path: Path) -> LlavaConfig:
+    """Parse config.json of a supported architecture with a vision tower.
+
+    Raises:
+        CheckpointError: a value is missing, of a wrong type or contradicts another.
+        UnsupportedModelError: the values ask for something that llama.cpp or the graph does not do.
+    """
+    vision = {"model_type": CLIP.model_type, **(raw.get("vision_config") or DEFAULT_VISION_CONFIG)}
+    vision = {**TOWERS[vision["model_type"]].defaults, **vision}
+    text = _text_config({"model_type": LLAMA.model_type, **(raw.get("text_config") or {})}, path)
+    merged = {**raw, "vision_config": vision, "text_config": text}
+    if "image_token_id" in raw:
+        merged.setdefault("image_token_index", raw["image_token_id"])
+    return _checked(merged, LlavaConfig, path)
+
+
+def parse_decoder_config(raw: dict[str, Any], path: Path) -> ModelConfig:
+    """Parse config.json of a supported decoder without a vision tower. Raises the same."""
+    return _checked({"text_config": _text_config(raw, path)}, ModelConfig, path)
+
+
+def _text_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    return {**DECODERS[raw["model_type"]].defaults, **raw, "rope_parameters": _rope_parameters(raw, path)}
+
+
+def _checked(raw: dict[str, Any], kind: type[C], path: Path) -> C:
+    try:
+        config = msgspec.convert(raw, type=kind)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): get an undamaged checkpoint.") from error
+    _check_runnable(config.text_config, path)
+    return config
+
+
+def _rope_parameters(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """``rope_parameters`` of version 5 out of either version's keys, with transformers' precedence."""
+    given = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{path}: the rope parameters are not an object: get an undamaged checkpoint.")
+    rope = dict(given)
+    old_type = rope.pop("type", None)
+    if old_type is not None:
+        rope.setdefault("rope_type", old_type)
+    if text.get("rope_theta") is not None:
+        rope.setdefault("rope_theta", text["rope_theta"])
+    if rope.pop("partial_rotary_factor", text.get("partial_rotary_factor")) not in (None, 1, 1.0):
+        raise UnsupportedModelError(f"{path}: decoders with partial_rotary_factor are not supported.")
+    if unknown := set(rope) - set(RopeParameters.__dataclass_fields__):
+        raise UnsupportedModelError(f"{path}: the rope parameter {min(unknown)!r} is not supported.")
+    return rope
+
+
+def _check_runnable(text: TextConfig, path: Path) -> None:
+    """Refuse what llama.cpp's Qwen2 and Llama do not compute."""
+    rope = text.rope_parameters
+    if rope.rope_type not in ("default", "linear", "yarn"):
+        raise UnsupportedModelError(
+            f"{path}: rope type {rope.rope_type!r} is not among default, linear, yarn."
+        )
+    if rope.rope_type != "default" and rope.factor is None:
+        raise CheckpointError(
+            f"{path}: rope type {rope.rope_type!r} has no factor: get an undamaged checkpoint."
+        )
+    if rope.rope_type == "yarn" and (rope.beta_fast not in (None, 32) or rope.beta_slow not in (None, 1)):
+        raise UnsupportedModelError(f"{path}: llama.cpp has YaRN with beta_fast 32 and beta_slow 1 only.")
+    if rope.rope_type == "yarn" and not rope.truncate:
+        raise UnsupportedModelError(f"{path}: llama.cpp has YaRN with truncated correction dimensions only.")
+    if text.hidden_act != "silu":
+        raise UnsupportedModelError(f"{path}: hidden_act {text.hidden_act!r} is not a decoder's silu.")
+    if text.head_dim not in (None, text.hidden_size // text.num_attention_heads):
+        raise UnsupportedModelError(f"{path}: a head_dim other than hidden_size / num_attention_heads.")
+    if text.has_sliding_window:
+        raise UnsupportedModelError(
+            f"{path}: llama.cpp's Qwen2 has no sliding window: set use_sliding_window false."
+        )
+    if text.family is LLAMA and (text.attention_bias or text.mlp_bias):
+        raise UnsupportedModelError(
+            f"{path}: Llama decoders with attention_bias or mlp_bias are not supported."
+        )

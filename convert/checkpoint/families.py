@@ -1,0 +1,82 @@
+"""The families of decoders and towers that are supported, each as one entry of a table.
+
+A new family is a new entry; what it needs beyond these fields is a change of code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from acestep_gguf.convert.checkpoint import tensor_tables
+from acestep_gguf.convert.checkpoint.tensor_tables import Part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderFamily:
+    """A kind of decoder.
+
+    ``defaults`` are those of transformers' config class where they are not TextConfig's. llama.cpp rotates
+    neighbouring rows of the queries and keys of its ``arch`` if ``pairs_neighbours``, where transformers
+    always rotates the first half of a head with the second.
+    """
+
+    model_type: str
+    architecture: str
+    arch: str
+    defaults: Mapping[str, Any]
+    tensors: Part
+    pairs_neighbours: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TowerFamily:
+    """A kind of vision tower.
+
+    ``defaults`` are those of transformers' config class where they are not VisionConfig's. Which tensors
+    there are decides which steps the graph has: see vision.py.
+    """
+
+    model_type: str
+    defaults: Mapping[str, Any]
+    tensors: Part
+    has_class_token: bool
+
+
+QWEN2: Final = DecoderFamily(
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    arch="qwen2",
+    defaults={},
+    tensors=tensor_tables.QWEN2,
+)
+LLAMA: Final = DecoderFamily(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    arch="llama",
+    defaults={
+        "vocab_size": 32000,
+        "intermediate_size": 11008,
+        "num_key_value_heads": None,
+        "max_position_embeddings": 2048,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    tensors=tensor_tables.LLAMA,
+    pairs_neighbours=True,
+)
+CLIP: Final = TowerFamily(
+    model_type="clip_vision_model",
+    defaults={},
+    tensors=tensor_tables.CLIP,
+    has_class_token=True,
+)
+SIGLIP: Final = TowerFamily(
+    model_type="siglip_vision_model",
+    defaults={"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    tensors=tensor_tables.SIGLIP,
+    has_class_token=False,
+)
+
+# By model_type of text_config and of vision_config.
+DECODERS: Final = {family.model_type: family for family in (QWEN2, LLAMA)}
+TOWERS: Final = {family.model_type: family for family in (CLIP, SIGLIP)}

@@ -1,0 +1,184 @@
+"""The tensors of a checkpoint, found by the tables of its families (tensor_tables.py)."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+from acestep_gguf.convert.checkpoint.config import LlavaConfig, ModelConfig
+from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.checkpoint.rope_rows import NeighbouringPairs
+from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, PROJECTOR, Part
+from acestep_gguf.convert.checkpoint.weight import Weight
+from acestep_gguf.errors import CheckpointError
+
+# Those of a decoder without a tower.
+BARE_DECODER_PREFIXES: Final = ("model.",)
+BARE_HEAD_PREFIXES: Final = ("lm_head.",)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTensors:
+    """A checkpoint's tensors by their names here, in the order of the table, layer by layer."""
+
+    decoder: dict[str, Weight]
+    vision: dict[str, Weight]
+
+
+def find_tensors(checkpoint: Checkpoint, config: ModelConfig) -> ModelTensors:
+    """Find every tensor that the config asks for.
+
+    Raises:
+        CheckpointError: one is missing, unknown, there twice, of another shape, or not a float.
+    """
+    found = _find_all(checkpoint, config)
+    decoder_part, head_part, *_ = _parts(config)
+    decoder = _wanted(decoder_part, config.text_config.num_hidden_layers)
+    if not _is_tied(config, found):
+        decoder |= _wanted(head_part)
+    dims = _dims(config)
+    vision = _wanted_vision(config) if isinstance(config, LlavaConfig) else {}
+    return ModelTensors(
+        decoder=_as_llama_cpp_rotates(_pick(decoder, found, dims), config),
+        vision=_pick(vision, found, dims),
+    )
+
+
+def _as_llama_cpp_rotates(tensors: Mapping[str, Weight], config: ModelConfig) -> dict[str, Weight]:
+    text = config.text_config
+    rotated = (".attn_q.weight", ".attn_k.weight") if text.family.pairs_neighbours else ()
+    return {
+        name: NeighbouringPairs(tensor, text.head_size) if name.endswith(rotated) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A tensor of the table: its name in the oldest layout, for errors, and its shape's dimensions."""
+
+    hf_name: str
+    dims: tuple[str, ...]
+
+
+def _wanted(part: Part, n_layers: int = 0) -> dict[str, _Wanted]:
+    """The tensors of a part, by their names here."""
+
+    def rows() -> Iterator[tuple[str, tuple[str, tuple[str, ...]] | None]]:
+        yield from part.before_layers.items()
+        for bid in range(n_layers):
+            for name, row in part.layer.items():
+                yield _numbered(name, bid), row and (_numbered(row[0], bid), row[1])
+        yield from part.after_layers.items()
+
+    return {row[0]: _Wanted(part.prefixes[0] + name, row[1]) for name, row in rows() if row}
+
+
+def _wanted_vision(config: LlavaConfig) -> dict[str, _Wanted]:
+    # Layers behind the last one that the projector sees are not needed.
+    tower = config.vision_config.family.tensors
+    vision = _wanted(tower, max(config.feature_layers)) | _wanted(PROJECTOR)
+    if not config.multimodal_projector_bias:
+        vision = {name: row for name, row in vision.items() if name not in ("mm.1.bias", "mm.2.bias")}
+    return vision
+
+
+def _pick(
+    wanted: Mapping[str, _Wanted], found: Mapping[str, Weight], dims: Mapping[str, int]
+) -> dict[str, Weight]:
+    picked = {}
+    for name, want in wanted.items():
+        tensor = found.get(name)
+        if tensor is None:
+            raise CheckpointError(f"tensor {want.hf_name} is missing: get the whole checkpoint.")
+        shape = tuple(dims[dim] for dim in want.dims)
+        if tensor.shape != shape:
+            raise CheckpointError(
+                f"tensor {tensor.name} has shape {list(tensor.shape)}, config.json asks for {list(shape)}: "
+                "get weights and config.json of one model."
+            )
+        tensor.check()
+        picked[name] = tensor
+    return picked
+
+
+def _find_all(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Weight]:
+    """The checkpoint's tensors by their names here, without those that the table drops."""
+    found: dict[str, Weight] = {}
+    for tensor in checkpoint.tensors.values():
+        name = _name_here(tensor.name, config, is_zero_bias=tensor.name in checkpoint.zero_biases)
+        if name in found:
+            raise CheckpointError(f"{tensor.name} and {found[name].name} are the same tensor: remove one.")
+        if name is not None:
+            found[name] = tensor
+    return found
+
+
+def _parts(config: ModelConfig) -> tuple[Part, ...]:
+    """Decoder and output matrix; tower and projector."""
+    decoder = config.text_config.family.tensors
+    if isinstance(config, LlavaConfig):
+        return decoder, HEAD, config.vision_config.family.tensors, PROJECTOR
+    return replace(decoder, prefixes=BARE_DECODER_PREFIXES), replace(HEAD, prefixes=BARE_HEAD_PREFIXES)
+
+
+def _name_here(hf_name: str, config: ModelConfig, *, is_zero_bias: bool) -> str | None:
+    prefixes = ((prefix, part) for part in _parts(config) for prefix in part.prefixes)
+    # Longest first, so that "language_model.lm_head." is not taken for "language_model.".
+    for prefix, part in sorted(prefixes, key=lambda pair: -len(pair[0])):
+        if hf_name.startswith(prefix):
+            template, bid = _template(hf_name.removeprefix(prefix))
+            if template in part.rows and bid < _n_layers(part, config):
+                row = part.rows[template]
+                return row and _numbered(row[0], bid)
+            break
+    if is_zero_bias:
+        return None
+    raise CheckpointError(f"tensor {hf_name!r} is unknown: get weights and config.json of one model.")
+
+
+def _template(name: str) -> tuple[str, int]:
+    """A name's template in the table, and its layer; -1 for a tensor outside of the layers."""
+    match = re.search(r"(?<=\blayers\.)(?:0|[1-9]\d{0,3})(?=\.)", name)
+    if match is None:
+        return name, -1
+    return name[: match.start()] + "{bid}" + name[match.end() :], int(match[0])
+
+
+def _numbered(template: str, bid: int) -> str:
+    return template.replace("{bid}", str(bid))
+
+
+def _n_layers(part: Part, config: ModelConfig) -> int:
+    if isinstance(config, LlavaConfig) and part is config.vision_config.family.tensors:
+        return config.vision_config.num_hidden_layers
+    return config.text_config.num_hidden_layers
+
+
+def _dims(config: ModelConfig) -> dict[str, int]:
+    text = config.text_config
+    dims = {
+        "n_vocab": text.vocab_size,
+        "n_embd": text.hidden_size,
+        "n_kv": text.key_value_size,
+        "n_ff": text.intermediate_size,
+    }
+    if not isinstance(config, LlavaConfig):
+        return dims
+    vision = config.vision_config
+    return dims | {
+        "rgb": vision.num_channels,
+        "v_embd": vision.hidden_size,
+        "v_ff": vision.intermediate_size,
+        "v_patch": vision.patch_size,
+        "v_positions": vision.patches_per_side**2 + vision.family.has_class_token,
+        "v_features": vision.hidden_size * len(config.feature_layers),
+    }
+
+
+def _is_tied(config: ModelConfig, found: Mapping[str, Weight]) -> bool:
+    """Whether the embeddings are the output matrix; as in transformers, not if lm_head differs from them."""
+    if not config.is_tied:
+        return False
+    head, embeddings = found.get("output.weight"), found.get("token_embd.weight")
+    return head is None or embeddings is None or Checkpoint.are_equal(head, embeddings)

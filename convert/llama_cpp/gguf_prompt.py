@@ -1,0 +1,182 @@
+"""How messages become tokens, by what a decoder's GGUF metadata says and llama.cpp makes of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+from acestep_gguf.bundle.decoder_info import CONTROL, USER_DEFINED
+from acestep_gguf.bundle.gguf_header import GGUFHeader, StringArray
+from acestep_gguf.bundle.schema import PromptSpec
+from acestep_gguf.errors import BundleError, CheckpointError, PromptError, UsageError
+from acestep_gguf.prompt.builder import PromptBuilder
+from acestep_gguf.prompt.messages import user_message
+
+DEFAULT_IMAGE_TOKEN: Final = "<image>"  # noqa: S105 (no password)
+MAX_TEMPLATE_BYTES: Final = 2**20
+
+# llama.cpp's templates of the same names, for files without one: LLaVA 1.5's decoders, and many fine-tunes'.
+CHAT_TEMPLATES: Final = {
+    "vicuna": (
+        "{%- for message in messages -%}"
+        "{%- if message['role'] == 'user' -%}{{- 'USER: ' + message['content'] + '\n' -}}"
+        "{%- elif message['role'] == 'assistant' -%}"
+        "{{- 'ASSISTANT: ' + message['content'] + eos_token + '\n' -}}"
+        "{%- else -%}{{- message['content'] + '\n\n' -}}{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
+    ),
+    "chatml": (
+        "{%- for message in messages -%}"
+        "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' -}}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+    ),
+}
+
+# Tokens that end an answer: by the metadata, and by their names as in llama-vocab.cpp.
+STOP_KEYS: Final = ("eos", "eot", "eom")
+STOP_NAMES: Final = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>", "</s>", "<EOT>",
+    "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<｜end▁of▁sentence｜>",
+)  # fmt: skip
+
+TEMPLATE_KEYS: Final = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+}
+
+# Qwen2's tokenizer normalizes, llama.cpp does not.
+NORMALIZERS: Final[Mapping[str, Literal["NFC"]]] = {"qwen2": "NFC"}
+
+
+def choose_template(name: str | None, file: Path | None) -> str | None:
+    """The chat template that a user asks for: one of ``CHAT_TEMPLATES``, or the text of a file.
+
+    Raises:
+        UsageError: both, an unknown name, or the file cannot be read.
+    """
+    if name is None and file is None:
+        return None
+    if name is not None and file is not None:
+        raise UsageError("--chat-template and --chat-template-file are both given: give one of them.")
+    if file is None:
+        if name not in CHAT_TEMPLATES:
+            known = ", ".join(CHAT_TEMPLATES)
+            raise UsageError(f"{name!r} is no known template: choose from {known}, or --chat-template-file.")
+        return CHAT_TEMPLATES[name]
+    try:
+        if file.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise UsageError(f"{file} is too large for a chat template: give a Jinja file.")
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read ({error}): give a Jinja file.") from error
+
+
+def read_gguf_prompt(header: GGUFHeader, chat_template: str | None, image_token: str | None) -> PromptSpec:
+    """How messages become tokens of the decoder that ``header`` describes.
+
+    ``chat_template`` takes the place of the file's; ``image_token`` is what it writes where a picture comes.
+    It need not be in the vocabulary: no tokenizer sees it.
+
+    Raises:
+        BundleError: the vocabulary is damaged.
+        CheckpointError: there is no chat template, no token that ends an answer, or no place for a picture.
+    """
+    tokens = _tokens(header)
+    types = header.metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(types, memoryview) or len(types) != len(tokens):
+        raise _damaged(header, "it has not one token type for each token")
+    image_token = image_token or DEFAULT_IMAGE_TOKEN
+    texts = {
+        kind: {_text(header, tokens[id]): id for id, given in enumerate(types) if given == kind}
+        for kind in (CONTROL, USER_DEFINED)
+    }
+    control = texts[CONTROL]
+    model = header.metadata.get("tokenizer.ggml.model")
+    is_sentencepiece = model == "llama"
+    named = {name: _special(header, tokens, key) for name, key in TEMPLATE_KEYS.items()}
+    stops = [_special(header, tokens, key) for key in STOP_KEYS] + [
+        name for name in STOP_NAMES if name in control
+    ]
+    try:
+        prompt = PromptSpec(
+            image_token=image_token,
+            chat_template=chat_template or _template(header),
+            template_tokens={name: text for name, text in named.items() if text is not None},
+            control_tokens=control,
+            # A token that stands for pictures is no part of a text.
+            user_defined_tokens={text: id for text, id in texts[USER_DEFINED].items() if text != image_token},
+            stop_tokens=tuple(dict.fromkeys(text for text in stops if text is not None)),
+            normalizer=NORMALIZERS.get(str(header.metadata.get("tokenizer.ggml.pre"))),
+            add_bos=_flag(header, "add_bos_token", default=is_sentencepiece),
+            space_prefix="prepend"
+            if is_sentencepiece and _flag(header, "add_space_prefix", default=True)
+            else "never",
+        )
+    except ValueError as error:
+        raise _damaged(header, str(error)) from error
+    if not prompt.stop_tokens:
+        raise CheckpointError(f"{header.path} names no token that ends an answer: get another file.")
+    _check_has_place(prompt, header.path)
+    return prompt
+
+
+def _check_has_place(prompt: PromptSpec, path: Path) -> None:
+    """Ask one question about a picture, to see that the template takes it."""
+    try:
+        builder = PromptBuilder(prompt, lambda _text: [], lambda _token: b"")
+        builder.build([user_message("What is it?", [b"a picture"])])
+    except PromptError as error:
+        raise CheckpointError(
+            f"{path}: no question about a picture can be put ({str(error).rstrip('.')}): name what its "
+            "template writes for a picture with --image-token, or give another template with "
+            "--chat-template-file."
+        ) from error
+
+
+def _template(header: GGUFHeader) -> str:
+    template = header.metadata.get("tokenizer.chat_template")
+    if not isinstance(template, str) or not template:
+        raise CheckpointError(
+            f"{header.path} has no chat template: give it with --chat-template-file, or one of "
+            f"--chat-template {', '.join(CHAT_TEMPLATES)} (LLaVA 1.5 has vicuna)."
+        )
+    return template
+
+
+def _tokens(header: GGUFHeader) -> list[bytes]:
+    tokens = header.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, StringArray):
+        raise _damaged(header, "it has no vocabulary")
+    return tokens.read()
+
+
+def _special(header: GGUFHeader, tokens: list[bytes], name: str) -> str | None:
+    """The token whose id the metadata has as ``name``."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    token_id = header.metadata.get(key)
+    if token_id is None:
+        return None
+    if type(token_id) is not int or not 0 <= token_id < len(tokens):
+        raise _damaged(header, f"{key} is {token_id}")
+    return _text(header, tokens[token_id])
+
+
+def _text(header: GGUFHeader, token: bytes) -> str:
+    try:
+        return token.decode()
+    except UnicodeDecodeError as error:
+        raise _damaged(header, f"token {token!r} is not UTF-8") from error
+
+
+def _flag(header: GGUFHeader, name: str, *, default: bool) -> bool:
+    value = header.metadata.get(f"tokenizer.ggml.{name}", default)
+    if not isinstance(value, bool):
+        raise _damaged(header, f"tokenizer.ggml.{name} is {value!r}")
+    return value
+
+
+def _damaged(header: GGUFHeader, problem: str) -> BundleError:
+    return BundleError(f"{header.path} is damaged ({problem}): get the file again.")

@@ -1,0 +1,305 @@
+"""The tower and projector in an mmproj file, as if they had been read from a checkpoint.
+
+What the file means is taken from clip.cpp (tools/mtmd) in llama-cpp-python 0.3.36, but for two defects of its
+LLaVA graph that docs/llama_cpp.md names: this is the tower that the file holds.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgspec
+import numpy as np
+from gguf import Keys
+from numpy.typing import NDArray
+
+from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.convert.checkpoint.config import LlavaConfig
+from acestep_gguf.convert.checkpoint.families import CLIP, SIGLIP
+from acestep_gguf.convert.checkpoint.tensor_tables import PROJECTOR, Rows
+from acestep_gguf.convert.checkpoint.weight import Weight
+from acestep_gguf.convert.tower.graph import check_activations
+from acestep_gguf.convert.tower.mmproj import (
+    ARCHITECTURE,
+    CLASS_TOKEN_LAST_KEY,
+    FEATURE_LAYERS_KEY,
+    HIDDEN_ACT_KEY,
+    IMAGE_KEY,
+    PROJECTOR_ACT_KEY,
+    PROJECTOR_TYPE,
+)
+from acestep_gguf.errors import UnsupportedModelError
+from acestep_gguf.quantize.gguf_source import GgufFile, GgufTensor
+
+# The tile sizes of LLaVA 1.6.
+PINPOINTS_KEY: Final = "clip.vision.image_grid_pinpoints"
+# How libmtmd fills what a picture leaves of a square: CLIP's mean color.
+FILL: Final = (122, 116, 104)
+# llama.cpp's "gelu" is the tanh approximation.
+LLAMA_CPP_GELU: Final = "gelu_pytorch_tanh"
+
+# Names of the projector's layers here, by those in the file.
+PROJECTOR_LAYERS: Final = {"mm.0.": "mm.1.", "mm.2.": "mm.2."}
+SWAPPED: Final = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
+
+MAX_NUMBERS: Final = 1024
+
+T = TypeVar("T", bool, int, float, str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MmprojTower:
+    """What the file says; ``tensors`` have the names of tensor_tables.py.
+
+    Of ``config``, only the parts about the tower and projector mean anything.
+    """
+
+    config: LlavaConfig
+    image: ImageSpec
+    tensors: Mapping[str, Weight]
+
+
+@dataclass(frozen=True, slots=True)
+class _ClassTokenFirst:
+    """Position embeddings of a file that has the class token's behind those of the patches."""
+
+    stored: GgufTensor
+
+    @property
+    def name(self) -> str:
+        return self.stored.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored.shape
+
+    @property
+    def stamp(self) -> str:
+        return self.stored.stamp
+
+    def check(self) -> None:
+        self.stored.check()
+
+    def read(self) -> NDArray[np.float32]:
+        return np.roll(self.stored.read(), 1, axis=0)
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        return self.read()[start:stop]
+
+
+def read_mmproj(file: GgufFile) -> MmprojTower:
+    """Read and check everything but the weights.
+
+    Raises:
+        BundleError: the file is damaged, or contradicts itself.
+        UnsupportedModelError: it holds something else than a LLaVA projector over a CLIP or SigLIP tower.
+    """
+    reader = _Reader(file)
+    reader.check_kind()
+    tensors = reader.tensors()
+    config = reader.config(tensors)
+    check_activations(config)
+    needed = reader.needed(tensors, config)
+    return MmprojTower(config=config, image=reader.image(needed, config), tensors=needed)
+
+
+class _Reader:
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        self._metadata = file.header.metadata
+
+    def check_kind(self) -> None:
+        """Refuse other files than a LLaVA-1.5 style mmproj."""
+        architecture = self._metadata.get(Keys.General.ARCHITECTURE)
+        if architecture != ARCHITECTURE:
+            raise self._unsupported(
+                f"is a {architecture!r} model and no mmproj: give DECODER.gguf MMPROJ.gguf"
+            )
+        kind = self._metadata.get(Keys.Clip.PROJECTOR_TYPE) or self._metadata.get(
+            Keys.ClipVision.PROJECTOR_TYPE
+        )
+        if kind is None and self._optional(Keys.Clip.HAS_LLAVA_PROJECTOR, bool):
+            kind = PROJECTOR_TYPE  # the first converters wrote no type
+        if kind != PROJECTOR_TYPE:
+            raise self._unsupported(
+                f"has a projector of the type {kind!r}: only {PROJECTOR_TYPE!r} is supported"
+            )
+        if not self._optional(Keys.Clip.HAS_VISION_ENCODER, bool):
+            raise self._unsupported("has no vision encoder: give the mmproj of a vision model")
+        if PINPOINTS_KEY in self._metadata:
+            raise self._unsupported("cuts pictures into tiles (LLaVA 1.6), which is not supported")
+
+    def tensors(self) -> dict[str, GgufTensor]:
+        """All tensors by their names here."""
+        found = {}
+        for info in self._file.header.tensors:
+            prefix = info.name[:5]
+            name = PROJECTOR_LAYERS.get(prefix, prefix) + info.name[5:]
+            found[name] = self._file.tensor(info, max_dims=4)
+        if "mm.3.weight" in found:
+            raise self._unsupported("has a projector of the type 'mlp_norm': only 'mlp' is supported")
+        return found
+
+    def config(self, tensors: Mapping[str, GgufTensor]) -> LlavaConfig:
+        """What config.json would have said."""
+        keys, has_class_token = Keys.ClipVision, "v.class_embd" in tensors
+        n_blocks = self._required(keys.BLOCK_COUNT, int)
+        vision = {
+            "model_type": (CLIP if has_class_token else SIGLIP).model_type,
+            "hidden_size": self._required(keys.EMBEDDING_LENGTH, int),
+            "intermediate_size": self._required(keys.FEED_FORWARD_LENGTH, int),
+            "num_hidden_layers": n_blocks,
+            "num_attention_heads": self._required(keys.Attention.HEAD_COUNT, int),
+            "image_size": self._required(keys.IMAGE_SIZE, int),
+            "patch_size": self._required(keys.PATCH_SIZE, int),
+            "layer_norm_eps": self._required(keys.Attention.LAYERNORM_EPS, float),
+            "hidden_act": self._optional(HIDDEN_ACT_KEY, str) or self._activation(),
+        }
+        raw = {
+            "text_config": {},
+            "image_token_index": 0,
+            "vision_config": vision,
+            "projector_hidden_act": self._optional(PROJECTOR_ACT_KEY, str) or LLAMA_CPP_GELU,
+            "vision_feature_select_strategy": "default" if has_class_token else "full",
+            # Converters leave out the layers behind the last one that the projector sees.
+            "vision_feature_layer": self._numbers(FEATURE_LAYERS_KEY) or [n_blocks],
+        }
+        try:
+            return msgspec.convert(raw, type=LlavaConfig)
+        except msgspec.ValidationError as error:
+            raise self._file.damaged(str(error)) from error
+
+    def needed(self, tensors: Mapping[str, GgufTensor], config: LlavaConfig) -> dict[str, Weight]:
+        """The tensors that the tower is built from, each of its right shape."""
+        tensors = _unswapped(tensors, config)
+        known = dict(_known(config))
+        if "mm.2.weight" not in tensors:
+            raise self._file.damaged("tensor 'mm.2.weight' is missing")
+        dims = _dims(config, n_embd=tensors["mm.2.weight"].shape[0])
+        for name, tensor in tensors.items():
+            if name not in known:
+                raise self._unsupported(
+                    f"holds the tensor {tensor.name!r}, which no CLIP or SigLIP tower has"
+                )
+            if tensor.shape != (shape := tuple(dims[dim] for dim in known[name])):
+                raise self._file.damaged(
+                    f"tensor {tensor.name!r} has the shape {list(tensor.shape)}, not {list(shape)}"
+                )
+        names = [name for name in known if _layer(name) < max(config.feature_layers)]
+        if missing := [name for name in names if name not in tensors]:
+            raise self._file.damaged(f"tensor {missing[0]!r} is missing")
+        needed: dict[str, Weight] = {name: tensors[name] for name in names}
+        if self._optional(CLASS_TOKEN_LAST_KEY, bool):
+            table = "v.position_embd.weight"
+            needed[table] = _ClassTokenFirst(tensors[table])
+        return needed
+
+    def image(self, tensors: Mapping[str, Weight], config: LlavaConfig) -> ImageSpec:
+        """How pictures are prepared: as libmtmd does, unless we wrote the file and know it better."""
+        n_embd = tensors["mm.2.weight"].shape[0]
+        side = config.vision_config.image_size
+        known = self._optional(IMAGE_KEY, str)
+        try:
+            if known:
+                image = msgspec.json.decode(known, type=ImageSpec)
+            else:
+                red, green, blue = self._numbers(Keys.ClipVision.IMAGE_MEAN)[:3]
+                red_std, green_std, blue_std = self._numbers(Keys.ClipVision.IMAGE_STD)[:3]
+                image = ImageSpec(
+                    pad_to_square=None,
+                    resize="longest_edge",
+                    resize_to=Size(height=side, width=side),
+                    resample="bicubic",
+                    center_crop=None,
+                    rescale_factor=1 / 255,
+                    mean=(red, green, blue),
+                    std=(red_std, green_std, blue_std),
+                    size=Size(height=side, width=side),
+                    n_image_tokens=config.n_image_tokens(side),
+                    n_embd=n_embd,
+                    fill=FILL,
+                )
+        except ValueError as error:
+            raise self._file.damaged(f"how to prepare pictures: {error}") from error
+        fits = (Size(height=side, width=side), config.n_image_tokens(side), n_embd)
+        if (image.size, image.n_image_tokens, image.n_embd) != fits:
+            raise self._file.damaged(f"{IMAGE_KEY} does not fit the tower")
+        return image
+
+    def _activation(self) -> str:
+        uses_gelu = self._optional(Keys.ClipVision.USE_GELU, bool)
+        if self._optional(Keys.ClipVision.USE_SILU, bool):
+            raise self._unsupported("has a tower with the activation silu, which is not supported")
+        return LLAMA_CPP_GELU if uses_gelu else "quick_gelu"
+
+    def _required(self, key: str, kind: type[T]) -> T:
+        value = self._optional(key, kind)
+        if value is None:
+            raise self._file.damaged(f"{key} is missing")
+        return value
+
+    def _optional(self, key: str, kind: type[T]) -> T | None:
+        value = self._metadata.get(key)
+        if value is not None and type(value) is not kind:
+            raise self._file.damaged(f"{key} is of another type")
+        return value
+
+    def _numbers(self, key: str) -> list[Any]:
+        value = self._metadata.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, memoryview) or len(value) > MAX_NUMBERS:
+            raise self._file.damaged(f"{key} is no short array of numbers")
+        return value.tolist()
+
+    def _unsupported(self, problem: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"{self._file.path} {problem}.")
+
+
+def _known(config: LlavaConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every tensor of such a tower and projector, with the names of its dimensions."""
+    tower = config.vision_config.family.tensors
+    yield from _named(tower.before_layers)
+    for bid in range(config.vision_config.num_hidden_layers):
+        for template, dims in _named(tower.layer):
+            yield template.replace("{bid}", str(bid)), dims
+    yield from _named(PROJECTOR.before_layers)
+
+
+def _named(rows: Rows) -> Iterator[tuple[str, tuple[str, ...]]]:
+    return (row for row in rows.values() if row)
+
+
+def _dims(config: LlavaConfig, n_embd: int) -> dict[str, int]:
+    vision = config.vision_config
+    return {
+        "n_embd": n_embd,
+        "rgb": vision.num_channels,
+        "v_embd": vision.hidden_size,
+        "v_ff": vision.intermediate_size,
+        "v_patch": vision.patch_size,
+        "v_positions": vision.patches_per_side**2 + vision.family.has_class_token,
+        "v_features": vision.hidden_size * len(config.feature_layers),
+    }
+
+
+def _unswapped(tensors: Mapping[str, GgufTensor], config: LlavaConfig) -> dict[str, GgufTensor]:
+    """Old converters gave ffn_up and ffn_down each other's names; clip.cpp tells it by the shape, too."""
+
+    def true_name(name: str) -> str:
+        match = re.fullmatch(r"(v\.blk\.\d+\.)(ffn_up|ffn_down)(\..+)", name)
+        if match is None:
+            return name
+        before, layer, after = match.groups()
+        down = tensors.get(f"{before}ffn_down.weight")
+        is_swapped = down is not None and down.shape[-1] == config.vision_config.hidden_size
+        return before + (SWAPPED[layer] if is_swapped else layer) + after
+
+    return {true_name(name): tensor for name, tensor in tensors.items()}
+
+
+def _layer(name: str) -> int:
+    """Number of the layer that a tensor belongs to; -1 outside of the layers."""
+    match = re.match(r"v\.blk\.(\d+)\.", name)
+    return int(match[1]) if match else -1

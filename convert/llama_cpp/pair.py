@@ -1,0 +1,298 @@
+"""llama.cpp's two files, a decoder and its mmproj -> bundle."""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Final, cast
+
+import numpy as np
+from gguf import Keys
+from gguf.utility import model_weight_count_rounded_notation
+
+from acestep_gguf.bundle.decoder_info import check_vocabulary
+from acestep_gguf.bundle.gguf_header import GGUFHeader
+from acestep_gguf.bundle.names import (
+    LLAMA_FTYPE,
+    VISION_PRECISIONS,
+    DecoderFtype,
+    VisionPrecision,
+    decoder_file_name,
+)
+from acestep_gguf.bundle.schema import (
+    IMPORTED,
+    SCHEMA_VERSION,
+    Bundle,
+    DecoderFile,
+    Decoders,
+    FileRecord,
+    PromptSpec,
+    Source,
+)
+from acestep_gguf.convert.conversion_plan import BASE_MEMORY, check_precisions
+from acestep_gguf.convert.llama_cpp.gguf_prompt import read_gguf_prompt
+from acestep_gguf.convert.llama_cpp.mmproj_tower import MmprojTower, read_mmproj
+from acestep_gguf.convert.output_folder import OutputFolder
+from acestep_gguf.convert.tower.calibration import find_pictures
+from acestep_gguf.convert.tower.files import (
+    PlannedVision,
+    plan_vision,
+    vision_with_default,
+    write_towers,
+)
+from acestep_gguf.errors import BundleError
+from acestep_gguf.quantize.conversion_events import FileDone, Finished, Plan, PlannedFile
+from acestep_gguf.quantize.gguf_source import GgufFile, GgufSource
+from acestep_gguf.quantize.planning import OnEvent, ProgressTally, bytes_free, check_disk, thread_count
+from acestep_gguf.quantize.staging import Staging
+
+CHUNK_BYTES: Final = 2**22
+# llama.cpp adds this to general.file_type if it had to guess.
+GUESSED: Final = 1024
+# What llama.cpp takes a file for that does not say what it is, by the type that most tensors have.
+TYPICAL: Final[Mapping[str, DecoderFtype]] = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Both files, read and checked but for their weights."""
+
+    decoder: GgufSource
+    mmproj: GgufFile
+    tower: MmprojTower
+    prompt: PromptSpec
+    ftype: DecoderFtype
+
+    @property
+    def size_label(self) -> str:
+        """The decoder's number of weights, as in ``Name-5.6M-Q4_K_M.gguf``."""
+        return cast(str, model_weight_count_rounded_notation(self.decoder.info.n_params))
+
+    def source(self, decoder: FileRecord) -> Source:
+        """Where the bundle comes from."""
+        headers = hashlib.sha256(_header_bytes(self.decoder) + _header_bytes(self.mmproj))
+        weights = hashlib.sha256(f"{decoder.sha256} {_sha256(self.mmproj)}".encode())
+        return Source(
+            architecture=IMPORTED,
+            vision_model_type=self.tower.config.vision_config.model_type,
+            text_model_type=self.decoder.info.architecture,
+            config_sha256=headers.hexdigest(),
+            weights_sha256=weights.hexdigest(),
+        )
+
+
+def import_pair(
+    decoder: Path,
+    mmproj: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    chat_template: str | None = None,
+    image_token: str | None = None,
+    copy: bool = False,
+    vision: Sequence[VisionPrecision] = VISION_PRECISIONS,
+    calibration: Path | None = None,
+    threads: int | None = None,
+    on_event: OnEvent = lambda _: None,
+) -> Bundle:
+    """Make the bundle ``out`` of a decoder and the tower and projector that llama.cpp runs it with.
+
+    The decoder becomes a hard link where the disk allows it, else a copy. After an error, ``out`` is as it
+    was before.
+
+    Args:
+        decoder: GGUF file of the decoder, of any type.
+        mmproj: GGUF file of the tower and projector, of any type.
+        out: folder of the bundle; it may exist if it is empty.
+        name: the model's name in file names, by default what the decoder says.
+        chat_template: Jinja source, in the place of the decoder's.
+        image_token: what the chat template writes in the place of a picture, by default ``<image>``.
+        copy: copy the decoder in any case, so that a later change of the original changes nothing.
+        vision: precisions of the tower.
+        calibration: folder of pictures that show what int8 would ruin; by default a few of our own.
+        threads: threads of the calibration, by default one for each core.
+        on_event: called with each event, see conversion_events.py.
+
+    Raises:
+        BundleError: a file is missing, damaged, or not of this model; or ``out`` cannot be written.
+        CheckpointError: something is missing that an argument can give, such as the chat template.
+        UnsupportedModelError: they are of a kind that this software does not run.
+        UsageError: an argument is out of its range.
+    """
+    started = perf_counter()
+    n_threads = thread_count(threads)
+    check_precisions(vision)
+    with _opened(decoder, mmproj, chat_template, image_token) as pair:
+        there = OutputFolder.read(out)
+        if there.bundle is not None:
+            raise BundleError(f"{out} is a bundle already: give a new folder.")
+        name = there.model_name(name, _own_name(pair))
+        there.check_no_foreign_files(name, pair.size_label)
+        towers = _plan_towers(pair, vision, calibration)
+        file_name = decoder_file_name(name, pair.size_label, pair.ftype)
+        is_link = not copy and _can_link(decoder, out)
+        told = _plan_event(pair, out, file_name, towers, is_link=is_link)
+        on_event(told)
+        progress = ProgressTally(told, on_event)
+        with Staging(out, progress.add) as staging:
+            check_disk(told)
+            record = _take_decoder(pair.decoder, file_name, None if is_link else staging, progress)
+            files = write_towers(towers, staging, n_threads, progress)
+            staging.publish()
+            bundle = Bundle(
+                schema_version=SCHEMA_VERSION,
+                min_reader_version=SCHEMA_VERSION,
+                name=name,
+                source=pair.source(record),
+                decoders=Decoders(default=pair.ftype, files={pair.ftype: record}),
+                vision=vision_with_default(files),
+                image=pair.tower.image,
+                prompt=pair.prompt,
+            )
+            if is_link:
+                _link(decoder, out / file_name)
+            bundle.write(out)
+    seconds = perf_counter() - started
+    for file in bundle.records():
+        on_event(FileDone(file=file.file, bytes=file.bytes, sha256=file.sha256, seconds=seconds))
+    on_event(Finished(folder=str(out), seconds=seconds))
+    return bundle
+
+
+@contextmanager
+def _opened(
+    decoder: Path, mmproj: Path, chat_template: str | None, image_token: str | None
+) -> Iterator[Pair]:
+    with GgufFile(mmproj) as opened_mmproj:
+        # Before the decoder: what it says helps who confused the two.
+        tower = read_mmproj(opened_mmproj)
+        with GgufSource(decoder) as opened:
+            if opened.info.embedding_length != tower.image.n_embd:
+                raise BundleError(
+                    f"{mmproj} gives embeds of {tower.image.n_embd} numbers, {decoder} takes "
+                    f"{opened.info.embedding_length}: give two files of one model."
+                )
+            prompt = read_gguf_prompt(opened.header, chat_template, image_token)
+            check_vocabulary(opened.header, prompt, tower.image)
+            ftype = _ftype(opened.header)
+            yield Pair(decoder=opened, mmproj=opened_mmproj, tower=tower, prompt=prompt, ftype=ftype)
+
+
+def _ftype(header: GGUFHeader) -> DecoderFtype:
+    """What the file says that it is, or what most of its weights are."""
+    given = header.metadata.get(Keys.General.FILE_TYPE)
+    for ftype, number in LLAMA_FTYPE.items():
+        if isinstance(given, int) and given & ~GUESSED == number:
+            return ftype
+    n_weights: Counter[str] = Counter()
+    for tensor in header.tensors:
+        n_weights[tensor.type.name] += tensor.n_elements
+    most = n_weights.most_common(1)[0][0]
+    ftype = TYPICAL.get(most, cast(DecoderFtype, most))
+    if ftype not in LLAMA_FTYPE:
+        raise BundleError(f"{header.path} holds weights of the type {most}: get it in another quantization.")
+    return ftype
+
+
+def _own_name(pair: Pair) -> str:
+    name = pair.decoder.header.metadata.get(Keys.General.NAME)
+    return name if isinstance(name, str) and name.strip() else pair.decoder.path.stem
+
+
+def _plan_towers(
+    pair: Pair, precisions: Sequence[VisionPrecision], calibration: Path | None
+) -> list[PlannedVision]:
+    tower = pair.tower
+    pictures = find_pictures(calibration, tower.image) if "int8" in precisions else ()
+    return [
+        plan_vision(tower.config, tower.image, tower.tensors, precision, pictures)
+        for precision in VISION_PRECISIONS
+        if precision in precisions
+    ]
+
+
+def _plan_event(
+    pair: Pair, out: Path, file_name: str, towers: Sequence[PlannedVision], *, is_link: bool
+) -> Plan:
+    decoder = PlannedFile(
+        file=file_name,
+        label=pair.ftype,
+        bytes=pair.decoder.header.file_size,
+        bytes_kept=0,
+        bits_per_weight=pair.decoder.header.bits_per_weight,
+        types=dict(Counter(tensor.type.name for tensor in pair.decoder.header.tensors).most_common()),
+        fallbacks={},
+    )
+    files = (decoder, *(file for tower in towers for file in tower.planned_files()))
+    return Plan(
+        folder=str(out),
+        files=files,
+        bytes_needed=sum(file.bytes for file in files),
+        # A link takes nothing more than the original has.
+        bytes_free=bytes_free(out, ()) + (decoder.bytes if is_link else 0),
+        memory=BASE_MEMORY + max((tower.memory for tower in towers), default=0),
+    )
+
+
+def _take_decoder(
+    source: GgufSource, name: str, staging: Staging | None, progress: ProgressTally
+) -> DecoderFile:
+    """Copy the decoder, or without ``staging`` only hash it."""
+    digest = hashlib.sha256()
+    file = None if staging is None else staging.create(name)
+    for chunk in _chunks(source):
+        digest.update(chunk)
+        if file is None:
+            progress.add(len(chunk), 0)
+        else:
+            file.write(chunk)
+    progress.add(0, len(source.tensors))
+    return DecoderFile(
+        file=name,
+        bytes=source.header.file_size,
+        sha256=digest.hexdigest(),
+        bits_per_weight=round(source.header.bits_per_weight, 3),
+    )
+
+
+def _can_link(decoder: Path, out: Path) -> bool:
+    """Whether the disk of ``out`` can hold another name of ``decoder``: tried where ``out`` will be."""
+    folder = next(path for path in (out.absolute(), *out.absolute().parents) if path.is_dir())
+    trial = folder / f".acestep-gguf.{os.getpid()}.link"
+    try:
+        os.link(decoder.resolve(), trial)
+        trial.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _link(decoder: Path, path: Path) -> None:
+    path.unlink(missing_ok=True)  # of a run that was killed
+    os.link(decoder.resolve(), path)
+
+
+def _chunks(file: GgufFile) -> Iterator[memoryview]:
+    """The bytes of a file."""
+    size = file.header.file_size
+    for start in range(0, size, CHUNK_BYTES):
+        chunk = np.empty(min(CHUNK_BYTES, size - start), np.uint8)
+        file.read_into(chunk, start)
+        yield chunk.data
+
+
+def _sha256(file: GgufFile) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(file):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _header_bytes(file: GgufFile) -> bytes:
+    header = np.empty(file.header.data_offset, np.uint8)
+    file.read_into(header, 0)
+    return header.tobytes()

@@ -1,0 +1,278 @@
+"""The vision tower and projector as an ONNX graph, without torch.
+
+``pixel_values`` float32 [B, 3, H, W] -> ``image_embeds`` float32 [B, n_image_tokens, n_embd], and
+``patch_attention`` float32 [B, n_patches].
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acestep_gguf.convert.checkpoint.config import LlavaConfig, VisionConfig
+from acestep_gguf.convert.checkpoint.weight import Weight
+from acestep_gguf.convert.tower.int8 import Divisors, Int8Inputs, Int8Layer, int8_product
+from acestep_gguf.convert.tower.onnx_graph import MICROSOFT, OnnxGraph
+from acestep_gguf.convert.tower.position_embedding import interpolate_positions
+from acestep_gguf.errors import UnsupportedModelError
+
+# Activation in config.json -> ONNX operator. "gelu" is the exact one, with erf.
+ACTIVATIONS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "gelu": ("Gelu", {}),
+    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    "quick_gelu": ("QuickGelu", {"domain": MICROSOFT, "alpha": 1.702}),
+}
+
+Tensors = Mapping[str, Weight]
+
+
+def check_activations(config: LlavaConfig) -> None:
+    """Refuse activations that the graph has no operator for.
+
+    Raises:
+        UnsupportedModelError: there is one.
+    """
+    for activation in (config.vision_config.hidden_act, config.projector_hidden_act):
+        if activation not in ACTIVATIONS:
+            raise UnsupportedModelError(
+                f"the activation {activation!r} is not supported in a tower or projector: "
+                f"supported are {', '.join(ACTIVATIONS)}."
+            )
+
+
+@dataclass(slots=True)
+class LinearInput:
+    """What linear ``layers`` take; the step before them can divide its channels if ``is_foldable``."""
+
+    is_foldable: bool
+    layers: list[str] = field(default_factory=list)
+
+
+class ClipGraph:
+    """CLIPVisionModel or SiglipVisionModel, and LlavaMultiModalProjector, node by node.
+
+    They differ in what stands before the first layer: which tensors there are tells.
+
+    Linear layers whose input is among ``int8`` compute in int8, the rest in float32. ``linear_inputs`` fills
+    up with what such layers take as they are built, but for the projector's: it always computes in float32,
+    since nothing that follows evens out its errors.
+    """
+
+    def __init__(
+        self, config: LlavaConfig, tensors: Tensors, image_size: int, int8: Int8Inputs | None = None
+    ) -> None:
+        self.graph = OnnxGraph()
+        self.linear_inputs: dict[str, LinearInput] = {}
+        self._config = config
+        self._vision: VisionConfig = config.vision_config
+        self._tensors = tensors
+        self._n_side = image_size // config.vision_config.patch_size
+        self._int8 = int8 or {}
+
+    @property
+    def n_blocks(self) -> int:
+        """Layers of the tower that the projector needs."""
+        return max(self._config.feature_layers)
+
+    @property
+    def n_patches(self) -> int:
+        """Patches of a picture."""
+        return self._n_side**2
+
+    def build(self) -> str:
+        """The whole tower and projector: image embeds [B, n_image_tokens, n_embd]."""
+        hidden = self.embed("pixel_values")
+        states = {0: hidden}
+        for bid in range(self.n_blocks):
+            hidden = states[bid + 1] = self.block(hidden, bid)
+        return self.project(self.select_features(states))
+
+    def embed(self, pixel_values: str) -> str:
+        """Hidden states before the first layer, [B, n_patches, hidden_size], one more with CLS."""
+        hidden = self._embed(pixel_values)
+        return self._layer_norm(hidden, "v.pre_ln") if "v.pre_ln.weight" in self._tensors else hidden
+
+    def block(self, hidden: str, bid: int) -> str:
+        """Hidden states after the layer ``bid``."""
+        return self._mlp(self._attention(hidden, f"v.blk.{bid}"), f"v.blk.{bid}")
+
+    def select_features(self, states: Mapping[int, str]) -> str:
+        """Features [B, n_image_tokens, hidden_size * n feature layers]; "default" drops the first, CLS."""
+        selected = [states[layer] for layer in self._config.feature_layers]
+        features = (
+            self.graph.node("Concat", selected, "v.features", axis=2) if len(selected) > 1 else selected[0]
+        )
+        if self._config.vision_feature_select_strategy == "full":
+            return features
+        return self._slice(features, "v.patches", axis=1, start=1)
+
+    def project(self, features: str) -> str:
+        """Image embeds [B, n_image_tokens, n_embd]."""
+        hidden = self._linear(features, "mm.1", "mm.1.out")
+        hidden = self._activation(self._config.projector_hidden_act, hidden, "mm.act")
+        return self._linear(hidden, "mm.2", "image_embeds")
+
+    def patch_attention(self) -> str:
+        """Attention that each patch gets in the last layer, the mean of its heads: float32 [B, n_patches].
+
+        It is CLS that attends, as in FasterVLM (arXiv 2412.01818); in a tower without CLS, the mean of all
+        patches. A key's bias adds the same to all scores of a query, so it does not matter.
+        """
+        block = f"v.blk.{self.n_blocks - 1}"
+        has_cls = "v.class_embd" in self._tensors
+        n_heads = self._vision.num_attention_heads
+        head_size = self._vision.hidden_size // n_heads
+        heads = self.graph.constant("v.patch_attn.heads", [0, 0, n_heads, head_size])
+        axes = self.graph.constant("v.patch_attn.axes", [1, 2])
+        scale = self.graph.weight(
+            "v.patch_attn.scale", (1,), lambda: np.array([1 / math.sqrt(head_size)], np.float32)
+        )
+
+        queries = f"{block}.attn_q"
+        if has_cls:
+            queries = self._slice(queries, "v.patch_attn.cls", axis=1, start=0, end=1)
+        bias = self._weight(f"{block}.attn_q.bias")
+        queries = self.graph.node("Add", [queries, bias], "v.patch_attn.q_biased")
+        queries = self.graph.node("Mul", [queries, scale], "v.patch_attn.q_scaled")
+        queries = self.graph.node("Reshape", [queries, heads], "v.patch_attn.q_heads")
+        queries = self.graph.node("Transpose", [queries], "v.patch_attn.q", perm=[0, 2, 1, 3])
+        keys = self.graph.node("Reshape", [f"{block}.attn_k", heads], "v.patch_attn.k_heads")
+        keys = self.graph.node("Transpose", [keys], "v.patch_attn.k", perm=[0, 2, 3, 1])
+        scores = self.graph.node("MatMul", [queries, keys], "v.patch_attn.scores")
+        attention = self.graph.node("Softmax", [scores], "v.patch_attn.softmax", axis=-1)
+        if not has_cls:
+            return self.graph.node("ReduceMean", [attention, axes], "patch_attention", keepdims=0)
+        attention = self.graph.node("ReduceMean", [attention, axes], "v.patch_attn.mean", keepdims=0)
+        return self._slice(attention, "patch_attention", axis=1, start=1)
+
+    def _embed(self, pixel_values: str) -> str:
+        """Patches, with CLS before them if the tower has it, plus their positions."""
+        hidden_size, patch_size = self._vision.hidden_size, self._vision.patch_size
+        names = [name for name in ("v.patch_embd.weight", "v.patch_embd.bias") if name in self._tensors]
+        patches = self.graph.node(
+            "Conv",
+            [pixel_values, *map(self._weight, names)],
+            "v.patch_embd",
+            strides=[patch_size, patch_size],
+        )
+        shape = self.graph.constant("v.patch_embd.shape", [0, hidden_size, -1])
+        patches = self.graph.node("Reshape", [patches, shape], "v.patch_embd.flat")
+        patches = self.graph.node("Transpose", [patches], "v.patch_embd.rows", perm=[0, 2, 1])
+        has_cls = "v.class_embd" in self._tensors
+        if has_cls:
+            # A row of zeros is where CLS comes in: it is added together with its position.
+            pads = self.graph.constant("v.class_embd.pads", [0, 1, 0, 0, 0, 0])
+            patches = self.graph.node("Pad", [patches, pads], "v.class_embd.rows")
+        positions = self.graph.weight(
+            "v.position_embd.weight", (1, self._n_side**2 + has_cls, hidden_size), self._load_positions
+        )
+        return self.graph.node("Add", [patches, positions], "v.embd")
+
+    def _load_positions(self) -> NDArray[np.float32]:
+        positions = interpolate_positions(self._tensors["v.position_embd.weight"].read(), self._n_side).copy()
+        if "v.class_embd" in self._tensors:
+            positions[0] += self._tensors["v.class_embd"].read()
+        return positions[np.newaxis]
+
+    def _attention(self, hidden: str, block: str) -> str:
+        normed = self._linear_input(self._layer_norm(hidden, f"{block}.ln1"), is_foldable=True)
+        names = [f"{block}.attn_{projection}" for projection in "qkv"]
+        # What CLS and patches attend with is a mean of values, so values can be divided for attn_out.
+        value_divisors = self._divisors(f"{block}.attn")
+        projected = [
+            self._product(normed, name, name, divisors=value_divisors if name.endswith("v") else None)
+            for name in names
+        ]
+        bias = self.graph.weight(
+            f"{block}.attn_qkv.bias",
+            (3 * self._vision.hidden_size,),
+            lambda: self._load_qkv_bias(names, value_divisors),
+        )
+        attended = self.graph.node(
+            "MultiHeadAttention",
+            [*projected, bias],
+            f"{block}.attn",
+            domain=MICROSOFT,
+            num_heads=self._vision.num_attention_heads,
+        )
+        source = self._linear_input(attended, is_foldable=True)
+        return self._add(hidden, self._linear(source, f"{block}.attn_out"), f"{block}.attn_residual")
+
+    def _load_qkv_bias(self, names: Sequence[str], value_divisors: Divisors | None) -> NDArray[np.float32]:
+        query, key, value = (self._tensors[f"{name}.bias"].read() for name in names)
+        return np.concatenate([query, key, _divided(value, value_divisors)])
+
+    def _mlp(self, hidden: str, block: str) -> str:
+        normed = self._linear_input(self._layer_norm(hidden, f"{block}.ln2"), is_foldable=True)
+        up = self._linear(normed, f"{block}.ffn_up")
+        activated = self._linear_input(self._activation(self._vision.hidden_act, up, f"{block}.ffn_act"))
+        return self._add(hidden, self._linear(activated, f"{block}.ffn_down"), f"{block}.out")
+
+    def _linear_input(self, x: str, *, is_foldable: bool = False) -> str:
+        """Say that linear layers take ``x``."""
+        self.linear_inputs[x] = LinearInput(is_foldable)
+        return x
+
+    def _linear(self, x: str, name: str, output: str | None = None) -> str:
+        output = output or name
+        if f"{name}.bias" not in self._tensors:
+            return self._product(x, name, output)
+        bias = self._weight(f"{name}.bias")
+        if x in self._int8:
+            return self._product(x, name, output, bias=bias)
+        return self._add(self._product(x, name, f"{name}.product"), bias, output)
+
+    def _product(
+        self, x: str, name: str, output: str, *, bias: str = "", divisors: Divisors | None = None
+    ) -> str:
+        """``x`` times the weight of the linear layer ``name``; channels of the output are divided.
+
+        Only a product in int8 takes a ``bias``.
+        """
+        tensor = self._tensors[f"{name}.weight"]
+        if x in self.linear_inputs:
+            self.linear_inputs[x].layers.append(name)
+        plan = self._int8.get(x)
+
+        def load() -> NDArray[np.float32]:
+            """[out, in]."""
+            weight = tensor.read() if divisors is None else tensor.read() / divisors[:, np.newaxis]
+            return weight if plan is None else weight * plan.divisors
+
+        if plan is None:
+            # MatMul wants [in, out].
+            weight = self.graph.weight(f"{name}.weight", tensor.shape[::-1], lambda: load().T)
+            return self.graph.node("MatMul", [x, weight], output)
+        return int8_product(self.graph, x, Int8Layer(name, tensor.shape, load, bias), plan, output)
+
+    def _divisors(self, x: str) -> Divisors | None:
+        """What the step that computes ``x`` divides its channels by."""
+        return self._int8[x].divisors if x in self._int8 else None
+
+    def _layer_norm(self, x: str, name: str) -> str:
+        divisors = self._divisors(name)
+        weights = [self._weight(f"{name}.weight", divisors), self._weight(f"{name}.bias", divisors)]
+        return self.graph.node("LayerNormalization", [x, *weights], name, epsilon=self._vision.layer_norm_eps)
+
+    def _activation(self, activation: str, x: str, name: str) -> str:
+        op, attributes = ACTIVATIONS[activation]
+        return self.graph.node(op, [x], name, **attributes)
+
+    def _add(self, left: str, right: str, name: str) -> str:
+        return self.graph.node("Add", [left, right], name)
+
+    def _slice(self, x: str, name: str, *, axis: int, start: int, end: int = 2**31 - 1) -> str:
+        bounds = {"start": start, "end": end, "axis": axis}
+        inputs = [self.graph.constant(f"{name}.{key}", [value]) for key, value in bounds.items()]
+        return self.graph.node("Slice", [x, *inputs], name)
+
+    def _weight(self, name: str, divisors: Divisors | None = None) -> str:
+        tensor = self._tensors[name]
+        return self.graph.weight(name, tensor.shape, lambda: _divided(tensor.read(), divisors))
+
+
+def _divided(values: NDArray[np.float32], divisors: Divisors | None) -> NDArray[np.float32]:
+    return values if divisors is None else values / divisors

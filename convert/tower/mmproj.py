@@ -1,0 +1,208 @@
+"""The tower and projector as an mmproj file, which llama.cpp and the programs built on it read.
+
+Keys, tensor names and what they mean are those of clip.cpp and models/llava.cpp (tools/mtmd) in
+llama-cpp-python 0.3.36, for the projector type ``mlp``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+import numpy as np
+from gguf import GGML_QUANT_VERSION, Keys
+from gguf import GGMLQuantizationType as QType
+from numpy.typing import NDArray
+
+from acestep_gguf.bundle.names import LLAMA_FTYPE, MmprojFtype, mmproj_file_name
+from acestep_gguf.bundle.schema import FileRecord, ImageSpec
+from acestep_gguf.convert.checkpoint.config import LlavaConfig
+from acestep_gguf.convert.tower.graph import Tensors
+from acestep_gguf.convert.tower.position_embedding import interpolate_positions
+from acestep_gguf.errors import UnsupportedModelError
+from acestep_gguf.quantize.ggml import block_size
+from acestep_gguf.quantize.gguf_layout import GgufLayout, boolean, f32, f32s, i32s, lay_out, string, u32
+from acestep_gguf.quantize.one_pass import GgufOutput, TensorSource, write_ggufs
+from acestep_gguf.quantize.recipes import TensorShape, TypeChoice
+from acestep_gguf.quantize.staging import Staging
+
+ARCHITECTURE: Final = "clip"
+PROJECTOR_TYPE: Final = "mlp"
+FEATURE_LAYERS_KEY: Final = "clip.vision.feature_layer"
+# What llama.cpp has no keys for, and does not look at.
+IMAGE_KEY: Final = "acestep_gguf.vision.image"
+HIDDEN_ACT_KEY: Final = "acestep_gguf.hidden_act"
+PROJECTOR_ACT_KEY: Final = "acestep_gguf.projector_hidden_act"
+CLASS_TOKEN_LAST_KEY: Final = "acestep_gguf.class_token_last"  # noqa: S105 (no password)
+
+# Whether clip.use_gelu is set: llama.cpp's "gelu" is the tanh approximation, its other one is quick_gelu.
+USES_GELU: Final = {"gelu": True, "gelu_pytorch_tanh": True, "quick_gelu": False}
+PROJECTOR_ACTIVATIONS: Final = ("gelu", "gelu_pytorch_tanh")
+
+MATRIX_TYPE: Final[dict[MmprojFtype, QType]] = {"F16": QType.F16, "Q8_0": QType.Q8_0, "F32": QType.F32}
+# Small, and all that the tower sees passes through them.
+KEPT_F32: Final = ("v.patch_embd.weight", "v.position_embd.weight")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedMmproj:
+    """An mmproj file, ready to be written; ``tensors`` are in the order of ``layout``."""
+
+    file: str
+    layout: GgufLayout
+    choices: dict[str, TypeChoice]
+    tensors: tuple[tuple[str, TensorSource], ...]
+
+    def write(self, staging: Staging, n_threads: int) -> FileRecord:
+        """Write the file."""
+        file = staging.create(self.file)
+        write_ggufs(self.tensors, [GgufOutput(self.layout, file)], n_threads=n_threads)
+        return FileRecord(file=self.file, bytes=file.n_bytes, sha256=file.sha256)
+
+
+def plan_mmproj(
+    config: LlavaConfig,
+    image: ImageSpec,
+    tensors: Tensors,
+    *,
+    name: str,
+    ftype: MmprojFtype,
+    class_token_first: bool = False,
+) -> PlannedMmproj:
+    """The tower and projector for pictures of ``image.size``, with matrices of the type ``ftype``.
+
+    llama.cpp puts the class token behind the patches (https://github.com/ggml-org/llama.cpp/issues/25814), so
+    its position embedding comes last, too, unless ``class_token_first``.
+
+    Raises:
+        UnsupportedModelError: llama.cpp would compute something else.
+    """
+    _check_computable(config, tensors)
+    tower = {tensor: source for tensor, source in tensors.items() if tensor.startswith("v.")}
+    class_token_last = "v.class_embd" in tensors and not class_token_first
+    table = _positions(config, image, tensors, class_token_last=class_token_last)
+    positions = {"v.position_embd.weight": table}
+    sources: dict[str, TensorSource] = {**tower, **positions, **_projector(config, tensors)}
+    shapes = [TensorShape(tensor, source.shape) for tensor, source in sources.items()]
+    choices = {shape.name: _choose_type(shape, MATRIX_TYPE[ftype]) for shape in shapes}
+    metadata = _metadata(config, image, name, ftype) | {CLASS_TOKEN_LAST_KEY: boolean(class_token_last)}
+    layout = lay_out(metadata, shapes, choices)
+    return PlannedMmproj(mmproj_file_name(name, ftype), layout, choices, tuple(sources.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A small tensor that does not stand in the checkpoint; ``load`` gives it as float32 of ``shape``."""
+
+    shape: tuple[int, ...]
+    load: Callable[[], NDArray[np.float32]]
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        rows = self.load().astype(np.float32).reshape(-1, self.shape[-1])
+        return np.ascontiguousarray(rows[start:stop])
+
+
+def _check_computable(config: LlavaConfig, tensors: Tensors) -> None:
+    has_class_token = "v.class_embd" in tensors
+    strategy = config.vision_feature_select_strategy
+    if has_class_token != (strategy == "default"):
+        difference = "drops" if has_class_token else "keeps"
+        raise _not_in_llama_cpp(
+            f"{difference} the first feature of such a tower, vision_feature_select_strategy is {strategy!r}"
+        )
+    if config.vision_config.intermediate_size == config.vision_config.hidden_size:
+        raise _not_in_llama_cpp("takes ffn_up and ffn_down for each other in a tower where both are square")
+    for part, activation, known in (
+        ("towers", config.vision_config.hidden_act, tuple(USES_GELU)),
+        ("projectors", config.projector_hidden_act, PROJECTOR_ACTIVATIONS),
+    ):
+        if activation not in known:
+            raise _not_in_llama_cpp(f"has no {activation!r} in {part}, only {', '.join(known)}")
+
+
+def _not_in_llama_cpp(difference: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"llama.cpp {difference}: convert without an mmproj file.")
+
+
+def _positions(
+    config: LlavaConfig, image: ImageSpec, tensors: Tensors, *, class_token_last: bool
+) -> TensorSource:
+    """Position embeddings for the size of the pictures: llama.cpp does not interpolate them."""
+    table = tensors["v.position_embd.weight"]
+    n_side = image.size.height // config.vision_config.patch_size
+    shape = (n_side**2 + ("v.class_embd" in tensors), table.shape[1])
+    if shape == table.shape and not class_token_last:
+        return table
+    shift = -1 if class_token_last else 0
+    return _Computed(shape, lambda: np.roll(interpolate_positions(table.read(), n_side), shift, axis=0))
+
+
+def _projector(config: LlavaConfig, tensors: Tensors) -> dict[str, TensorSource]:
+    """The two linear layers; llama.cpp counts the activation as layer 1, and adds a bias always."""
+    layers: dict[str, TensorSource] = {}
+    for number, name in ((0, "mm.1"), (2, "mm.2")):
+        weight = tensors[f"{name}.weight"]
+        layers[f"mm.{number}.weight"] = weight
+        layers[f"mm.{number}.bias"] = tensors.get(f"{name}.bias") or _zeros(weight.shape[0])
+    if (ordered := _ordered(config.feature_layers)) != config.feature_layers:
+        weight, n_embd = tensors["mm.1.weight"], config.vision_config.hidden_size
+        layers["mm.0.weight"] = _Computed(
+            (weight.shape[0], n_embd * len(ordered)),
+            lambda: _reordered(weight.read(), config.feature_layers, ordered),
+        )
+    return layers
+
+
+def _ordered(feature_layers: tuple[int, ...]) -> tuple[int, ...]:
+    """llama.cpp concatenates the features of each layer once, from the first to the last."""
+    return tuple(sorted(set(feature_layers)))
+
+
+def _reordered(
+    weight: NDArray[np.float32], given: tuple[int, ...], ordered: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """A projection [n_out, n_embd * len(given)] of features in the order ``given`` for those ``ordered``."""
+    columns = list(zip(given, np.split(weight, len(given), axis=1), strict=True))
+    sums = [sum(block for layer, block in columns if layer == wanted) for wanted in ordered]
+    return np.concatenate(sums, axis=1)
+
+
+def _zeros(n: int) -> TensorSource:
+    return _Computed((n,), lambda: np.zeros(n, np.float32))
+
+
+def _choose_type(tensor: TensorShape, wanted: QType) -> TypeChoice:
+    if len(tensor.shape) == 1 or tensor.name in KEPT_F32:
+        return TypeChoice(QType.F32, QType.F32)
+    return TypeChoice(wanted if tensor.shape[-1] % block_size(wanted) == 0 else QType.F16, wanted)
+
+
+def _metadata(config: LlavaConfig, image: ImageSpec, name: str, ftype: MmprojFtype) -> dict[str, bytes]:
+    vision, layers = config.vision_config, _ordered(config.feature_layers)
+    # llama.cpp's pixels are divided by 255 before they are normalized.
+    scale = 255 * image.rescale_factor
+    return {
+        Keys.General.ARCHITECTURE: string(ARCHITECTURE),
+        Keys.General.TYPE: string("mmproj"),
+        Keys.General.NAME: string(name),
+        Keys.General.QUANTIZATION_VERSION: u32(GGML_QUANT_VERSION),
+        Keys.General.FILE_TYPE: u32(LLAMA_FTYPE[ftype]),
+        Keys.Clip.HAS_VISION_ENCODER: boolean(True),
+        Keys.Clip.PROJECTOR_TYPE: string(PROJECTOR_TYPE),
+        Keys.ClipVision.USE_GELU: boolean(USES_GELU[vision.hidden_act]),
+        Keys.ClipVision.IMAGE_SIZE: u32(image.size.height),
+        Keys.ClipVision.PATCH_SIZE: u32(vision.patch_size),
+        Keys.ClipVision.EMBEDDING_LENGTH: u32(vision.hidden_size),
+        Keys.ClipVision.FEED_FORWARD_LENGTH: u32(vision.intermediate_size),
+        # Without feature_layer, llama.cpp would leave out the last of these layers.
+        Keys.ClipVision.BLOCK_COUNT: u32(max(layers)),
+        FEATURE_LAYERS_KEY: i32s(layers),
+        Keys.ClipVision.Attention.HEAD_COUNT: u32(vision.num_attention_heads),
+        Keys.ClipVision.Attention.LAYERNORM_EPS: f32(vision.layer_norm_eps),
+        Keys.ClipVision.PROJECTION_DIM: u32(image.n_embd),
+        Keys.ClipVision.IMAGE_MEAN: f32s([mean / scale for mean in image.mean]),
+        Keys.ClipVision.IMAGE_STD: f32s([std / scale for std in image.std]),
+        IMAGE_KEY: string(msgspec.json.encode(image).decode()),
+        HIDDEN_ACT_KEY: string(vision.hidden_act),
+        PROJECTOR_ACT_KEY: string(config.projector_hidden_act),
+    }

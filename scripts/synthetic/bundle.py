@@ -1,0 +1,209 @@
+"""Write a bundle of a true shape with random weights, straight to blocks: a 32B decoder in about a minute.
+
+    python -m scripts.synthetic.bundle --shape 32b /tmp/bundle-32b
+    python -m scripts.synthetic.bundle --shape 0.5b -q Q8_0 /tmp/bundle-0.5b
+
+The decoder is Qwen2.5's of that size behind a CLIP ViT-H/14 tower at 448 px. Each matrix repeats 64 rows of
+random weights, quantized once; it answers nonsense, at the speed and in the memory of the true model. Disk:
+the decoder (19.9 GB for 32b in Q4_K_M), 2.5 GB for the tower, and half of that for the tower's checkpoint,
+which is removed again.
+"""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from acestep_gguf.bundle.names import FTYPES, DecoderFtype, Ftype, VisionPrecision
+from acestep_gguf.bundle.schema import SCHEMA_VERSION, Bundle, DecoderFile, Decoders, Vision
+from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.conversion_plan import ConversionPlan, Options, make_plan
+from acestep_gguf.cpus import usable_cpus
+from acestep_gguf.quantize.ggml import quantize_rows, row_size
+from acestep_gguf.quantize.gguf_layout import PlacedTensor
+from acestep_gguf.quantize.one_pass import GgufOutput, TensorSource, write_ggufs
+from acestep_gguf.quantize.staging import Staging
+from acestep_gguf.quantize.steering import AS_THE_RECIPE
+from scripts.synthetic.checkpoint import (
+    CHAT_TEMPLATE,
+    SHAPES,
+    VISION_SHAPES,
+    Rows,
+    Shape,
+    VisionShape,
+    decoder_tensors,
+    llava_config,
+    preprocessor_config,
+    tokenizer_json,
+    vision_tensors,
+    write_json,
+    write_safetensors,
+)
+
+PATTERN_ROWS = 64
+
+
+@dataclass(frozen=True)
+class RandomBlocks:
+    """A tensor that repeats PATTERN_ROWS quantized rows of standard deviation 1/sqrt(row length)."""
+
+    shape: tuple[int, ...]
+    qtype: GGMLQuantizationType
+    blocks: NDArray[np.uint8]
+
+    def read_blocks(self, start: int, stop: int) -> NDArray[np.uint8]:
+        rows: NDArray[np.uint8] = self.blocks[np.arange(start, stop) % len(self.blocks)]
+        return rows
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        raise NotImplementedError("every file wants the type that the blocks have")
+
+
+def random_blocks(tensor: PlacedTensor, seed: int) -> RandomBlocks:
+    """Norms are ones, biases small, matrices random."""
+    row_length = tensor.shape[-1]
+    if len(tensor.shape) == 1:
+        rows = np.full((1, row_length), 1.0 if tensor.name.endswith("weight") else 0.01, np.float32)
+    else:
+        generator = np.random.default_rng(seed)
+        rows = generator.standard_normal((PATTERN_ROWS, row_length), np.float32) / math.sqrt(row_length)
+    rows = np.ascontiguousarray(rows, np.float32)
+    if tensor.qtype == GGMLQuantizationType.F32:
+        blocks = rows.view(np.uint8).reshape(len(rows), -1)
+    else:
+        quantized = quantize_rows(rows, tensor.qtype)
+        assert quantized is not None
+        blocks = quantized
+    assert blocks.shape[1] == row_size(tensor.qtype, row_length)
+    return RandomBlocks(tensor.shape, tensor.qtype, blocks)
+
+
+def write_checkpoint(folder: Path, shape: Shape, vision: VisionShape) -> None:
+    """A checkpoint whose tower is random and whose decoder is a hole: it takes the tower's disk only."""
+    write_json(folder / "config.json", llava_config(shape, vision))
+    write_json(folder / "preprocessor_config.json", preprocessor_config(vision))
+    write_json(folder / "tokenizer.json", tokenizer_json(None))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+    parts = {
+        "model-tower.safetensors": (list(vision_tensors(vision, shape.hidden)), False),
+        "model-decoder.safetensors": (list(decoder_tensors(shape, "language_model.")), True),
+    }
+    weight_map = {}
+    for file, (tensors, sparse) in parts.items():
+        write_safetensors(folder / file, tensors, Rows(), sparse=sparse)
+        weight_map.update(dict.fromkeys((name for name, _ in tensors), file))
+    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_bundle(
+    checkpoint: Path,
+    out: Path,
+    ftypes: Sequence[Ftype],
+    precisions: Sequence[VisionPrecision] = ("float32",),
+    *,
+    name: str,
+    sparse: bool = False,
+) -> None:
+    """What conversion would write, but with random blocks, or holes, instead of the checkpoint's decoder."""
+    options = Options(
+        ftypes=ftypes,
+        image_size=None,
+        name=name,
+        steering=AS_THE_RECIPE,
+        imatrix=None,
+        threads=None,
+        vision=precisions,
+    )
+    with Checkpoint(checkpoint) as opened:
+        plan = make_plan(opened, out, options)
+        with Staging(out) as staging:
+            decoders: dict[DecoderFtype, DecoderFile] = {
+                ftype: write_decoder(staging, plan, ftype, sparse=sparse) for ftype in ftypes
+            }
+            towers = {
+                precision: tower.write(staging, plan.n_threads, on_spared=lambda *_: None)
+                for precision, tower in plan.vision.items()
+            }
+            staging.publish()
+            Bundle(
+                schema_version=SCHEMA_VERSION,
+                min_reader_version=SCHEMA_VERSION,
+                name=name,
+                source=plan.model.source,
+                decoders=Decoders(default=ftypes[0], files=decoders),
+                vision=Vision(default=next(iter(towers)), files=towers),
+                image=plan.model.image,
+                prompt=plan.model.prompt,
+            ).write(out)
+
+
+def write_decoder(staging: Staging, plan: ConversionPlan, ftype: Ftype, *, sparse: bool) -> DecoderFile:
+    planned = plan.decoders[ftype]
+    if sparse:
+        path = plan.there.path / planned.file
+        path.write_bytes(planned.layout.header)
+        os.truncate(path, planned.layout.n_bytes)
+        return DecoderFile(
+            file=planned.file,
+            bytes=planned.layout.n_bytes,
+            sha256="0" * 64,
+            bits_per_weight=round(planned.layout.bits_per_weight, 3),
+        )
+    placed = planned.layout.tensors
+    sources: list[tuple[str, TensorSource]] = [
+        (tensor.name, random_blocks(tensor, seed)) for seed, tensor in enumerate(placed)
+    ]
+    file = staging.create(planned.file)
+    write_ggufs(sources, [GgufOutput(planned.layout, file)], n_threads=usable_cpus())
+    return DecoderFile(
+        file=planned.file,
+        bytes=file.n_bytes,
+        sha256=file.sha256,
+        bits_per_weight=round(planned.layout.bits_per_weight, 3),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("-q", "--quant", choices=FTYPES, action="append", help="default: Q4_K_M")
+    parser.add_argument("--vision", choices=VISION_SHAPES, default="vit-h-14-448")
+    parser.add_argument(
+        "--precision", action="append", help="of the tower, may be repeated; default: float32"
+    )
+    parser.add_argument("--sparse", action="store_true", help="a decoder of holes: to plan for, not to run")
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(dir=arguments.out.parent, prefix="checkpoint-") as folder:
+        write_checkpoint(Path(folder), SHAPES[arguments.shape], VISION_SHAPES[arguments.vision])
+        write_bundle(
+            Path(folder),
+            arguments.out,
+            arguments.quant or ["Q4_K_M"],
+            arguments.precision or ["float32"],
+            name=f"Synthetic-{arguments.shape.upper()}",
+            sparse=arguments.sparse,
+        )
+
+
+if __name__ == "__main__":
+    main()

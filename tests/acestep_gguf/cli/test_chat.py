@@ -1,0 +1,286 @@
+import io
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise, takewhile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from acestep_gguf.answer import Answer, Usage
+from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.engine.conversation import Conversation
+from acestep_gguf.engine.engine import AceStep
+from acestep_gguf.errors import PromptError
+from acestep_gguf.llama.binding import Model
+from acestep_gguf.prompt.builder import PromptBuilder, TokenSpan
+from acestep_gguf.prompt.messages import user_message
+from acestep_gguf.verbs.chat import COMMANDS, Chat
+from acestep_gguf.verbs.lines import piped_lines
+from tests.support.tiny_checkpoints import TinyCheckpoint
+
+PROGRAM = [sys.executable, "-m", "acestep_gguf.cli", "chat"]
+
+
+@pytest.fixture
+def chat(model: AceStep) -> Chat:
+    return Chat(model, Conversation(), {"max_tokens": 5})
+
+
+def answers(chat: Chat) -> list[Answer]:
+    given = [past.answer for past in chat.conversation.exchanges]
+    assert all(isinstance(one, Answer) for one in given)
+    return given  # type: ignore[return-value]
+
+
+def n_computed(usage: Usage) -> int:
+    return usage.prompt_tokens - usage.cached_tokens
+
+
+def n_new(before: Answer, now: Answer) -> int:
+    """Tokens of a prompt that were neither in the one before nor written by the model.
+
+    The last token of an answer that max_tokens ended was chosen, but never computed.
+    """
+    n_computed_of_answer = before.usage.completion_tokens - (before.finish_reason == "length")
+    return now.usage.prompt_tokens - before.usage.prompt_tokens - n_computed_of_answer
+
+
+def test_a_turn_prefills_what_is_new_and_nothing_else(
+    chat: Chat, picture: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "blue.png")
+    chat.talk([f"/image {picture}", "What is this?", "Sure?", f"/image {tmp_path / 'blue.png'}", "And this?"])
+    chat.talk(["Is it the same?", "Why not?", "Again?"])
+    assert not chat.failed
+    given = answers(chat)
+    assert [one.usage.image_tokens for one in given] == [4, 4, 8, 8, 8, 8]
+    control = set(Bundle.read(tiny_bundle).prompt.control_tokens.values())
+    n_checked = 0
+    for before, now in pairwise(given):
+        assert now.timings.prefill_tokens == n_computed(now.usage)
+        if control.isdisjoint(before.tokens):  # else the model wrote what only the template may
+            assert n_computed(now.usage) == n_new(before, now)
+            n_checked += 1
+    assert n_checked >= 3
+
+
+def test_what_it_answers_is_what_a_fresh_model_answers(tiny_bundle: Path, chat: Chat, picture: Path) -> None:
+    chat.talk([f"/image {picture}", "What is this?", "Sure?"])
+    first, second = chat.conversation.exchanges
+    messages = Conversation(None, [first]).messages(second.question, second.attachments)
+    with AceStep(tiny_bundle, quant="F32", n_threads=1, n_ctx=256) as fresh:
+        assert fresh.generate(messages, max_tokens=5).text == answers(chat)[1].text
+
+
+def test_a_changed_earlier_turn_reuses_the_common_beginning(
+    chat: Chat, picture: Path, tiny_bundle: Path, weights: Model
+) -> None:
+    prompts = PromptBuilder(Bundle.read(tiny_bundle).prompt, weights.tokenize, weights.token_bytes)
+
+    def positions(question: str) -> list[int]:
+        prompt = prompts.build([user_message(question, ["picture"])])
+        spans = [span.tokens if isinstance(span, TokenSpan) else [-1] * 4 for span in prompt.spans]
+        return [position for span in spans for position in span]
+
+    question, changed = "What is this thing here?", "What is this now?"
+    chat.talk([f"/image {picture}", question, "Sure?", "/reset", f"/image {picture}", changed])
+    (answer,) = answers(chat)
+    pairs = zip(positions(question), positions(changed), strict=False)
+    assert answer.usage.cached_tokens == len(list(takewhile(lambda pair: pair[0] == pair[1], pairs))) > 10
+
+
+def test_commands(chat: Chat, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "talk.json"
+    chat.talk([f"/image {picture}", "What is this?", f"/save {file}", "/reset", "Why?"])
+    assert answers(chat)[0].usage.image_tokens == 0
+    chat.talk([f'/load "{file}"', "Sure?"])
+    loaded, new = chat.conversation.exchanges
+    assert (loaded.question, new.question) == ("What is this?", "Sure?")
+    assert isinstance(new.answer, Answer)
+    assert new.answer.usage.image_tokens == 4
+    capsys.readouterr()
+    chat.talk(["/help", "", "  ", "/exit", "Not asked"])
+    assert len(chat.conversation.exchanges) == 2
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    assert not chat.failed
+
+
+def test_errors_are_one_line_and_the_chat_goes_on(
+    chat: Chat, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["/fly", "/image", "/reset all", f"/image {tmp_path}", "/load x", "/save /none/x", "/embeds x"]
+    for line in lines:
+        chat.talk([line])
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: "), line
+        assert captured.err.count("\n") == 1
+        assert captured.out == ""
+    assert chat.failed
+    chat.talk(["Hello", " /fly"])
+    assert [past.question for past in chat.conversation.exchanges] == ["Hello", "/fly"]
+
+
+def test_a_full_context_does_not_end_the_chat(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
+    chat.talk(["Hello", "many words " * 400])
+    captured = capsys.readouterr()
+    assert len(chat.conversation.exchanges) == 1
+    (error,) = (line for line in captured.err.splitlines() if line.startswith("error: "))
+    assert "the context holds 256" in error
+    assert "/reset" in error
+    chat.talk(["Go on"])
+    assert len(chat.conversation.exchanges) == 2
+    chat.talk(["/reset", "Hello"])
+    assert len(chat.conversation.exchanges) == 1
+
+
+def test_lines_from_a_pipe(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    def talk(stdin: bytes, *options: object) -> subprocess.CompletedProcess[bytes]:
+        command = [*PROGRAM, str(tiny_bundle), "-t", "1", "-n", "4", "--no-cache", *map(str, options)]
+        return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=120)
+
+    done = talk("What is this?\r\nGröße?".encode(), "--image", picture, "-sys", "be brief")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) >= 2
+    _plan, first, second = done.stderr.decode().splitlines()
+    assert "(4 of pictures, 0 known from before)" in first
+    assert re.search(r"\(4 of pictures, [1-9]\d* known from before\)", second)
+    # What goes wrong is told, the rest is done, and the exit code says so.
+    failed = talk(b"/fly\nHello\n")
+    assert failed.returncode == 1
+    assert failed.stdout
+    assert "\nerror: there is no command /fly" in failed.stderr.decode()
+    missing = talk(b"x", "--image", tmp_path / "none.png")
+    assert (missing.returncode, missing.stdout) == (1, b"")
+    assert missing.stderr.count(b"\nerror: ") == 1
+
+
+def test_piped_lines_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(stdin: bytes) -> list[str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        return list(piped_lines())
+
+    assert lines(b"") == []
+    assert lines("one\r\n\nGröße".encode()) == ["one", "", "Größe"]
+    for damaged, words in ((b"one\n\xff\n", "not UTF-8"), (b"x" * (5 << 20), "longer than 4 MiB")):
+        with pytest.raises(PromptError, match=words):
+            lines(damaged)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(PromptError, match="standard input is closed"):
+        list(piped_lines())
+
+
+class Terminal:
+    """A program at a terminal of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], controller: int) -> None:
+        self.process = process
+        self._controller = controller
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._controller, text.encode())
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> str:
+        """What is shown up to ``pattern``, which is taken away."""
+        end = time.monotonic() + seconds
+        while not (match := re.search(pattern, self.seen, re.DOTALL)):
+            ready, _, _ = select.select([self._controller], [], [], max(0.0, end - time.monotonic()))
+            assert ready, f"{pattern!r} was not shown, but {self.seen!r}"
+            try:
+                self.seen += os.read(self._controller, 2**16).decode(errors="replace")
+            except OSError:  # the program has ended
+                pytest.fail(f"{pattern!r} was not shown, but {self.seen!r}")
+        shown, self.seen = self.seen[: match.end()], self.seen[match.end() :]
+        return shown
+
+
+@contextmanager
+def terminal(*arguments: object) -> Iterator[Terminal]:
+    controller, device = pty.openpty()
+
+    def take_terminal() -> None:  # so that Ctrl-C reaches it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(os.open(os.ttyname(device), os.O_RDWR))
+
+    process = subprocess.Popen(
+        [*PROGRAM, *map(str, arguments)],
+        stdin=device,
+        stdout=device,
+        stderr=device,
+        start_new_session=True,
+        preexec_fn=take_terminal,  # noqa: PLW1509
+        env={**os.environ, "TERM": "dumb"},
+    )
+    os.close(device)
+    with process:
+        try:
+            yield Terminal(process, controller)
+        finally:
+            process.kill()
+            os.close(controller)
+
+
+@pytest.fixture(scope="module")
+def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that needs seconds for a full context."""
+    folder = tmp_path_factory.mktemp("slow")
+    slow = TinyCheckpoint(has_tower=False, hidden_size=512, intermediate_size=2048, n_layers=8, n_heads=8)
+    convert_checkpoint(slow.write(folder / "checkpoint"), folder / "bundle", ("Q8_0",))
+    return folder / "bundle"
+
+
+STATISTICS = r"\[load .*? known from before\) .*?answer (\d+) tokens .*?\| (\w+)\]\r\n"
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_chat(slow_bundle: Path) -> None:
+    with terminal(slow_bundle, "-t", 1, "-n", 450, "--no-cache") as at:
+        at.wait_for(r"/help.*> ")
+        at.type("hello\r")
+        at.wait_for(r"hello\r\n.")  # the answer has begun
+        at.type("\x03")
+        shown = at.wait_for(STATISTICS)
+        assert "cancelled]" in shown
+        assert int(re.search(STATISTICS, shown)[1]) < 450  # type: ignore[index]
+        at.wait_for("> ")
+        at.type("not this\x03")  # drops the line
+        at.wait_for("> ")
+        at.type("/save talk-that-is-not-there/x\r")
+        at.wait_for("error: .*> ")
+        at.type("again\r")
+        at.wait_for(r"again\r\n.")
+        at.type("\x03")
+        shown = at.wait_for(STATISTICS)
+        assert re.search(r" [1-9]\d* known from before", shown)
+        at.wait_for("> ")
+        at.type("\x04")
+        assert at.process.wait(30) == 0
+
+
+def test_ctrl_c_while_it_reads_a_long_question(slow_bundle: Path) -> None:
+    assert Bundle.read(slow_bundle).image is None
+    with terminal(slow_bundle, "-t", 1, "-n", 4, "-b", 16, "--no-cache") as at:
+        at.wait_for(r"/help.*> ")
+        at.type("word " * 200 + "\r")
+        at.wait_for(r"word word \r\n")
+        at.type("\x03")
+        shown = at.wait_for(STATISTICS)
+        assert "answer 0 tokens" in shown
+        assert "cancelled]" in shown
+        at.wait_for("> ")
+        at.type("hello\r")  # the other question is as if it had not been asked
+        shown = at.wait_for(STATISTICS)
+        assert int(re.search(r"prompt (\d+) tokens", shown)[1]) < 40  # type: ignore[index]
+        at.wait_for("> ")
+        at.type("/exit\r")
+        assert at.process.wait(30) == 0

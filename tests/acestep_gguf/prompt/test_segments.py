@@ -1,0 +1,41 @@
+from itertools import accumulate, pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acestep_gguf.prompt.segments import ImageInput, Segment, call_ends, positions_of, row_of, segments_after
+
+PICTURE = ImageInput(b"a", 3)
+PROMPT: list[Segment] = [(7, 8), PICTURE, PICTURE, (9,)]
+
+SEGMENTS: st.SearchStrategy[Segment] = st.one_of(
+    st.lists(st.integers(0, 9), min_size=1, max_size=9).map(tuple),
+    st.builds(ImageInput, st.binary(max_size=1), st.integers(1, 9)),
+)
+
+
+def test_what_stands_where() -> None:
+    rows = [(b"a", 0), (b"a", 1), (b"a", 2)]
+    assert positions_of(PROMPT) == [7, 8, *rows, *rows, 9]
+    assert [row_of(position) for position in positions_of(PROMPT)] == [0, 0, 0, 1, 2, 0, 1, 2, 0]
+    assert list(segments_after(PROMPT, 0)) == PROMPT
+    assert list(segments_after(PROMPT, 5)) == [PICTURE, (9,)]
+    assert list(segments_after(PROMPT, 9)) == []
+
+
+def test_where_calls_end() -> None:
+    assert list(call_ends(PROMPT, 512)) == [2, 5, 8, 9]
+    assert list(call_ends(PROMPT, 2)) == [2, 4, 5, 7, 8, 9]
+
+
+@given(st.lists(SEGMENTS, min_size=1, max_size=5), st.integers(1, 10))
+def test_calls_span_no_end_of_a_segment_and_are_as_long_as_can_be(
+    prompt: list[Segment], n_batch: int
+) -> None:
+    ends = list(call_ends(prompt, n_batch))
+    segment_ends = set(accumulate(map(len, prompt)))
+    assert segment_ends <= set(ends)
+    assert ends[-1] == len(positions_of(prompt))
+    for start, end in pairwise([0, *ends]):
+        assert 0 < end - start <= n_batch
+        assert end - start == n_batch or end in segment_ends

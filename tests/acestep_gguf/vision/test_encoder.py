@@ -1,0 +1,117 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.errors import BundleError, ImageError
+from acestep_gguf.storage.disk_cache import DiskCache
+from acestep_gguf.vision.embeds import ImageEmbeds
+from acestep_gguf.vision.embeds_file import EmbedsFile, write_embeds
+from acestep_gguf.vision.encoder import REMEMBERED, ImageEncoder
+from acestep_gguf.vision.tower import VisionTower
+
+
+def make(bundle: Path, **options: Any) -> ImageEncoder:
+    return ImageEncoder(bundle, Bundle.read(bundle), **{"n_threads": 1, **options})
+
+
+def encode(encoder: ImageEncoder, source: Any) -> ImageEmbeds:
+    return encoder.encode(encoder.prepare(source))
+
+
+def test_pictures_are_remembered_by_their_pixels(tiny_bundle: Path, picture: Path) -> None:
+    encoder = make(tiny_bundle)
+    first = encode(encoder, picture)
+    assert encode(encoder, picture.read_bytes()) is first
+    assert encode(encoder, Image.open(picture)) is first
+    assert encode(encoder, encoder.prepare(picture)) is first
+    other = Image.open(picture).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert not np.array_equal(encode(encoder, other).embeds, first.embeds)
+    for gray in range(REMEMBERED - 1):
+        encode(encoder, Image.new("L", (28, 28), gray))
+    assert encode(encoder, picture) is not first
+
+
+def test_closing_frees_the_tower(tiny_bundle: Path, picture: Path) -> None:
+    encoder = make(tiny_bundle)
+    tower = encoder.load()
+    assert encoder.load() is tower
+    first = encode(encoder, picture)
+    encoder.close()
+    assert np.array_equal(encode(encoder, picture).embeds, first.embeds)
+    assert encoder.load() is not tower
+
+
+def test_a_tower_that_is_loaded_beside_is_loaded_once(
+    tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, made = ImageEncoder._new_tower, list[VisionTower]()
+
+    def counted(encoder: ImageEncoder) -> VisionTower:
+        made.append(new(encoder))
+        return made[-1]
+
+    monkeypatch.setattr(ImageEncoder, "_new_tower", counted)
+    encoder = make(tiny_bundle)
+    encoder.load_beside([])
+    assert not made, "nothing needs it"
+    encoder.load_beside([picture])
+    assert encoder.load() is encoder.load() is made[0]
+    assert len(made) == 1
+
+
+def test_what_fails_beside_is_told_by_load(bundle_copy: Path, picture: Path) -> None:
+    encoder = make(bundle_copy, precision="float32")
+    encoder.prepare(picture)
+    (bundle_copy / Bundle.read(bundle_copy).vision_file("float32").file).write_bytes(b"")
+    encoder.load_beside([picture])
+    with pytest.raises(BundleError):
+        encoder.load()
+
+
+def test_another_process_finds_embeds_on_disk(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path)
+    encoder = make(tiny_bundle, cache=cache)
+    expected = encode(encoder, picture)
+    cache.close()
+    other = make(tiny_bundle, cache=DiskCache(tmp_path))
+    found = other.recall(other.prepare(picture))
+    assert found is not None
+    assert found.embeds.tobytes() == expected.embeds.tobytes()
+    assert found.patch_attention.tobytes() == expected.patch_attention.tobytes()
+    # So many tokens of it are no reason to encode it again, but to the decoder it is another picture.
+    fewer = make(tiny_bundle, cache=DiskCache(tmp_path), image_tokens=2)
+    prepared = fewer.prepare(picture)
+    assert fewer.recall(prepared) is not None
+    assert fewer.rows(prepared).shape == (2, expected.embeds.shape[1])
+    assert (prepared.input.n_tokens, len(prepared.input)) == (2, 2)
+    assert prepared.input.key != other.prepare(picture).input.key
+
+
+@pytest.mark.parametrize("options", [{"n_threads": 2}, {"precision": "int8"}])
+def test_another_tower_makes_other_embeds(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    cache = DiskCache(tmp_path)
+    encode(make(tiny_bundle, cache=cache, precision="float32"), picture)
+    cache.close()
+    encoder = make(tiny_bundle, **{"cache": DiskCache(tmp_path), "precision": "float32", **options})
+    assert encoder.recall(encoder.prepare(picture)) is None
+
+
+def test_embeds_from_a_file(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
+    encoder = make(tiny_bundle)
+    expected = encode(encoder, picture)
+    bundle = Bundle.read(tiny_bundle)
+    path = tmp_path / "picture.safetensors"
+    write_embeds(path, expected, bundle=bundle, precision=encoder.precision, pixels_sha256="0" * 64)
+    other = make(tiny_bundle)
+    prepared = other.prepare(EmbedsFile(path))
+    assert np.array_equal(other.rows(prepared), expected.embeds)
+    assert prepared.input.key != encoder.prepare(picture).input.key, "it only claims to be that picture"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ImageError):
+        other.prepare(EmbedsFile(path))

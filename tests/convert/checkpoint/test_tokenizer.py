@@ -1,0 +1,148 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import TokenType
+
+from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from acestep_gguf.errors import AceStepError, CheckpointError, UnsupportedModelError
+from tests.support.tiny_checkpoints import Layout, TinyCheckpoint
+from tests.support.tiny_tokenizer import token_id
+
+TINY = TinyCheckpoint()
+
+
+def read(folder: Path, *, vocab_size: int = TINY.vocab_size, image_token: str = "<image>") -> Vocabulary:
+    with Checkpoint(folder) as checkpoint:
+        return read_vocabulary(checkpoint, vocab_size, token_id(image_token))
+
+
+def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """The checkpoint, with its tokenizer.json changed in place."""
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    change(tokenizer)
+    path.write_text(json.dumps(tokenizer))
+    return folder
+
+
+def test_tokens_and_their_types(tiny: Path) -> None:
+    vocabulary = read(tiny)
+    assert vocabulary.pre == "qwen2"
+    assert vocabulary.normalizer == "NFC"
+    assert len(vocabulary.tokens) == len(vocabulary.types) == TINY.vocab_size
+    assert vocabulary.tokens[:3] == ["Ā", "ā", "Ă"]
+    assert vocabulary.types[0] == TokenType.NORMAL
+    assert vocabulary.types[token_id("<image>")] == TokenType.CONTROL
+    assert vocabulary.types[token_id("<tool_call>")] == TokenType.USER_DEFINED
+    last = TINY.vocab_size - 1
+    assert (vocabulary.tokens[last], vocabulary.types[last]) == (f"[PAD{last}]", TokenType.UNUSED)
+    assert vocabulary.types.count(TokenType.UNUSED) == TINY.n_padding_rows
+    assert vocabulary.control == {
+        token: token_id(token) for token in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>")
+    }
+
+
+@pytest.mark.parametrize("layout", ["v4", "v5"])
+def test_merges_as_strings_and_as_pairs(tmp_path: Path, layout: Layout) -> None:
+    vocabulary = read(TinyCheckpoint(layout=layout).write(tmp_path / "c"))
+    assert len(vocabulary.merges) == 200
+    assert all(merge.count(" ") == 1 for merge in vocabulary.merges)
+
+
+def test_image_token_is_a_control_token_even_if_it_was_not_added_as_special(tiny: Path) -> None:
+    vocabulary = read(tiny, image_token="<tool_call>")
+    assert vocabulary.types[token_id("<tool_call>")] == TokenType.CONTROL
+    assert "<tool_call>" in vocabulary.control
+
+
+def test_stop_tokens_are_control_tokens_even_if_they_were_not_added_at_all(tiny: Path) -> None:
+    vocabulary = read(tiny)
+    stop_ids = (token_id("<tool_call>"), 0)
+    stopping = vocabulary.with_control_tokens(stop_ids)
+    assert [stopping.types[stop_id] for stop_id in stop_ids] == [TokenType.CONTROL] * 2
+    assert stopping.control == vocabulary.control | {"<tool_call>": stop_ids[0], "Ā": 0}
+    assert "<tool_call>" in vocabulary.user_defined
+    assert "<tool_call>" not in stopping.user_defined
+    assert (stopping.id("Ā"), stopping.id("<none>"), stopping.id(None)) == (0, None, None)
+
+
+@pytest.mark.parametrize("normalizer", [None, {"type": "Sequence", "normalizers": []}])
+def test_no_normalizer(tiny: Path, normalizer: Any) -> None:
+    assert read(changed(tiny, lambda t: t.update(normalizer=normalizer))).normalizer is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["model"].update(type="Unigram"), "Unigram"),
+        (lambda t: t["model"].update(byte_fallback=True), "no token '<0x00>'"),
+        (lambda t: t["model"].update(unk_token="<unk>"), "unk_token"),
+        (lambda t: t.update(post_processor={"type": "BertProcessing"}), "post-processor"),
+        (lambda t: t["model"].update(ignore_merges=True), "ignore_merges"),
+        (lambda t: t["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
+        (lambda t: t.update(normalizer={"type": "Lowercase"}), "Lowercase"),
+        (lambda t: t.update(normalizer="NFC"), "normalizer is NFC"),
+        (lambda t: t.update(pre_tokenizer=None), "pre-tokenizer"),
+        (lambda t: t.update(pre_tokenizer={"type": "ByteLevel"}), "pre-tokenizer"),
+        (
+            lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\p{N}{1,3}"),
+            "pre-tokenizer",
+        ),
+        (lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "pre-tokenizer"),
+        (lambda t: t["added_tokens"][3].update(rstrip=True), "'<image>' strips spaces"),
+    ],
+)
+def test_tokenizer_that_llama_cpp_would_not_follow_is_refused(
+    tiny: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read(changed(tiny, change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model"), "no model"),
+        (lambda t: t["model"].update(vocab=[]), "does not map tokens"),
+        (lambda t: t["model"]["vocab"].update(new="5"), "does not map tokens"),
+        (lambda t: t["model"]["vocab"].update(new=5), "same id"),
+        (lambda t: t["model"]["vocab"].update(new=-1), "has the id -1"),
+        (lambda t: t["model"]["vocab"].update(new=10**9), "has the id 1000000000"),
+        (lambda t: t["model"]["vocab"].update({"a\0b": TINY.vocab_size - 1}), "NUL"),
+        # A padding row's name must not be taken: llama.cpp aborts on two tokens of one text.
+        (
+            lambda t: t["model"]["vocab"].update({f"[PAD{TINY.vocab_size - 2}]": TINY.vocab_size - 1}),
+            "same token",
+        ),
+        (lambda t: t["added_tokens"].append({"id": 0}), "added token"),
+        (lambda t: t["added_tokens"][0].update(content=""), "added token"),
+        (lambda t: t["added_tokens"][0].update(id=0), "have the same id"),
+        (lambda t: t["added_tokens"].pop(3), "is no added token"),
+        (lambda t: t["model"].pop("merges"), "no merges"),
+        (lambda t: t["model"]["merges"].append("one two three"), "is no merge"),
+        (lambda t: t["model"]["merges"].append(["a", ""]), "is no merge"),
+        (lambda t: t["model"]["merges"].append(["a", " b"]), "is no merge"),
+        (lambda t: t["model"]["merges"].append(7), "is no merge"),
+        (lambda t: t["model"]["merges"].append("Z Z"), "is not about tokens"),
+    ],
+)
+def test_damaged_tokenizer_is_one_clear_error(
+    tiny: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        read(changed(tiny, change))
+
+
+def test_more_tokens_than_rows_is_an_error(tiny: Path) -> None:
+    with pytest.raises(CheckpointError, match="rows only"):
+        read(tiny, vocab_size=300)
+
+
+def test_missing_tokenizer_is_an_error(tiny: Path) -> None:
+    (tiny / "tokenizer.json").unlink()
+    with pytest.raises(AceStepError, match=r"has no tokenizer\.json"):
+        read(tiny)

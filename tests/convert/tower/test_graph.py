@@ -1,0 +1,194 @@
+"""The ONNX graph against the tower's formulas, written down a second time in numpy."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.convert.checkpoint.config import LlavaConfig, parse_config
+from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.checkpoint.tensor_names import find_tensors
+from acestep_gguf.convert.tower.graph import check_activations
+from acestep_gguf.convert.tower.position_embedding import interpolate_positions
+from acestep_gguf.errors import CheckpointError, UnsupportedModelError
+from tests.support.tiny_checkpoints import TinyCheckpoint, write_safetensors
+
+Floats = NDArray[np.float64]
+
+erf = np.vectorize(math.erf)
+ACTIVATIONS = {
+    "gelu": lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
+    "gelu_pytorch_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+}
+
+
+class Reference:
+    """CLIPVisionModel or SiglipVisionModel and LlavaMultiModalProjector in float64."""
+
+    def __init__(self, folder: Path) -> None:
+        with Checkpoint(folder) as checkpoint:
+            checkpoint.open_weights()
+            self.config: LlavaConfig = parse_config(checkpoint.config, folder / "config.json")
+            tensors = find_tensors(checkpoint, self.config).vision
+            self.weights = {name: tensor.read().astype(np.float64) for name, tensor in tensors.items()}
+
+    def run(self, pixel_values: NDArray[np.float32]) -> dict[str, Floats]:
+        """[B, 3, S, S] -> image_embeds [B, n_image_tokens, n_embd] and patch_attention [B, n_patches]."""
+        vision = self.config.vision_config
+        n_batch, side = len(pixel_values), pixel_values.shape[-1] // vision.patch_size
+        grid = pixel_values.astype(np.float64).reshape(
+            n_batch, 3, side, vision.patch_size, side, vision.patch_size
+        )
+        patches = np.einsum("bcyixj,ocij->byxo", grid, self.weights["v.patch_embd.weight"])
+        rows = patches.reshape(n_batch, side**2, vision.hidden_size)
+        rows = rows + self.weights.get("v.patch_embd.bias", 0.0)
+        has_cls = "v.class_embd" in self.weights
+        if has_cls:
+            cls = np.broadcast_to(self.weights["v.class_embd"], (n_batch, 1, vision.hidden_size))
+            rows = np.concatenate([cls, rows], axis=1)
+        positions = self.weights["v.position_embd.weight"].astype(np.float32)
+        hidden = rows + interpolate_positions(positions, side)
+        if "v.pre_ln.weight" in self.weights:
+            hidden = self.layer_norm(hidden, "v.pre_ln")
+
+        states = [hidden]
+        for bid in range(max(self.config.feature_layers)):
+            hidden = hidden + self.attention(self.layer_norm(hidden, f"v.blk.{bid}.ln1"), f"v.blk.{bid}")
+            up = self.linear(self.layer_norm(hidden, f"v.blk.{bid}.ln2"), f"v.blk.{bid}.ffn_up")
+            hidden = hidden + self.linear(ACTIVATIONS[vision.hidden_act](up), f"v.blk.{bid}.ffn_down")
+            states.append(hidden)
+
+        features = np.concatenate([states[layer] for layer in self.config.feature_layers], axis=-1)
+        if self.config.vision_feature_select_strategy == "default":
+            features = features[:, 1:]
+        embeds = self.linear(ACTIVATIONS["gelu"](self.linear(features, "mm.1")), "mm.2")
+        if max(self.config.feature_layers) == 0:
+            return {"image_embeds": embeds}
+        last: Floats = self.attention_weights.mean(axis=1)  # of all heads: [B, queries, keys]
+        return {"image_embeds": embeds, "patch_attention": last[:, 0, 1:] if has_cls else last.mean(axis=1)}
+
+    def attention(self, x: Floats, block: str) -> Floats:
+        n_heads = self.config.vision_config.num_attention_heads
+        q, k, v = (
+            self.linear(x, f"{block}.attn_{name}").reshape(*x.shape[:2], n_heads, -1) for name in "qkv"
+        )
+        scores = np.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        self.attention_weights = weights
+        return self.linear(np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape), f"{block}.attn_out")
+
+    def layer_norm(self, x: Floats, name: str) -> Floats:
+        centered = x - x.mean(axis=-1, keepdims=True)
+        variance = (centered**2).mean(axis=-1, keepdims=True)
+        normed: Floats = centered / np.sqrt(variance + self.config.vision_config.layer_norm_eps)
+        return normed * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+
+    def linear(self, x: Floats, name: str) -> Floats:
+        product: Floats = x @ self.weights[f"{name}.weight"].T
+        return product + self.weights.get(f"{name}.bias", 0.0)
+
+
+def run(bundle: Path, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """The outputs by name."""
+    session = onnxruntime.InferenceSession(str(bundle / "vision-float32.onnx"))
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(names, {"pixel_values": pixel_values}), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "image_size"),
+    [
+        ({"activation": "gelu"}, None),
+        ({"activation": "quick_gelu"}, None),
+        ({"activation": "gelu_pytorch_tanh"}, None),
+        ({"strategy": "full"}, None),
+        ({"feature_layer": -1}, None),
+        ({"feature_layer": 0}, None),
+        ({"feature_layer": (-2, -1, 0), "strategy": "full"}, None),
+        ({"feature_layer": (3, 1)}, None),
+        ({"projector_bias": False}, None),
+        ({"patch_size": 10, "image_size": 45}, None),
+        ({"image_size": 56}, 84),
+        ({"image_size": 56}, 28),
+        ({"tower": "siglip", "strategy": "full", "activation": "gelu_pytorch_tanh"}, None),
+    ],
+    ids=str,
+)
+def test_graph_computes_the_towers_formulas(
+    tmp_path: Path, options: dict[str, Any], image_size: int | None
+) -> None:
+    tiny = TinyCheckpoint(**options)
+    checkpoint = tiny.write(tmp_path / "checkpoint")
+    bundle = convert_checkpoint(
+        checkpoint, tmp_path / "bundle", ["Q8_0"], image_size=image_size, vision=["float32"]
+    )
+    side = image_size or tiny.image_size
+    pixel_values = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
+
+    used = side // tiny.patch_size * tiny.patch_size
+    expected = Reference(checkpoint).run(pixel_values[..., :used, :used])
+    outputs = run(tmp_path / "bundle", pixel_values)
+
+    _, image = bundle.tower()
+    assert outputs["image_embeds"].shape == (2, image.n_image_tokens, image.n_embd)
+    assert outputs.keys() == expected.keys()
+    for name, values in expected.items():
+        assert np.abs(outputs[name] - values).max() < 1e-5 * np.abs(values).max()
+
+
+def test_graph_is_sound_and_its_data_is_streamed_beside_it(tmp_path: Path) -> None:
+    bundle = convert_checkpoint(TinyCheckpoint().write(tmp_path / "c"), tmp_path / "bundle", ["Q8_0"])
+    for record in bundle.tower()[0].files.values():
+        onnx.checker.check_model(tmp_path / "bundle" / record.file, full_check=True)
+        model = onnx.load(tmp_path / "bundle" / record.file, load_external_data=False)
+        assert {entry.value for tensor in model.graph.initializer for entry in tensor.external_data[:1]} == {
+            record.data.file
+        }
+        assert record.bytes < 20_000 < record.data.bytes
+    assert bundle.vision_file("float32").cosine_to_float32 == 1.0
+    assert 0.99 < bundle.vision_file("int8").cosine_to_float32 < 1.0
+
+
+def test_int8_multiplies_what_its_norms_divided(tmp_path: Path) -> None:
+    """In the int8 tower alone: divisors are powers of two, so that float32 would not notice them."""
+    checkpoint = TinyCheckpoint(n_outliers=4).write(tmp_path / "c")
+    bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+
+    def norm(precision: str) -> NDArray[np.float32]:
+        model = onnx.load(tmp_path / "bundle" / bundle.vision_file(precision).file)
+        (weight,) = [w for w in model.graph.initializer if w.name == "v.blk.0.ln1.weight"]
+        return np.asarray(onnx.numpy_helper.to_array(weight))
+
+    divisors = norm("float32") / norm("int8")
+    assert (divisors > 8).sum() == 4
+    assert (np.log2(divisors) % 1 == 0).all()
+
+
+def test_damaged_tower_weights_leave_nothing_behind(tmp_path: Path) -> None:
+    tiny = TinyCheckpoint()
+    folder = tiny.write(tmp_path / "c")
+    weights = tiny.tensors()
+    weights["multi_modal_projector.linear_2.bias"][3] = np.inf
+    write_safetensors(folder / "model.safetensors", weights, "F32")
+    with pytest.raises(CheckpointError, match=r"linear_2\.bias has NaN or infinite weights"):
+        convert_checkpoint(folder, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("part", ["vision_config", None])
+def test_unknown_activations_are_refused_by_name(part: str | None) -> None:
+    raw = TinyCheckpoint().config()
+    if part:
+        raw[part]["hidden_act"] = "swish"
+    else:
+        raw["projector_hidden_act"] = "swish"
+    with pytest.raises(UnsupportedModelError, match="'swish'"):
+        check_activations(parse_config(raw, Path("config.json")))

@@ -1,0 +1,124 @@
+"""What is compared with transformers, live (tests/parity) and through stored files (tests/golden)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from tests.support.stages import Stages, assert_same_embeds, assert_same_logits, assert_same_pixels
+from tests.support.texts import TEXTS
+from tests.support.tiny_checkpoints import TinyCheckpoint
+
+DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
+ANSWER_TOKENS = 6
+
+TINY = {
+    "gelu-v4": TinyCheckpoint(activation="gelu", image_size=56),
+    "quick-gelu-tied-v5": TinyCheckpoint(
+        activation="quick_gelu", tied=True, layout="v5", seed=1, image_size=42
+    ),
+    "yarn-f16-shards": TinyCheckpoint(yarn=True, layout="v4.52", dtype="F16", n_shards=3, seed=2),
+    "yarn-tied-f32-v5": TinyCheckpoint(yarn=True, tied=True, layout="v5", dtype="F32", seed=3, n_layers=3),
+    "tanh-full-padded": TinyCheckpoint(
+        activation="gelu_pytorch_tanh", strategy="full", pads_to_square=True, projector_bias=False, seed=4
+    ),
+    "two-feature-layers": TinyCheckpoint(layout="v5", feature_layer=(-2, -1), n_kv_heads=1, seed=5),
+    # LLaVA-1.5: as many heads of keys as of queries.
+    "llava-1.5-v4": TinyCheckpoint(
+        decoder="llama", activation="quick_gelu", n_kv_heads=4, image_size=42, dtype="F16", seed=6
+    ),
+    "llava-1.5-gqa-v5": TinyCheckpoint(decoder="llama", layout="v5", image_size=42, seed=7),
+    # llava-interleave-qwen: pictures that the patches do not fill.
+    "llava-interleave-v4": TinyCheckpoint(
+        tower="siglip",
+        activation="gelu_pytorch_tanh",
+        feature_layer=-1,
+        strategy="full",
+        image_size=48,
+        tied=True,
+        seed=8,
+    ),
+    "siglip-default-v5": TinyCheckpoint(
+        decoder="llama",
+        yarn=True,
+        tower="siglip",
+        activation="gelu_pytorch_tanh",
+        layout="v5",
+        image_size=48,
+        seed=9,
+    ),
+}
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def write_checkpoint(name: str, folder: Path) -> Path:
+    """The checkpoint of a case: the demo's, or a tiny one that is written into ``folder``."""
+    return DEMO if name == "demo" else TINY[name].write(folder / name)
+
+
+def pictures(name: str) -> list[Image.Image]:
+    """Pictures of several aspects; the demo's own for the demo."""
+    if name == "demo":
+        paths = sorted(
+            path for path in (DEMO / "pictures").iterdir() if path.suffix in {".png", ".jpg", ".webp"}
+        )
+        return [Image.open(path).convert("RGB") for path in paths]
+    return [drawing(size, seed) for seed, size in enumerate(((90, 61), (40, 133), (56, 56), (17, 23)))]
+
+
+def drawing(size: tuple[int, int], seed: int) -> Image.Image:
+    """A picture with edges, slopes and noise."""
+    generator = np.random.default_rng(seed)
+    noise = generator.integers(0, 40, (size[1], size[0], 3), np.uint8)
+    slope = np.linspace(0, 200, size[0]).astype(np.uint8)[None, :, None]
+    image = Image.fromarray(noise + slope)
+    draw = ImageDraw.Draw(image)
+    for _ in range(6):
+        x, y, radius = generator.integers(0, min(size), 3).tolist()
+        draw.ellipse((x, y, x + radius, y + radius), fill=tuple(generator.integers(0, 256, 3).tolist()))
+    return image
+
+
+def conversations(images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
+    """One picture and one question; several pictures, turns and a system message."""
+
+    def user(text: str, *shown: Image.Image) -> dict[str, Any]:
+        parts = [{"type": "image", "image": image} for image in shown]
+        return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+
+    return [
+        [user("Describe this image in detail", images[0])],
+        [
+            {"role": "system", "content": [{"type": "text", "text": "You are brief."}]},
+            user("What is this?", images[1]),
+            {"role": "assistant", "content": [{"type": "text", "text": "A picture."}]},
+            user("Compare the two pictures 🎉.", images[2], images[0]),
+        ],
+        [user("How many? é")],
+    ]
+
+
+def images_of(conversation: Sequence[dict[str, Any]]) -> list[Image.Image]:
+    """The pictures of a conversation, in order."""
+    parts = [part for message in conversation for part in message["content"]]
+    return [part["image"] for part in parts if part["type"] == "image"]
+
+
+def assert_same(stages: Stages, name: str, expected: Arrays) -> None:
+    """Compare each stage of our side with ``expected``, which reference.expected_arrays made."""
+    images = pictures(name)
+    for i, image in enumerate(images):
+        pixels = stages.pixel_values(image)
+        assert_same_pixels(pixels, expected[f"pixels.{i}"], stages.bundle)
+        assert_same_embeds(stages.image_embeds(pixels), expected[f"embeds.{i}"])
+    for i, text in enumerate(TEXTS):
+        assert stages.text_ids(text) == expected[f"text.{i}"].tolist(), repr(text)
+    for i, conversation in enumerate(conversations(images)):
+        assert stages.prompt_ids(conversation) == expected[f"prompt.{i}"].tolist()
+        embeds = [stages.image_embeds(stages.pixel_values(image)) for image in images_of(conversation)]
+        logits = stages.logits(conversation, embeds, expected[f"answer.{i}"].tolist())
+        assert_same_logits(logits, expected[f"logits.{i}"])

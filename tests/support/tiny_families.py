@@ -1,0 +1,116 @@
+"""What tiny checkpoints of each family of decoders and towers have in their files."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from acestep_gguf.convert.checkpoint.prompt_spec import VICUNA
+from tests import tiny_sentencepiece, tiny_tokenizer
+
+QWEN2_TEMPLATE = (
+    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{{- '<|im_end|>\\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyDecoder:
+    """A decoder's family; its tokens are those of its tokenizer."""
+
+    model_type: str
+    architecture: str
+    has_bias: bool  # of queries, keys and values
+    chat_template: str
+    eos_tokens: tuple[str, ...]
+    pad_token: str
+    n_tokens: Callable[[], int]
+    token_id: Callable[[str], int]
+    tokenizer_json: Callable[..., dict[str, Any]]
+    tokenizer_config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyTower:
+    """A tower's family: what its config.json has, but for ``defaults`` of its config class in version 4's."""
+
+    model_type: str
+    has_class_token: bool
+    config: dict[str, Any]
+    image_processor: dict[str, Any]
+    defaults: dict[str, Any]
+
+
+DECODERS = {
+    "qwen2": TinyDecoder(
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        has_bias=True,
+        chat_template=QWEN2_TEMPLATE,
+        eos_tokens=("<|im_end|>", "<|endoftext|>"),
+        pad_token="<|endoftext|>",
+        n_tokens=tiny_tokenizer.n_tokens,
+        token_id=tiny_tokenizer.token_id,
+        tokenizer_json=tiny_tokenizer.tokenizer_json,
+        tokenizer_config={
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "model_max_length": 512,
+            "tokenizer_class": "Qwen2Tokenizer",
+            "processor_class": "LlavaProcessor",
+        },
+    ),
+    "llama": TinyDecoder(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        has_bias=False,
+        chat_template=VICUNA,
+        eos_tokens=("</s>",),
+        pad_token="<pad>",
+        n_tokens=tiny_sentencepiece.n_tokens,
+        token_id=tiny_sentencepiece.token_id,
+        tokenizer_json=tiny_sentencepiece.tokenizer_json,
+        tokenizer_config={
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "add_prefix_space": None,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "legacy": False,
+            "pad_token": "<pad>",
+            "model_max_length": 512,
+            "tokenizer_class": "LlamaTokenizer",
+            "processor_class": "LlavaProcessor",
+            "unk_token": "<unk>",
+            "use_default_system_prompt": False,
+        },
+    ),
+}
+TOWERS = {
+    "clip": TinyTower(
+        model_type="clip_vision_model",
+        has_class_token=True,
+        config={},
+        image_processor={
+            "do_center_crop": True,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+        defaults={"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    ),
+    "siglip": TinyTower(
+        model_type="siglip_vision_model",
+        has_class_token=False,
+        config={"vision_use_head": False},
+        image_processor={
+            "image_processor_type": "SiglipImageProcessor",
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+        defaults={"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    ),
+}
