@@ -1,7 +1,7 @@
 """Run a bundle, and compare the memory that it took with what its plan said.
 
     python -m scripts.synthetic.bundle --shape 32b /tmp/bundle-32b
-    python -m scripts.bench.measured_run --image acestep_gguf/demo/pictures/shapes.png /tmp/bundle-32b -- -c 4096
+    python -m scripts.bench.measured_run --image PICTURE /tmp/bundle-32b -- -c 4096
 
 What stands behind ``--`` goes to `plan` and to `run`. Memory is sampled every 20 ms: anonymous memory is the
 process's own, mapped is what is resident of files, weights among them, and the system can drop it again.

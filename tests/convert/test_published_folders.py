@@ -17,7 +17,7 @@ from acestep_gguf.bundle.schema import ImageSpec, Size
 from acestep_gguf.convert.checkpoint.folder import Checkpoint
 from acestep_gguf.convert.model import Model, read_model
 from acestep_gguf.convert.pipeline import plan_conversion
-from tests import tiny_sentencepiece, tiny_tokenizer
+from tests.support import tiny_sentencepiece, tiny_tokenizer
 from tests.support.tiny_families import DECODERS, QWEN2_TEMPLATE
 
 PUBLISHED = Path(__file__).parent / "published_configs"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from acestep_gguf.convert.checkpoint.prompt_spec import VICUNA
-from tests import tiny_sentencepiece, tiny_tokenizer
+from tests.support import tiny_sentencepiece, tiny_tokenizer
 
 QWEN2_TEMPLATE = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}"

@@ -1,4 +1,7 @@
-"""llama.cpp is the judge: what it logs for a simulated load. The whole grid: scripts/checks/simulated_load.py."""
+"""llama.cpp is the judge: what it logs for a simulated load.
+
+The whole grid: scripts/checks/simulated_load.py.
+"""
 
 from pathlib import Path
 
