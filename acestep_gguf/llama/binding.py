@@ -15,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from llama_cpp import llama_cpp as lib
 
+from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama.backend import Handle, StopFlag, backend
 from acestep_gguf.llama.devices import cpu_overrides
 from acestep_gguf.llama.params import (
+    AMX,
     CACHE_TYPES,
     FLASH_ATTENTION,
     ContextParams,
@@ -56,7 +58,7 @@ class Model(Handle):
         use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
 
     Raises:
-        UsageError: layers on a GPU that llama.cpp does not have.
+        UsageError: layers on a GPU that llama.cpp does not have, or repacking on a CPU with AMX.
         DecodeError: llama.cpp refuses the file.
     """
 
@@ -69,13 +71,17 @@ class Model(Handle):
         tensor_split: Sequence[int] = (),
         use_mmap: bool = True,
         use_mlock: bool = False,
-        use_extra_bufts: bool = True,
+        use_extra_bufts: bool = False,
     ) -> None:
         log = backend()
         check_integer("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
         if n_gpu_layers and not lib.llama_supports_gpu_offload():
             raise UsageError(
                 "this llama-cpp-python was built without a GPU: build it with one, or use no layers."
+            )
+        if use_extra_bufts and AMX in cpu_flags():
+            raise UsageError(
+                "use_extra_bufts cannot be used on this CPU: llama.cpp would crash in its AMX kernels."
             )
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers

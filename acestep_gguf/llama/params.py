@@ -14,6 +14,9 @@ FLASH_ATTENTION: Final[dict[FlashAttention, int]] = {"auto": -1, "off": 0, "on":
 CACHE_TYPES: Final[dict[CacheType, int]] = {
     "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "bf16": 30,
 }  # fmt: skip
+# Flag of CPUs for which llama.cpp repacks weights into AMX's layout. Built by GCC up to 12, its first call of
+# several tokens crashes: GCC takes seven eighths of the tile configuration for stores that nobody reads.
+AMX: Final = "amx_int8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

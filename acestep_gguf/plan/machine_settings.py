@@ -12,7 +12,7 @@ import psutil
 from acestep_gguf.bundle.schema import Bundle, DecoderFile
 from acestep_gguf.cpus import cpu_flags, cpu_name, usable_cpus
 from acestep_gguf.errors import UsageError
-from acestep_gguf.llama.params import ContextParams, FlashAttention
+from acestep_gguf.llama.params import AMX, ContextParams, FlashAttention
 from acestep_gguf.plan.cgroup import cgroup_limits
 from acestep_gguf.plan.machine import thread_count
 from acestep_gguf.storage.atomic_file import write_atomically
@@ -145,17 +145,21 @@ def guess(decoder_bytes: int, *, pictures: bool) -> tuple[MachineSettings, str]:
     settings = MachineSettings(
         use_extra_bufts=False, n_threads=n_threads, n_threads_batch=n_threads, tower_threads=n_threads
     )
-    if not room_to_repack(decoder_bytes):
-        return settings, "no repacking, memory has no room for a second copy of the weights"
+    if obstacle := repacking_obstacle(decoder_bytes):
+        return settings, f"no repacking, {obstacle}"
     if pictures and SLOW_REPACKING & cpu_flags():
         return settings, "no repacking, it slows reading pictures on CPUs with AVX-512 VNNI"
     return replace(settings, use_extra_bufts=True), "repacking, llama.cpp's default"
 
 
-def room_to_repack(decoder_bytes: int) -> bool:
-    """Whether memory has room for a second copy of the weights.
+def repacking_obstacle(decoder_bytes: int) -> str | None:
+    """Why weights cannot be repacked here, None if they can.
 
     All memory counts, not what is free now: a guess must be the same tomorrow, since what is cached depends
     on it.
     """
-    return decoder_bytes <= int(REPACKED_SHARE * psutil.virtual_memory().total)
+    if AMX in cpu_flags():
+        return "llama.cpp's AMX kernels crash where GCC up to 12 built them"
+    if decoder_bytes > int(REPACKED_SHARE * psutil.virtual_memory().total):
+        return "memory has no room for a second copy of the weights"
+    return None

@@ -26,7 +26,7 @@ from acestep_gguf.plan.machine_settings import (
     Subject,
     Tuned,
     guess,
-    room_to_repack,
+    repacking_obstacle,
 )
 from acestep_gguf.vision.tower import VisionTower
 
@@ -149,9 +149,9 @@ class _Search:
     def _choose_repacking(self) -> tuple[MachineSettings, str]:
         plain = replace(guess(self._n_bytes, pictures=False)[0], use_extra_bufts=False)
         without = self._try_repacking(plain)
-        if not room_to_repack(self._n_bytes):
-            self.skipped.append("repacking (memory has no room for a second copy of the weights)")
-            return plain, "no repacking, memory has no room for a second copy of the weights"
+        if obstacle := repacking_obstacle(self._n_bytes):
+            self.skipped.append(f"repacking ({obstacle})")
+            return plain, f"no repacking, {obstacle}"
         default = self._try_repacking(replace(plain, use_extra_bufts=True))
         repack = not worth_leaving(default, without, self._n_prompt)
         return replace(plain, use_extra_bufts=repack), _reason(default, without, repack)

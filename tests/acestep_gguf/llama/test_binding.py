@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.errors import DecodeError, UsageError
+from acestep_gguf.llama import binding
 from acestep_gguf.llama.backend import Interrupted, StopFlag
 from acestep_gguf.llama.binding import Context, Model, Sampler, check_embeds
-from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.params import AMX, ContextParams, SamplingParams
 
 TOKENS = [5, 9, 200, 31, 7, 7, 100, 42, 3, 250, 11, 60]
 
@@ -307,3 +308,11 @@ def test_a_stop_flag(context: Context) -> None:
     context.keep(4)
     context.decode_tokens(TOKENS[4:], 4, n_outputs=1)
     assert np.isfinite(context.logits()).all()
+
+
+def test_weights_are_not_repacked_where_it_would_crash(
+    decoder_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binding, "cpu_flags", lambda: frozenset({AMX}))
+    with pytest.raises(UsageError, match="use_extra_bufts"):
+        Model(decoder_file, use_extra_bufts=True)

@@ -19,7 +19,7 @@ from acestep_gguf.plan.machine_settings import (
 )
 
 TUNED = MachineSettings(
-    use_extra_bufts=True, n_threads=1, n_threads_batch=1, n_ubatch=64, flash_attn="off", tower_threads=1
+    use_extra_bufts=False, n_threads=1, n_threads_batch=1, n_ubatch=64, flash_attn="off", tower_threads=1
 )
 
 
@@ -93,6 +93,7 @@ def test_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
         (frozenset({"avx512_vnni"}), True, False),
         (frozenset({"avx512_vnni"}), False, True),
         (frozenset({"avx2"}), True, True),
+        (frozenset({"avx512_vnni", "amx_int8"}), False, False),
         (frozenset[str](), True, True),
     ):
         monkeypatch.setattr(module, "cpu_flags", lambda flags=flags: flags)
@@ -110,12 +111,8 @@ def test_what_is_given_by_hand_wins(tiny_bundle: Path) -> None:
         assert model.settings == TUNED
         assert model.settings_reason == "tuned: it was faster"
         assert model.generate("hello", max_tokens=2).text
-    with AceStep(
-        tiny_bundle, quant="F32", n_ctx=64, n_threads=2, use_extra_bufts=False, flash_attn="auto"
-    ) as model:
+    with AceStep(tiny_bundle, quant="F32", n_ctx=64, n_threads=2, flash_attn="auto") as model:
         changed = {"n_threads": 2, "n_threads_batch": 2, "tower_threads": 2}
-        assert asdict(model.settings) == asdict(
-            replace(TUNED, use_extra_bufts=False, flash_attn="auto", **changed)
-        )
+        assert asdict(model.settings) == asdict(replace(TUNED, flash_attn="auto", **changed))
     with pytest.raises(UsageError, match="n_threads_batch"):
         AceStep(tiny_bundle, n_threads_batch=0)
