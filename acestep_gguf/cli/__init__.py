@@ -1,4 +1,4 @@
-"""The command line: options here, the work in ``verbs``, imported in the bodies so that --help is fast."""
+"""The command line, a module for each verb; what is heavy is imported in bodies, so that --help is fast."""
 
 import os
 import sys
@@ -7,13 +7,38 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from acestep_gguf.cli.answering import chat, encode, run
-from acestep_gguf.cli.cache import cache
-from acestep_gguf.cli.conversion import convert, demo, import_, quantize
-from acestep_gguf.cli.inspection import check, info, verify
-from acestep_gguf.cli.planning import plan
-from acestep_gguf.cli.tuning import tune
+from acestep_gguf.cli import (
+    cache,
+    chat,
+    check,
+    convert,
+    demo,
+    encode,
+    import_,
+    info,
+    plan,
+    quantize,
+    run,
+    tune,
+    verify,
+)
 from acestep_gguf.errors import AceStepError
+
+# In the order of --help.
+VERBS = (
+    convert.convert,
+    import_.import_,
+    quantize.quantize,
+    run.run,
+    chat.chat,
+    encode.encode,
+    info.info,
+    verify.verify,
+    check.check,
+    plan.plan,
+    tune.tune,
+    demo.demo,
+)
 
 app = typer.Typer(
     name="acestep-gguf",
@@ -23,10 +48,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# In the order of --help.
-for verb in (convert, import_, quantize, run, chat, encode, info, verify, check, plan, tune, demo):
+for verb in VERBS:
     app.command(verb.__name__.rstrip("_"))(verb)
-app.add_typer(cache, name="cache")
+app.add_typer(cache.cache, name="cache")
 
 
 def main() -> None:

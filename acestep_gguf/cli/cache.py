@@ -1,8 +1,10 @@
-"""Verbs about what is kept of pictures between processes."""
+"""``acestep-gguf cache``: what is kept of pictures between processes."""
 
 import typer
 
 from acestep_gguf.cli.options import AsJson
+from acestep_gguf.cli.terminal import json_text
+from acestep_gguf.errors import UsageError
 
 cache = typer.Typer(
     help="What is kept of pictures, so that the next question about one is answered at once.",
@@ -13,14 +15,36 @@ cache = typer.Typer(
 @cache.command()
 def info(as_json: AsJson = False) -> None:
     """Show where it is, how much, and how much it may become."""
-    from acestep_gguf.verbs.cache import cache_info
+    from acestep_gguf.storage.disk_cache import DiskCache, default_folder
 
-    print(cache_info(as_json=as_json))
+    kept = DiskCache(default_folder())
+    contents = kept.contents()
+    if as_json:
+        facts = {
+            "folder": str(kept.folder),
+            "entries": contents.entries,
+            "bytes": contents.bytes,
+            "limit": contents.limit,
+        }
+        print(json_text(facts))
+        return
+    print(f"folder    {kept.folder}")
+    print(f"entries   {contents.entries}")
+    print(f"size      {contents.bytes / 1e6:.1f} MB")
+    print(f"limit     {contents.limit / 1e6:.1f} MB")
 
 
 @cache.command()
 def clear() -> None:
     """Remove all of it."""
-    from acestep_gguf.verbs.cache import clear_cache
+    from acestep_gguf.storage.disk_cache import DiskCache, default_folder
 
-    print(clear_cache())
+    kept = DiskCache(default_folder())
+    contents = kept.contents()
+    try:
+        kept.clear()
+    except OSError as error:
+        raise UsageError(
+            f"{kept.folder} cannot be cleared ({error.strerror}): check its permissions."
+        ) from error
+    print(f"removed {contents.entries} entries, {contents.bytes / 1e6:.1f} MB, from {kept.folder}")

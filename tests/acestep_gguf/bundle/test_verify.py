@@ -14,13 +14,13 @@ from acestep_gguf.bundle.gguf_header import StringArray, read_gguf_header
 from acestep_gguf.bundle.names import BUNDLE_FILE
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.bundle.verify import BundleReport, verify_bundle
+from acestep_gguf.cli.verify import verify
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError
 from acestep_gguf.quantize.gguf_layout import i32s, lay_out, strings, u32
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice
 from acestep_gguf.quantize.staging import LOCK_FILE, journal_path
 from acestep_gguf.storage.atomic_file import partial_name
-from acestep_gguf.verbs.verify import verify
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 ONNX, DATA = "vision-float32.onnx", "vision-float32.onnx.data"
@@ -250,7 +250,7 @@ def test_quick_is_quick_with_a_large_vocabulary(bundle_copy: Path) -> None:
 
 
 def test_the_table(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    verify(tiny_bundle, quick=False, compare=None, as_json=False)
+    verify(tiny_bundle, quick=False, as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10  # a header, eight files, the hash of bundle.json
     assert all(len(line) < 120 for line in lines)
@@ -264,12 +264,12 @@ def test_problems_are_listed_and_the_first_one_is_the_error(
     for name in names:
         (bundle_copy / name).write_bytes(b"")
     with pytest.raises(BundleError, match=f"{names[0]} has 0 bytes.*1 more"):
-        verify(bundle_copy, quick=False, compare=None, as_json=False)
+        verify(bundle_copy, quick=False, as_json=False)
     printed = capsys.readouterr().out
     assert printed.count("FAILED") == printed.count("has 0 bytes") == 2
 
     with pytest.raises(BundleError, match=names[0]):
-        verify(bundle_copy, quick=False, compare=None, as_json=True)
+        verify(bundle_copy, quick=False, as_json=True)
     content = json.loads(capsys.readouterr().out)
     assert content["ok"] is False
     assert [file["file"] for file in content["files"] if file["problems"]] == names
@@ -284,7 +284,7 @@ def test_names_that_would_write_to_the_terminal(
     files = {**bundle.decoders.files, "F32": record}
     replace(bundle, decoders=replace(bundle.decoders, files=files)).write(bundle_copy)
     with pytest.raises(BundleError) as caught:
-        verify(bundle_copy, quick=True, compare=None, as_json=False)
+        verify(bundle_copy, quick=True, as_json=False)
     printed = capsys.readouterr().out
     assert "a?[2J?b" in printed
     assert not {"\x1b", "\n"} & set(str(caught.value))

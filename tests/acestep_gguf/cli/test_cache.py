@@ -7,9 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from acestep_gguf.cli import app
+from acestep_gguf.cli.cache import clear
 from acestep_gguf.errors import UsageError
 from acestep_gguf.storage.disk_cache import DiskCache, default_folder
-from acestep_gguf.verbs.cache import clear_cache
 
 
 @pytest.fixture(autouse=True)
@@ -53,5 +53,5 @@ def test_a_folder_that_cannot_be_changed(folder: Path) -> None:
     entry.unlink()
     entry.mkdir()  # root may change everything, but not unlink a folder
     with pytest.raises(UsageError, match=r"cannot be cleared .*: check its permissions"):
-        clear_cache()
+        clear()
     os.rmdir(entry)

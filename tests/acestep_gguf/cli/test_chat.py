@@ -17,6 +17,8 @@ from PIL import Image
 
 from acestep_gguf.answer import Answer, Usage
 from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.cli.chat import COMMANDS, Chat
+from acestep_gguf.cli.terminal import piped_lines
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine.conversation import Conversation
 from acestep_gguf.engine.engine import AceStep
@@ -24,8 +26,6 @@ from acestep_gguf.errors import PromptError
 from acestep_gguf.llama.binding import Model
 from acestep_gguf.prompt.builder import PromptBuilder, TokenSpan
 from acestep_gguf.prompt.messages import user_message
-from acestep_gguf.verbs.chat import COMMANDS, Chat
-from acestep_gguf.verbs.lines import piped_lines
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 PROGRAM = [sys.executable, "-m", "acestep_gguf.cli", "chat"]

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from acestep_gguf.cli.check import check
 from acestep_gguf.errors import CheckpointError, MissingPackageError, UsageError
-from acestep_gguf.verbs.check import check
 
 
 def run(bundle: Path, picture: Path, **options: object) -> None:
-    defaults = {"checkpoint": None, "max_tokens": 4, "as_json": False, "html": None}
-    check(bundle, [picture], ["Who?"], **(defaults | options))  # type: ignore[arg-type]
+    check(bundle, [picture], question=["Who?"], n_predict=4, **options)  # type: ignore[arg-type]
 
 
 def test_table_and_page(

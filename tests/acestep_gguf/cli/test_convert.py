@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from acestep_gguf.cli.progress import Bar, JsonLines, Report
 from acestep_gguf.quantize.conversion_events import FileDone, Finished, Plan, PlannedFile, Progress
-from acestep_gguf.verbs.convert import Bar, JsonLines, Report
 
 DECODER = PlannedFile(
     file="Tiny-Q4_K_M.gguf",
@@ -80,7 +80,7 @@ def test_the_last_line_names_the_file_that_quantize_wrote() -> None:
 @pytest.mark.parametrize(
     ("package", "module"),
     [
-        ("rich", "acestep_gguf.verbs.convert"),
+        ("rich", "acestep_gguf.cli.progress"),
         ("filelock", "acestep_gguf.quantize.requantize"),
         ("onnx", "acestep_gguf.convert"),
     ],

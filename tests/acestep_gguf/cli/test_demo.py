@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.cli.demo import convert_and_ask, default_folder, demo
+from acestep_gguf.demo import questions as demo_questions
+from acestep_gguf.demo.questions import CHECKPOINT, read_questions
 from acestep_gguf.errors import BundleError, CheckpointError
 from acestep_gguf.plan import machine_settings
-from acestep_gguf.verbs import demo as demo_module
-from acestep_gguf.verbs.demo import CHECKPOINT, default_folder, demo, read_questions
 
 
 @pytest.fixture
@@ -38,38 +38,32 @@ def keep_ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, handler)
 
 
-def convert(checkpoint: Path, out: Path) -> None:
-    convert_checkpoint(checkpoint, out, ("Q8_0",))
-
-
 def test_three_answers_with_their_speed_and_a_bundle_that_is_reused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo_module, "CHECKPOINT", checkpoint)
-    monkeypatch.setattr(demo_module, "cache_folder", lambda: tmp_path / "cache")
-    demo(None, convert)
+    monkeypatch.setattr(demo_questions, "CHECKPOINT", checkpoint)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    demo()
     first = capsys.readouterr().out
     for color in ("red", "green", "blue"):
         assert f"> Is this {color}?" in first
         assert f"{color}.png" in first
     assert first.count("tokens/s") == 6
-    (bundle,) = (tmp_path / "cache").iterdir()
+    bundle = default_folder(checkpoint)
+    assert bundle.is_relative_to(tmp_path / "cache")
     made = (bundle / "bundle.json").stat().st_mtime_ns
 
-    demo(None, convert)
+    demo()
     assert (bundle / "bundle.json").stat().st_mtime_ns == made
 
-    demo(tmp_path / "elsewhere", convert)
+    demo(tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "bundle.json").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo_module, "CHECKPOINT", checkpoint)
+def test_a_folder_that_cannot_be_made_is_an_error(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BundleError, match="--dir"):
-        demo(tmp_path / "file" / "bundle" / "deeper", convert)
+        convert_and_ask(checkpoint, tmp_path / "file" / "bundle" / "deeper")
 
 
 def test_other_weights_get_another_folder(checkpoint: Path) -> None:

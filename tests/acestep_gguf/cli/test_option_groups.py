@@ -6,8 +6,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from acestep_gguf.cli.answering import chat, run
+from acestep_gguf.cli.chat import chat
 from acestep_gguf.cli.option_groups import AnswerOptions, EngineOptions, takes_groups
+from acestep_gguf.cli.run import run
 from acestep_gguf.engine.engine import AceStep
 
 # Arguments that are no options: they come from what is asked, and from how.

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from acestep_gguf.cli.info import facts_and_settings
+from acestep_gguf.cli.tune import tune
 from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.params import AMX
-from acestep_gguf.verbs.info import bundle_facts
-from acestep_gguf.verbs.tune import tune
 
 
 @pytest.fixture(autouse=True)
@@ -17,16 +17,16 @@ def cache_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_what_it_prints_it_keeps(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bundle_facts(tiny_bundle)["settings_reason"].startswith("guessed: ")
-    tune(tiny_bundle, quant=None, budget_s=1, as_json=True)
+    assert facts_and_settings(tiny_bundle)["settings_reason"].startswith("guessed: ")
+    tune(tiny_bundle, quant=None, budget=1, as_json=True)
     facts = json.loads(capsys.readouterr().out)
     assert json.loads(Path(facts["file"]).read_text())["settings"] == facts["settings"]
-    assert bundle_facts(tiny_bundle)["settings"] == facts["settings"]
-    assert bundle_facts(tiny_bundle)["settings_reason"] == f"tuned: {facts['reason']}"
+    assert facts_and_settings(tiny_bundle)["settings"] == facts["settings"]
+    assert facts_and_settings(tiny_bundle)["settings_reason"] == f"tuned: {facts['reason']}"
 
 
 def test_the_table_marks_what_is_used(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tune(tiny_bundle, quant="q8_0", budget_s=1, as_json=False)
+    tune(tiny_bundle, quant="q8_0", budget=1, as_json=False)
     out, err = capsys.readouterr()
     repacking = [line for line in out.splitlines() if line.startswith("use_extra_bufts")]
     assert sorted(line.split()[1] for line in repacking) == (["off"] if AMX in cpu_flags() else ["off", "on"])
@@ -38,10 +38,10 @@ def test_the_table_marks_what_is_used(tiny_bundle: Path, capsys: pytest.CaptureF
 def test_a_result_that_cannot_be_kept(tiny_bundle: Path, cache_home: Path) -> None:
     cache_home.write_text("in the way")
     with pytest.raises(UsageError, match="cannot be written"):
-        tune(tiny_bundle, quant=None, budget_s=1, as_json=True)
+        tune(tiny_bundle, quant=None, budget=1, as_json=True)
 
 
-@pytest.mark.parametrize("budget_s", [0, -1, float("nan"), float("inf")])
-def test_budgets_that_make_no_sense(tiny_bundle: Path, budget_s: float) -> None:
+@pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf")])
+def test_budgets_that_make_no_sense(tiny_bundle: Path, budget: float) -> None:
     with pytest.raises(UsageError, match="--budget"):
-        tune(tiny_bundle, quant=None, budget_s=budget_s, as_json=False)
+        tune(tiny_bundle, quant=None, budget=budget, as_json=False)

@@ -1,4 +1,3 @@
-import json
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from PIL import Image
 from acestep_gguf import AceStep, AceStepError, Answer, Chunk
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.cli.info import facts_and_settings, table
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import (
     BundleError,
@@ -22,7 +22,6 @@ from acestep_gguf.errors import (
     UsageError,
 )
 from acestep_gguf.prompt.messages import Message
-from acestep_gguf.verbs.info import info
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
@@ -362,6 +361,6 @@ def test_a_bundle_without_a_tower_answers_questions_about_text(tmp_path: Path, p
         with pytest.raises(PromptError, match="has no vision tower: ask without pictures"):
             model.generate("What is this?", [picture])
         assert model.generate("hello", max_tokens=5).text == answer.text
-    assert "none: it answers questions about text only" in info(tmp_path / "bundle", as_json=False)
-    facts = json.loads(info(tmp_path / "bundle", as_json=True))
+    facts = facts_and_settings(tmp_path / "bundle")
+    assert "none: it answers questions about text only" in table(facts)
     assert (facts["vision"], facts["image"], facts["vision_model_type"]) == ([], None, None)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.cli.info import facts_and_settings, table
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.convert.checkpoint.folder import Checkpoint
 from acestep_gguf.convert.checkpoint.prequantized.formats import read_format, unpack
 from acestep_gguf.convert.compare import compare_with_checkpoint
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from acestep_gguf.quantize.conversion_events import Event, Plan
-from acestep_gguf.verbs.info import info
 from tests.support.packed_tensors import METHODS, Stored, by_dtype, open_stored, write_packed, write_stored
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
@@ -47,8 +47,8 @@ def test_a_quantized_checkpoint_converts_like_what_it_stands_for(tmp_path: Path,
     (plan,) = (event for event in events if isinstance(event, Plan))
     assert plan.source_quantization == METHODS[method].label
     assert Bundle.read(tmp_path / "a") == bundle
-    assert f"quantized twice, first as {METHODS[method].label}" in info(tmp_path / "a", as_json=False)
-    assert "quantized twice" not in info(tmp_path / "b", as_json=False)
+    assert f"quantized twice, first as {METHODS[method].label}" in table(facts_and_settings(tmp_path / "a"))
+    assert "quantized twice" not in table(facts_and_settings(tmp_path / "b"))
 
 
 def test_small_chunks_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""``acestep-gguf convert``: shows a conversion as a bar and a table, or as JSON lines."""
+"""A conversion as it happens: a bar and a table, or JSON lines."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -9,8 +9,6 @@ from typing import Final
 
 import msgspec
 
-from acestep_gguf.bundle.names import BUNDLE_FILE, FTYPES, Ftype
-from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import MissingPackageError
 from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Plan, PlannedFile, Progress
 
@@ -46,16 +44,6 @@ def display(*, log_json: bool) -> Iterator[Callable[[Event], None]]:
         console.print("stopped: the same command carries on.")
         raise
     print(report)
-
-
-def ftypes_there(out: Path) -> tuple[Ftype, ...]:
-    """The decoders of the bundle ``out``, none if there is no bundle.
-
-    Raises:
-        BundleError: it is damaged.
-    """
-    files = Bundle.read(out).decoders.files if (out / BUNDLE_FILE).is_file() else {}
-    return tuple(ftype for ftype in FTYPES if ftype in files)
 
 
 class JsonLines:

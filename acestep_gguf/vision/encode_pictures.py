@@ -1,4 +1,4 @@
-"""``acestep-gguf encode``: pictures become files of image embeds, for machines that only run the decoder."""
+"""Pictures become files of image embeds, for machines that only run the decoder."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,6 @@ from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import ImageError, UsageError
 from acestep_gguf.llama.params import check_integer
-from acestep_gguf.verbs.run import end_at_once_on_ctrl_c
 from acestep_gguf.vision.embeds_file import SUFFIX, read_embeds, write_embeds
 from acestep_gguf.vision.encoder import ImageEncoder, Picture
 
@@ -23,22 +22,6 @@ class Encoded:
     path: Path
     n_image_tokens: int
     seconds: float | None
-
-
-def encode(
-    bundle: Path,
-    pictures: Sequence[Path],
-    out: Path,
-    *,
-    vision: str | None,
-    n_threads: int | None,
-    force: bool,
-) -> None:
-    """Print a line for each file that ``encode_pictures`` wrote."""
-    end_at_once_on_ctrl_c()
-    for done in encode_pictures(bundle, pictures, out, vision=vision, n_threads=n_threads, force=force):
-        took = "was there already" if done.seconds is None else f"{done.seconds:.2f} s"
-        print(f"{done.path}  {done.n_image_tokens} tokens  {took}", flush=True)
 
 
 def encode_pictures(

@@ -11,8 +11,8 @@ from PIL import Image
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import BundleError, ImageError, PromptError, UsageError
-from acestep_gguf.verbs.encode import Encoded, encode_pictures
 from acestep_gguf.vision.embeds_file import EmbedsFile
+from acestep_gguf.vision.encode_pictures import Encoded, encode_pictures
 
 PROGRAM = [sys.executable, "-m", "acestep_gguf.cli"]
 

@@ -1,18 +1,21 @@
-"""Lines that a person types or a program pipes, and answers that Ctrl-C can stop."""
+"""What comes from standard input and goes to standard output, and how Ctrl-C ends it."""
 
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from acestep_gguf.answer import Chunk
 from acestep_gguf.errors import PromptError
+
+if TYPE_CHECKING:
+    from acestep_gguf.answer import Answer, Chunk
 
 PROMPT: Final = "> "
 MAX_LINE_BYTES: Final = 4 * 2**20
+MAX_STDIN_BYTES: Final = 4 * 2**20
 SECONDS_BETWEEN_LOOKS: Final = 0.1
 
 
@@ -27,7 +30,7 @@ def typed_lines() -> Iterator[str]:
     The handler of Ctrl-C that was there is in force except while somebody types.
     """
     with suppress(ImportError):  # it does not exist everywhere
-        import readline  # noqa: F401, PLC0415 (input() uses it once it is there)
+        import readline  # noqa: F401 (input() uses it once it is there)
     while True:
         elsewhere = signal.getsignal(signal.SIGINT)
         try:
@@ -64,9 +67,31 @@ def piped_lines() -> Iterator[str]:
             raise PromptError(f"a line of standard input is not UTF-8 ({error.reason}).") from error
 
 
+def read_stdin() -> str:
+    """The question on standard input.
+
+    Raises:
+        PromptError: there is no standard input, or it is too long or not UTF-8.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise PromptError("there is no question: give it after the bundle, or on standard input.")
+    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    if len(data) > MAX_STDIN_BYTES:
+        raise PromptError(f"the question on standard input is longer than {MAX_STDIN_BYTES >> 20} MiB.")
+    try:
+        return data.decode().strip()
+    except UnicodeDecodeError as error:
+        raise PromptError(f"the question on standard input is not UTF-8 ({error.reason}).") from error
+
+
+def end_at_once_on_ctrl_c() -> None:
+    """Python's own handler would wait for the end of a call of llama.cpp, which can take minutes."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def from_a_thread(
-    chunks: Iterator[Chunk], cancel: Callable[[], None], is_cancelled: Callable[[], bool]
-) -> Generator[Chunk, None, None]:
+    chunks: "Iterator[Chunk]", cancel: Callable[[], None], is_cancelled: Callable[[], bool]
+) -> "Generator[Chunk, None, None]":
     """The same chunks, written in a thread of their own: Python handles Ctrl-C in the main thread only, and
     not before a call of llama.cpp is over.
 
@@ -104,3 +129,38 @@ def from_a_thread(
         while thread.is_alive():
             cancel()
             thread.join(SECONDS_BETWEEN_LOOKS)
+
+
+def print_chunks(chunks: "Iterable[Chunk]") -> "Answer":
+    """Print an answer as it is written."""
+    for chunk in chunks:
+        print(chunk.text, end="", flush=True)
+        answer = chunk.answer
+    print()
+    assert answer is not None  # noqa: S101 (so it is in the last chunk)
+    return answer
+
+
+def statistics(answer: "Answer") -> str:
+    """Counts, seconds and speeds of an answer, on one line."""
+    usage, timings = answer.usage, answer.timings
+    of_prompt = f"{usage.image_tokens} of pictures, {usage.cached_tokens} known from before"
+    return (
+        f"[load {timings.load_s:.2f} s | pictures {timings.image_s:.2f} s | "
+        f"prompt {usage.prompt_tokens} tokens ({of_prompt}) {timings.prefill_s:.2f} s, "
+        f"{timings.prefill_tokens_per_s:.1f} tokens/s | "
+        f"answer {usage.completion_tokens} tokens {timings.decode_s:.2f} s, "
+        f"{timings.decode_tokens_per_s:.1f} tokens/s | {answer.finish_reason}]"
+    )
+
+
+def printable(text: str) -> str:
+    """``text`` on one line and without control characters: a stranger may have named the files."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def json_text(value: object) -> str:
+    """``value`` as JSON, over several lines."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()

@@ -1,57 +1,67 @@
 """``acestep-gguf verify``: whether a bundle is what conversion wrote, as a table or a JSON object."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import msgspec
+import typer
 
 from acestep_gguf.bundle.names import BUNDLE_FILE
-from acestep_gguf.bundle.verify import BundleReport, DecoderComparison, FileReport, verify_bundle
+from acestep_gguf.cli.options import AsJson, BundleFolder
+from acestep_gguf.cli.terminal import json_text, printable
 from acestep_gguf.errors import BundleError
+
+if TYPE_CHECKING:
+    from acestep_gguf.bundle.verify import BundleReport, DecoderComparison, FileReport
 
 LINE: Final = "{:<36} {:>12}  {:>8}  {}"
 ERROR_LINE: Final = "{:<8} {:<7} {:>7}  {:>8} {:>8} {:>8}  {}"
 
-Compare = Callable[[], Sequence[DecoderComparison]]
 
+def verify(
+    bundle: BundleFolder,
+    *,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Without hashes: sizes, headers and graphs only.")
+    ] = False,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="Compare each tensor with the checkpoint that the bundle was made from."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check that a bundle is whole, undamaged and what conversion wrote."""
+    from acestep_gguf.bundle.verify import verify_bundle
 
-def verify(folder: Path, *, quick: bool, compare: Compare | None, as_json: bool) -> None:
-    """Print the findings about the bundle in ``folder``.
-
-    ``compare`` compares its decoders with their checkpoint; it is called if the files are sound.
-
-    Raises:
-        BundleError: something is wrong; the message is the first problem.
-    """
     if as_json:
-        report = verify_bundle(folder, quick=quick)
-        comparisons = compare() if compare and not report.problems else ()
-        print(
-            msgspec.json.format(msgspec.json.encode(_facts(folder, report, comparisons)), indent=2).decode()
-        )
+        report = verify_bundle(bundle, quick=quick)
     else:
         print(LINE.format("file", "bytes", "seconds", "checked"))
-        report = verify_bundle(folder, quick=quick, on_file=_print_file)
+        report = verify_bundle(bundle, quick=quick, on_file=_print_file)
         for note in report.notes:
             print(f"note: {printable(note)}")
         if report.bundle_sha256:
             print(f"{BUNDLE_FILE} itself has the SHA-256 {report.bundle_sha256}")
-        comparisons = compare() if compare and not report.problems else ()
-        if comparisons:
-            _print_comparisons(comparisons)
+    comparisons: Sequence[DecoderComparison] = ()
+    if checkpoint is not None and not report.problems:
+        from acestep_gguf.convert.compare import compare_with_checkpoint
+
+        comparisons = compare_with_checkpoint(bundle, checkpoint)
+    if as_json:
+        print(json_text(_facts(bundle, report, comparisons)))
+    elif comparisons:
+        _print_comparisons(comparisons)
     problems = [*report.problems, *(problem for found in comparisons for problem in found.problems)]
     if problems:
         more = f" ({len(problems) - 1} more of this bundle)" if len(problems) > 1 else ""
         raise BundleError(printable(problems[0]) + more)
 
 
-def printable(text: str) -> str:
-    """``text`` on one line and without control characters: a stranger may have named the files."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+def _facts(
+    folder: Path, report: "BundleReport", comparisons: "Sequence[DecoderComparison]"
+) -> dict[str, Any]:
+    import msgspec
 
-
-def _facts(folder: Path, report: BundleReport, comparisons: Sequence[DecoderComparison]) -> dict[str, Any]:
     return {
         "bundle": str(folder),
         "ok": not (report.problems or any(found.problems for found in comparisons)),
@@ -60,14 +70,14 @@ def _facts(folder: Path, report: BundleReport, comparisons: Sequence[DecoderComp
     }
 
 
-def _print_file(report: FileReport) -> None:
+def _print_file(report: "FileReport") -> None:
     state = "FAILED" if report.problems else ", ".join(report.checks)
     print(LINE.format(printable(report.file), report.bytes, f"{report.seconds:.2f}", state), flush=True)
     for problem in report.problems:
         print(f"  {printable(problem)}", flush=True)
 
 
-def _print_comparisons(comparisons: Sequence[DecoderComparison]) -> None:
+def _print_comparisons(comparisons: "Sequence[DecoderComparison]") -> None:
     print()
     print(ERROR_LINE.format("decoder", "type", "tensors", "mean", "worst", "limit", "worst tensor"))
     for found in comparisons:

@@ -1,48 +1,59 @@
 """``acestep-gguf chat``: questions and answers in turn, about pictures that may come at any time."""
 
-import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from acestep_gguf.engine.conversation import Attachment, AttachmentKind, Conversation, Exchange
-from acestep_gguf.engine.engine import AceStep
+from acestep_gguf.cli.option_groups import AnswerOptions, EngineOptions, takes_groups
+from acestep_gguf.cli.options import BundleFolder, EmbedsFiles, Images, SystemPrompt
+from acestep_gguf.cli.terminal import (
+    end_at_once_on_ctrl_c,
+    from_a_thread,
+    is_terminal,
+    piped_lines,
+    print_chunks,
+    statistics,
+    typed_lines,
+)
 from acestep_gguf.errors import AceStepError, ContextOverflowError, PromptError
-from acestep_gguf.plan.report import plan_line
-from acestep_gguf.verbs.lines import from_a_thread, is_terminal, piped_lines, typed_lines
-from acestep_gguf.verbs.run import end_at_once_on_ctrl_c, print_chunks, statistics
-from acestep_gguf.vision.embeds_file import EmbedsFile
-from acestep_gguf.vision.image import read_file
+
+if TYPE_CHECKING:
+    from acestep_gguf.engine.conversation import Attachment, AttachmentKind, Conversation
+    from acestep_gguf.engine.engine import AceStep
 
 
+@takes_groups
 def chat(
-    bundle: Path,
-    images: Sequence[Path],
-    embeds: Sequence[Path],
+    bundle: BundleFolder,
     *,
-    system_prompt: str | None,
-    engine_options: dict[str, Any],
-    answer_options: dict[str, Any],
+    image: Images = None,
+    embeds: EmbedsFiles = None,
+    system_prompt: SystemPrompt = None,
+    answer: AnswerOptions,
+    engine: EngineOptions,
 ) -> None:
-    """Answer on stdout, a line of statistics for each answer and errors on stderr.
+    """Answer questions in turn, with pictures at any time; /help has the commands."""
+    # At a terminal, Ctrl-C stops an answer and Ctrl-D ends the chat. Elsewhere each line of standard input is
+    # a question or a command; Ctrl-C ends all, and the exit code is 1 if there was an error.
+    from acestep_gguf.engine.conversation import Conversation
+    from acestep_gguf.engine.engine import AceStep
+    from acestep_gguf.plan.report import plan_line
+    from acestep_gguf.vision.embeds_file import EmbedsFile
 
-    At a terminal, Ctrl-C stops an answer and Ctrl-D ends the chat. Elsewhere each line of standard input is a
-    question or a command; Ctrl-C ends all, and the exit code is 1 if there was an error.
-    """
     end_at_once_on_ctrl_c()  # while it loads
     # Embeds alone let the plan do without the tower.
-    pictures = list(map(EmbedsFile, embeds)) if embeds and not images else None
-    with AceStep(bundle, pictures=pictures, **engine_options) as model:
+    pictures = list(map(EmbedsFile, embeds)) if embeds and not image else None
+    with AceStep(bundle, pictures=pictures, **asdict(engine)) as model:
         print(plan_line(model.plan), file=sys.stderr)
-        chat = Chat(model, Conversation(system_prompt), answer_options)
-        for image in images:
-            chat.attach("picture", image)
-        for file in embeds:
+        chat = Chat(model, Conversation(system_prompt), asdict(answer))
+        for picture in image or []:
+            chat.attach("picture", picture)
+        for file in embeds or []:
             chat.attach("embeds", file)
         if is_terminal():
             signal.signal(signal.SIGINT, lambda *_: chat.cancel())
@@ -63,7 +74,9 @@ class Chat:
         answer_options: arguments of ``AceStep.stream``.
     """
 
-    def __init__(self, model: AceStep, conversation: Conversation, answer_options: dict[str, Any]) -> None:
+    def __init__(
+        self, model: "AceStep", conversation: "Conversation", answer_options: dict[str, Any]
+    ) -> None:
         self.conversation = conversation
         self.failed = False
         self._model = model
@@ -93,7 +106,7 @@ class Chat:
         self._is_cancelled = True
         self._model.cancel()
 
-    def attach(self, kind: AttachmentKind, path: Path) -> None:
+    def attach(self, kind: "AttachmentKind", path: Path) -> None:
         """Add a picture, or a file of image embeds, to the next message.
 
         Raises:
@@ -102,7 +115,13 @@ class Chat:
         """
         self._attachments.append(self._opened(kind, path))
 
-    def _opened(self, kind: AttachmentKind, path: Path) -> Attachment:
+    def _opened(self, kind: "AttachmentKind", path: Path) -> "Attachment":
+        import hashlib
+
+        from acestep_gguf.engine.conversation import Attachment
+        from acestep_gguf.vision.embeds_file import EmbedsFile
+        from acestep_gguf.vision.image import read_file
+
         path = Path(os.path.abspath(path))
         if kind == "embeds":
             picture = self._model.prepare_image(EmbedsFile(path))
@@ -111,6 +130,8 @@ class Chat:
         return Attachment(kind, str(path), hashlib.sha256(read_file(path)).hexdigest(), picture)
 
     def _ask(self, question: str) -> None:
+        from acestep_gguf.engine.conversation import Exchange
+
         messages = self.conversation.messages(question, self._attachments)
         stream = self._model.stream(messages, exact=False, **self._answer_options)
         with closing(from_a_thread(stream, self._model.cancel, lambda: self._is_cancelled)) as chunks:
@@ -147,10 +168,14 @@ class Chat:
         self.conversation.save(_path(path))
 
     def _load(self, path: str) -> None:
+        from acestep_gguf.engine.conversation import Conversation
+
         self.conversation = Conversation.load(_path(path), self._opened)
         self._attachments.clear()
 
     def _reset(self, _: str) -> None:
+        from acestep_gguf.engine.conversation import Conversation
+
         self.conversation = Conversation(self.conversation.system_prompt)
         self._attachments.clear()
 

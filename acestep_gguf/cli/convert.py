@@ -1,0 +1,96 @@
+"""``acestep-gguf convert``: a checkpoint becomes a bundle."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acestep_gguf.bundle.names import (
+    BUNDLE_FILE,
+    FTYPES,
+    VISION_PRECISIONS,
+    Ftype,
+    ftype_from,
+    mmproj_ftype_from,
+    vision_precision_from,
+)
+from acestep_gguf.cli.options import (
+    CalibrationPictures,
+    DryRun,
+    ImatrixFile,
+    LogJson,
+    OutputTensorType,
+    Pure,
+    TensorTypes,
+    Threads,
+    TokenEmbeddingType,
+    TowerPrecisions,
+)
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Hugging Face folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle, new or to be added to.")],
+    *,
+    quant: Annotated[
+        list[str] | None,
+        typer.Option("-q", "--quant", help="Decoder, may be repeated; by default Q4_K_M, Q5_K_M, Q8_0."),
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of pictures in pixels, if not the checkpoint's.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model, by default the folder's.")] = None,
+    threads: Threads = None,
+    tensor_type: TensorTypes = None,
+    output_tensor_type: OutputTensorType = None,
+    token_embedding_type: TokenEmbeddingType = None,
+    pure: Pure = False,
+    imatrix: ImatrixFile = None,
+    mmproj: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mmproj",
+            metavar="TYPE",
+            help="Also write tower and projector for llama.cpp, as F16, Q8_0 or F32; repeat. A bundle that "
+            "is there gets no other decoder without -q.",
+        ),
+    ] = None,
+    class_token_first: Annotated[
+        bool, typer.Option("--class-token-first", help="With --mmproj: for a llama.cpp with #25814 fixed.")
+    ] = False,
+    vision: TowerPrecisions = None,
+    calibration: CalibrationPictures = None,
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+) -> None:
+    """Convert a checkpoint into a bundle; the same command carries on with an interrupted conversion."""
+    from acestep_gguf.cli.progress import display
+    from acestep_gguf.convert.pipeline import DEFAULT_FTYPES, convert_checkpoint, plan_conversion
+    from acestep_gguf.quantize.steering import parse_steering
+
+    ftypes = _ftypes_there(out) if mmproj else None
+    work = plan_conversion if dry_run else convert_checkpoint
+    with display(log_json=log_json) as show:
+        work(
+            checkpoint,
+            out,
+            list(map(ftype_from, quant)) if quant else ftypes or DEFAULT_FTYPES,
+            image_size=image_size,
+            name=name,
+            steering=parse_steering(tensor_type or (), output_tensor_type, token_embedding_type, pure=pure),
+            imatrix=imatrix,
+            mmproj=list(map(mmproj_ftype_from, mmproj or ())),
+            class_token_first=class_token_first,
+            vision=list(map(vision_precision_from, vision)) if vision else VISION_PRECISIONS,
+            calibration=calibration,
+            threads=threads,
+            on_event=show,
+        )
+
+
+def _ftypes_there(out: Path) -> tuple[Ftype, ...]:
+    """The decoders of the bundle ``out``, none if there is no bundle."""
+    from acestep_gguf.bundle.schema import Bundle
+
+    files = Bundle.read(out).decoders.files if (out / BUNDLE_FILE).is_file() else {}
+    return tuple(ftype for ftype in FTYPES if ftype in files)

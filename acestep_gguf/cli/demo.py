@@ -1,0 +1,59 @@
+"""``acestep-gguf demo``: the demo checkpoint becomes a bundle and answers questions about three pictures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c, print_chunks, statistics
+from acestep_gguf.errors import BundleError
+
+
+def demo(
+    directory: Annotated[
+        Path | None, typer.Option("--dir", help="Folder of the bundle. Default: in your cache folder.")
+    ] = None,
+) -> None:
+    """Convert the small model that comes with this software, and ask it about three pictures."""
+    from acestep_gguf.demo.questions import CHECKPOINT
+
+    convert_and_ask(CHECKPOINT, default_folder(CHECKPOINT) if directory is None else directory)
+
+
+def convert_and_ask(checkpoint: Path, folder: Path) -> None:
+    """Make ``checkpoint`` a bundle in ``folder``, unless it is there already, and ask it its questions."""
+    from acestep_gguf.cli.progress import display
+    from acestep_gguf.convert import convert_checkpoint
+    from acestep_gguf.demo.questions import read_questions
+    from acestep_gguf.engine.engine import AceStep
+
+    questions = read_questions(checkpoint)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"{folder.parent} cannot be made ({error}): give a folder with --dir.") from error
+    with display(log_json=False) as show:
+        convert_checkpoint(checkpoint, folder, name="Demo", on_event=show)
+    end_at_once_on_ctrl_c()
+    with AceStep(folder) as model:
+        for question in questions:
+            picture = checkpoint / question.image
+            print(f"\n{picture}\n> {question.question}")
+            answer = print_chunks(model.stream(question.question, [picture]))
+            print(statistics(answer))
+    print(f'\nAsk more: acestep-gguf run {folder} --image PICTURE "QUESTION"')
+
+
+def default_folder(checkpoint: Path) -> Path:
+    """Where the bundle of ``checkpoint`` is kept, by its contents and by the version of this software."""
+    import hashlib
+    from importlib.metadata import version
+
+    from acestep_gguf.storage.cache_folder import cache_folder
+
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint.glob("*")):
+        if path.is_file():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    name = f"demo-{version('acestep-gguf')}-{digest.hexdigest()[:12]}"
+    return cache_folder() / name

@@ -1,0 +1,54 @@
+"""``acestep-gguf import``: a decoder and an mmproj file of llama.cpp become a bundle."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acestep_gguf.bundle.names import VISION_PRECISIONS, vision_precision_from
+from acestep_gguf.cli.options import CalibrationPictures, LogJson, Threads, TowerPrecisions
+
+
+def import_(
+    decoder: Annotated[Path, typer.Argument(metavar="DECODER.gguf", help="Decoder, of any type.")],
+    mmproj: Annotated[Path, typer.Argument(metavar="MMPROJ.gguf", help="Its tower and projector.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle, new.")],
+    *,
+    name: Annotated[str | None, typer.Option(help="Name of the model, by default the decoder's.")] = None,
+    chat_template: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="vicuna (LLaVA 1.5) or chatml, in the place of the decoder's."),
+    ] = None,
+    chat_template_file: Annotated[
+        Path | None, typer.Option(help="Jinja file of a chat template, in the place of the decoder's.")
+    ] = None,
+    image_token: Annotated[
+        str | None, typer.Option(help="What the chat template writes for a picture; by default <image>.")
+    ] = None,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy the decoder, also where a hard link would do.")
+    ] = False,
+    vision: TowerPrecisions = None,
+    calibration: CalibrationPictures = None,
+    threads: Threads = None,
+    log_json: LogJson = False,
+) -> None:
+    """Make a bundle of a decoder and an mmproj file of llama.cpp."""
+    from acestep_gguf.cli.progress import display
+    from acestep_gguf.convert.llama_cpp.gguf_prompt import choose_template
+    from acestep_gguf.convert.llama_cpp.pair import import_pair
+
+    with display(log_json=log_json) as show:
+        import_pair(
+            decoder,
+            mmproj,
+            out,
+            name=name,
+            chat_template=choose_template(chat_template, chat_template_file),
+            image_token=image_token,
+            copy=copy,
+            vision=list(map(vision_precision_from, vision)) if vision else VISION_PRECISIONS,
+            calibration=calibration,
+            threads=threads,
+            on_event=show,
+        )

@@ -1,0 +1,72 @@
+"""``acestep-gguf info``: what is in a bundle, without loading it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from acestep_gguf.cli.options import AsJson, BundleFolder
+from acestep_gguf.cli.terminal import json_text
+
+
+def info(bundle: BundleFolder, as_json: AsJson = False) -> None:
+    """Show what is in a bundle."""
+    facts = facts_and_settings(bundle)
+    print(json_text(facts) if as_json else table(facts))
+
+
+def facts_and_settings(folder: Path) -> dict[str, Any]:
+    """The facts of a bundle, and the settings that it would be loaded with on this machine."""
+    from acestep_gguf.bundle.bundle_facts import bundle_facts
+    from acestep_gguf.bundle.schema import Bundle
+    from acestep_gguf.plan.machine_settings import machine_settings
+
+    facts = bundle_facts(folder)
+    bundle = Bundle.read(folder)
+    settings, reason = machine_settings(bundle, bundle.decoder(), pictures=bundle.vision is not None)
+    return {**facts, "settings": asdict(settings), "settings_reason": reason}
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The facts for a person to read."""
+    image = facts["image"]
+    rows = [
+        ("model", f"{facts['name']} ({facts['architecture']})"),
+        ("decoder", f"{facts['text_model_type']}, {_count(facts['parameters'])} parameters"),
+        ("", f"{facts['block_count']} blocks of {facts['embedding_length']}"),
+        *(
+            [("", f"quantized twice, first as {facts['source_quantization']}")]
+            if facts["source_quantization"]
+            else []
+        ),
+        ("", f"vocabulary of {facts['vocabulary']} tokens, context of {facts['context_length']} tokens"),
+        ("tower", facts["vision_model_type"] or "none: it answers questions about text only"),
+        *(
+            [("pictures", f"{image['width']} x {image['height']} pixels, {image['tokens']} tokens each")]
+            if image
+            else []
+        ),
+        ("", ""),
+        *(
+            (file["ftype"], _file(file, f"{file['bits_per_weight']:.2f} bits/weight"))
+            for file in facts["decoders"]
+        ),
+        *(
+            (file["precision"], _file(file, f"cosine {file['cosine_to_float32']:.4f}"))
+            for file in facts["vision"]
+        ),
+        ("", ""),
+        ("settings", facts["settings_reason"]),
+    ]
+    return "\n".join(f"{label:<10}{text}".rstrip() for label, text in rows)
+
+
+def _file(file: dict[str, Any], quality: str) -> str:
+    mark = "  default" if file["default"] else ""
+    return f"{file['bytes'] / 1e6:>10.1f} MB  {quality:<20}{file['file']}{mark}"
+
+
+def _count(number: int) -> str:
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return str(number)

@@ -1,0 +1,91 @@
+"""``acestep-gguf plan``: what would go where, on this machine or another."""
+
+from dataclasses import asdict, fields, replace
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from acestep_gguf.cli.option_groups import EngineOptions, takes_groups
+from acestep_gguf.cli.options import AsJson, BundleFolder
+from acestep_gguf.cli.terminal import json_text
+
+if TYPE_CHECKING:
+    from acestep_gguf.plan.machine import Machine
+
+Bandwidth = Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes a second, such as 50GB.")]
+
+
+@takes_groups
+def plan(
+    bundle: BundleFolder,
+    *,
+    ram: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="RAM to plan for, such as 16GB. Default: what is free.")
+    ] = None,
+    vram: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SIZE", help="Memory of a GPU to plan for; repeat for several."),
+    ] = None,
+    images: Annotated[int, typer.Option(min=0, help="Pictures asked about at once.")] = 1,
+    ram_bandwidth: Bandwidth = None,
+    vram_bandwidth: Bandwidth = None,
+    pcie_bandwidth: Bandwidth = None,
+    disk_bandwidth: Bandwidth = None,
+    cpu_flops: Annotated[float | None, typer.Option(help="Operations a second in prefill.")] = None,
+    gpu_flops: Annotated[float | None, typer.Option(help="The same of the GPU.")] = None,
+    as_json: AsJson = False,
+    engine: EngineOptions,
+) -> None:
+    """Show what would go where: memory, settings and expected speed; nothing is loaded."""
+    from acestep_gguf.plan.bundle_model import BundleModel
+    from acestep_gguf.plan.machine import this_machine
+    from acestep_gguf.plan.machine_settings import machine_settings
+    from acestep_gguf.plan.planner import make_plan
+    from acestep_gguf.plan.report import plan_facts, plan_table
+    from acestep_gguf.plan.search import Defaults
+    from acestep_gguf.plan.settings import Wish
+    from acestep_gguf.plan.speed import Rates, measured_rates
+
+    wishes = {field.name for field in fields(Wish)}
+    wish = Wish(images=images, **{name: value for name, value in asdict(engine).items() if name in wishes})
+    rates = Rates(
+        ram=_size(ram_bandwidth),
+        vram=_size(vram_bandwidth),
+        pcie=_size(pcie_bandwidth),
+        disk=_size(disk_bandwidth),
+        cpu_flops=cpu_flops,
+        gpu_flops=gpu_flops,
+    )
+    model = BundleModel(bundle)
+    defaults = None
+    if ram is None and not vram:
+        machine = this_machine()
+        measured = measured_rates(machine.n_threads)
+        rates = replace(rates, ram=rates.ram or measured.ram, cpu_flops=rates.cpu_flops or measured.cpu_flops)
+        record = model.bundle.decoder(wish.quant)
+        defaults = Defaults.of(machine_settings(model.bundle, record, pictures=wish.images > 0)[0])
+    else:
+        machine = _told_machine(ram, vram or [])
+    made = make_plan(model, machine, wish, rates=rates, defaults=defaults)
+    print(json_text(plan_facts(made)) if as_json else plan_table(made))
+
+
+def _size(text: str | None) -> int | None:
+    from acestep_gguf.plan.sizes import parse_size
+
+    return None if text is None else parse_size(text)
+
+
+def _told_machine(ram: str | None, vram: list[str]) -> "Machine":
+    """A machine that need not be here; without ``ram``, with the RAM of this one."""
+    from acestep_gguf.plan.machine import Gpu, Machine, this_machine
+    from acestep_gguf.plan.sizes import parse_size
+
+    here = this_machine()
+    names = ["GPU"] if len(vram) == 1 else [f"GPU {number}" for number in range(1, len(vram) + 1)]
+    return Machine(
+        ram=here.ram if ram is None else parse_size(ram),
+        n_threads=here.n_threads,
+        gpus=tuple(Gpu(name=name, memory=parse_size(size)) for name, size in zip(names, vram, strict=True)),
+        limited_by="memory" if ram is not None else here.limited_by,
+    )

@@ -1,0 +1,54 @@
+"""``acestep-gguf quantize``: a decoder becomes one of another ftype."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acestep_gguf.bundle.names import ftype_from
+from acestep_gguf.cli.options import (
+    DryRun,
+    ImatrixFile,
+    LogJson,
+    OutputTensorType,
+    Pure,
+    TensorTypes,
+    Threads,
+    TokenEmbeddingType,
+)
+
+
+def quantize(
+    source: Annotated[Path, typer.Argument(metavar="IN.gguf", help="Decoder, best in F32, F16 or BF16.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write, or to replace.")],
+    ftype: Annotated[str, typer.Argument(metavar="FTYPE", help="Q4_K_M, Q5_K_M, Q8_0, F16, BF16 or F32.")],
+    *,
+    allow_requantize: Annotated[
+        bool, typer.Option("--allow-requantize", help="Change quantized tensors, too; this adds to the loss.")
+    ] = False,
+    tensor_type: TensorTypes = None,
+    output_tensor_type: OutputTensorType = None,
+    token_embedding_type: TokenEmbeddingType = None,
+    pure: Pure = False,
+    imatrix: ImatrixFile = None,
+    threads: Threads = None,
+    dry_run: DryRun = False,
+    log_json: LogJson = False,
+) -> None:
+    """Make a decoder of another ftype from a GGUF file; the same command carries on where it was stopped."""
+    from acestep_gguf.cli.progress import display
+    from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
+    from acestep_gguf.quantize.steering import parse_steering
+
+    work = plan_quantization if dry_run else quantize_gguf
+    with display(log_json=log_json) as show:
+        work(
+            source,
+            out,
+            ftype_from(ftype),
+            steering=parse_steering(tensor_type or (), output_tensor_type, token_embedding_type, pure=pure),
+            imatrix=imatrix,
+            allow_requantize=allow_requantize,
+            threads=threads,
+            on_event=show,
+        )
