@@ -69,6 +69,11 @@ class PlacedTensor:
     offset: int
     n_bytes: int
 
+    @property
+    def padded_end(self) -> int:
+        """Where the next tensor begins, or the file ends."""
+        return _padded(self.offset + self.n_bytes)
+
 
 @dataclass(frozen=True, slots=True)
 class GgufLayout:
@@ -80,8 +85,7 @@ class GgufLayout:
     @property
     def n_bytes(self) -> int:
         """Size of the whole file."""
-        last = self.tensors[-1]
-        return _padded(last.offset + last.n_bytes)
+        return self.tensors[-1].padded_end
 
     @property
     def bits_per_weight(self) -> float:

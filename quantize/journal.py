@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 MAX_JOURNAL_BYTES: Final = 64 * 2**20
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,8 +80,8 @@ def write_ggufs(
 ) -> None:
     """Write ``outputs``, whose layouts hold ``tensors`` (name, source) in the same order.
 
-    Each tensor is a step of each file: files that have steps already are carried on with. ``importance`` has
-    float32 [row length] by tensor name; it weighs the errors within a row.
+    Each tensor, with the padding behind it, is a step of each file: files that have steps already are carried
+    on with. ``importance`` has float32 [row length] by tensor name; it weighs the errors within a row.
 
     Raises:
         CheckpointError: a weight does not fit the type it gets, or a source cannot be read.
@@ -118,9 +118,6 @@ def write_ggufs(
         finally:
             for _, future in pending:
                 future.cancel()
-
-    for output in outputs:
-        output.file.pad_to(output.layout.n_bytes)
 
 
 def buffer_bytes(layouts: Sequence[GgufLayout], n_threads: int) -> int:
@@ -174,8 +171,7 @@ def _quantize_chunk(
 def _write_chunk(chunk: _Chunk, blocks: Blocks, outputs: Sequence[GgufOutput]) -> None:
     for output in outputs:
         placed = output.layout.tensors[chunk.tensor]
-        if chunk.start == 0:
-            output.file.pad_to(placed.offset)
         output.file.write(blocks[placed.qtype].data)
         if chunk.is_last:
+            output.file.pad_to(placed.padded_end)
             output.file.end_step()

@@ -112,10 +112,13 @@ class ResumableFile(StagedFile):
     def __init__(self, path: Path, on_write: OnWrite, *, identity: str, stamps: Sequence[str]) -> None:
         self._journal = Journal(journal_path(path), identity)
         self._stamps = stamps
-        partial = path.with_name(partial_name(path.name))
-        if self._journal.steps and path.exists() and not partial.exists():
-            path.replace(partial)  # an earlier run was killed while it published its files
+        self._finished = self._finished_hash(path)
         super().__init__(path, on_write)
+
+    @property
+    def partial_path(self) -> Path:
+        """Where the bytes are until the file is published; what an earlier run published stays there."""
+        return self.path if self._finished else super().partial_path
 
     def end_step(self) -> None:
         """Say that what was written since the last step is whole, and write it down."""
@@ -129,7 +132,7 @@ class ResumableFile(StagedFile):
 
     def abandon(self, *, keep: bool) -> None:
         """Close the file after a failure and remove it, unless its steps are worth keeping."""
-        super().abandon(keep=keep)
+        super().abandon(keep=keep or self._finished is not None)
         if keep and self.is_resumable:
             self._journal.close()
         else:
@@ -140,8 +143,31 @@ class ResumableFile(StagedFile):
         self._journal.close()
         self._journal.path.unlink(missing_ok=True)
 
+    def _finished_hash(self, path: Path) -> "hashlib._Hash | None":
+        """Hash of ``path`` if an earlier run was killed after it had published this very file, else None.
+
+        Any other file of that name is somebody's, and stays as it is until this one is published.
+        """
+        steps = self._journal.steps
+        if not steps or [step.stamp for step in steps] != list(self._stamps):
+            return None
+        try:
+            if path.with_name(partial_name(path.name)).exists() or path.stat().st_size != steps[-1].n_bytes:
+                return None
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+        except OSError:
+            return None
+        return digest if digest.hexdigest() == steps[-1].sha256 else None
+
     def _resume(self) -> None:
         """Hash what is there up to the last step that is true, and cut off the rest."""
+        if self._finished:
+            self._hash = self._finished
+            self.n_bytes, self.n_steps = self._journal.steps[-1].n_bytes, len(self._stamps)
+            self._journal.keep(self.n_steps)
+            self._on_write(self.n_bytes, self.n_steps)
+            return
         for step, stamp in zip(self._journal.steps, self._stamps, strict=False):
             digest = self._hash.copy()
             if step.stamp != stamp or not self._hash_up_to(step.n_bytes, digest):

@@ -207,6 +207,24 @@ def test_what_was_interrupted_is_carried_on_with(tmp_path: Path, make_source: Ma
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.gguf", "out.gguf"]
 
 
+def test_a_finished_file_outlives_a_journal_whose_partial_file_was_lost(
+    tmp_path: Path, make_source: MakeSource
+) -> None:
+    source, out = make_source(), tmp_path / "out.gguf"
+    quantize_gguf(source, out, "Q8_0")
+    finished = out.read_bytes()
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Progress) and event.tensors_written == 9:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            quantize_gguf(source, out, "Q4_K_M", on_event=stop)
+        assert out.read_bytes() == finished
+        (tmp_path / ".out.gguf.partial").unlink()
+
+
 def test_the_source_is_never_written_to(tmp_path: Path, make_source: MakeSource) -> None:
     source = make_source()
     content = source.read_bytes()

@@ -171,21 +171,61 @@ def test_whatever_a_failing_machine_left_the_file_comes_out_whole(data: st.DataO
         write_steps(folder)
 
 
-def test_a_file_that_was_published_before_the_end_is_taken_back(tmp_path: Path) -> None:
-    def publish_and_fail() -> None:
-        with Staging(tmp_path) as staging:
-            file = staging.create_resumable("x", identity="same", stamps=STAMPS)
-            for step in STEPS:
-                file.write(step)
-                file.end_step()
-            staging.publish()
-            raise KeyboardInterrupt
+def publish_and_be_killed(folder: Path) -> None:
+    """Leave ``x`` under its own name and its journal, as a kill between two files does."""
+    with Staging(folder) as staging:
+        file = staging.create_resumable("x", identity="same", stamps=STAMPS)
+        for step in STEPS:
+            file.write(step)
+            file.end_step()
+        staging.publish()
+        raise KeyboardInterrupt
 
+
+def test_a_file_that_was_published_before_the_end_is_carried_on_with(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        publish_and_fail()
+        publish_and_be_killed(tmp_path)
     assert (tmp_path / "x").read_bytes() == WHOLE
     assert journal_path(tmp_path / "x").exists()
+    before = (tmp_path / "x").stat()
     assert write_steps(tmp_path) == 4
+    assert (tmp_path / "x").stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CheckpointError("NaN")])
+def test_a_file_that_was_published_before_the_end_stays_after_any_failure(
+    tmp_path: Path, error: BaseException
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        publish_and_be_killed(tmp_path)
+
+    def fail() -> None:
+        with Staging(tmp_path) as staging:
+            staging.create_resumable("x", identity="same", stamps=STAMPS)
+            assert (tmp_path / "x").read_bytes() == WHOLE
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert (tmp_path / "x").read_bytes() == WHOLE
+
+
+@pytest.mark.parametrize("upto", range(1, len(STEPS) + 1))
+@pytest.mark.parametrize(
+    "content",
+    [b"an older output", WHOLE + b"longer", bytes(len(WHOLE)), WHOLE[:-1]],
+    ids=["other", "longer", "of the same size", "shorter"],
+)
+def test_a_journal_without_its_partial_file_says_nothing_about_a_finished_one(
+    tmp_path: Path, upto: int, content: bytes
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_steps(tmp_path, upto=upto, error=KeyboardInterrupt())
+    (tmp_path / ".x.partial").unlink()
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(CheckpointError):
+        write_steps(tmp_path, error=CheckpointError("NaN"))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"x": content}
 
 
 def test_an_older_file_stays_until_the_new_one_is_whole(tmp_path: Path) -> None:
