@@ -43,7 +43,7 @@ def _general(arch: str, name: str, size_label: str, ftype: Ftype) -> dict[str, b
 def _hyperparameters(config: TextConfig) -> dict[str, bytes]:
     keys = {
         Keys.LLM.BLOCK_COUNT: u32(config.num_hidden_layers),
-        Keys.LLM.CONTEXT_LENGTH: u32(_context_length(config)),
+        Keys.LLM.CONTEXT_LENGTH: u32(config.context_length),
         Keys.LLM.EMBEDDING_LENGTH: u32(config.hidden_size),
         Keys.LLM.FEED_FORWARD_LENGTH: u32(config.intermediate_size),
         Keys.LLM.VOCAB_SIZE: u32(config.vocab_size),
@@ -52,15 +52,6 @@ def _hyperparameters(config: TextConfig) -> dict[str, bytes]:
         Keys.Attention.LAYERNORM_RMS_EPS: f32(config.rms_norm_eps),
     }
     return {key.format(arch=config.family.arch): value for key, value in keys.items()}
-
-
-def _context_length(config: TextConfig) -> int:
-    """Tokens that the model was made for: with YaRN, the original context times the factor."""
-    rope = config.rope_parameters
-    if rope.rope_type != "yarn":
-        return config.max_position_embeddings
-    original = rope.original_max_position_embeddings or config.max_position_embeddings
-    return max(config.max_position_embeddings, int(original * (rope.factor or 1.0)))
 
 
 def _rope(config: TextConfig) -> dict[str, bytes]:
@@ -73,8 +64,7 @@ def _rope(config: TextConfig) -> dict[str, bytes]:
         keys[Keys.Rope.SCALING_TYPE] = string(rope.rope_type)
         keys[Keys.Rope.SCALING_FACTOR] = f32(rope.factor)
     if rope.rope_type == "yarn" and rope.factor is not None:
-        original = rope.original_max_position_embeddings or config.max_position_embeddings
-        keys[Keys.Rope.SCALING_ORIG_CTX_LEN] = u32(original)
+        keys[Keys.Rope.SCALING_ORIG_CTX_LEN] = u32(config.original_context_length)
         # llama.cpp multiplies by 0.1 ln(factor) + 1 itself, so only what differs from it is left.
         keys[Keys.Rope.SCALING_ATTN_FACTOR] = f32(
             rope.yarn_attention_factor() / (0.1 * math.log(rope.factor) + 1.0)

@@ -29,6 +29,12 @@ Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 VocabSize = Annotated[int, msgspec.Meta(ge=1, le=2**22)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**22)]
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]
+RopeFactor = Annotated[float, msgspec.Meta(ge=1, le=2**20)]
+Mscale = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
+ContextLength = Annotated[int, msgspec.Meta(ge=1, le=2**30)]
+
+# As llama.cpp's own, a signed 32-bit number.
+MAX_CONTEXT_LENGTH: Final = 2**31 - 1
 
 # LlavaConfig's tower when config.json has no vision_config at all.
 DEFAULT_VISION_CONFIG: Final[Mapping[str, Any]] = {
@@ -83,13 +89,13 @@ class RopeParameters:
 
     rope_type: str = "default"
     rope_theta: Positive = 10_000.0
-    factor: Positive | None = None
-    original_max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=2**30)] | None = None
+    factor: RopeFactor | None = None
+    original_max_position_embeddings: ContextLength | None = None
     attention_factor: Positive | None = None
     beta_fast: Positive | None = None
     beta_slow: Positive | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    mscale: Mscale | None = None
+    mscale_all_dim: Mscale | None = None
     truncate: bool = True
 
     def yarn_attention_factor(self) -> float:
@@ -118,7 +124,7 @@ class TextConfig:
     num_key_value_heads: Dim | None = 32
     head_dim: Dim | None = None
     hidden_act: str = "silu"
-    max_position_embeddings: Annotated[int, msgspec.Meta(ge=1, le=2**30)] = 32768
+    max_position_embeddings: ContextLength = 32768
     rms_norm_eps: Positive = 1e-6
     tie_word_embeddings: bool = False
     rope_parameters: RopeParameters = RopeParameters()
@@ -138,6 +144,8 @@ class TextConfig:
             raise ValueError("num_attention_heads is no multiple of num_key_value_heads")
         if (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError("hidden_size / num_attention_heads is odd")
+        if self.context_length > MAX_CONTEXT_LENGTH:
+            raise ValueError(f"the rope factor stretches the context to {self.context_length} tokens")
 
     @property
     def family(self) -> DecoderFamily:
@@ -158,6 +166,19 @@ class TextConfig:
     def key_value_size(self) -> int:
         """Rows of the key and the value projection."""
         return self.head_size * self.n_key_value_heads
+
+    @property
+    def original_context_length(self) -> int:
+        """Tokens that the model was trained for before YaRN stretched it."""
+        return self.rope_parameters.original_max_position_embeddings or self.max_position_embeddings
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model was made for: with YaRN, the original context times the factor."""
+        rope = self.rope_parameters
+        if rope.rope_type != "yarn":
+            return self.max_position_embeddings
+        return max(self.max_position_embeddings, int(self.original_context_length * (rope.factor or 1.0)))
 
     @property
     def has_sliding_window(self) -> bool:

@@ -34,7 +34,8 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
-Rgb = tuple[float, float, float]
+Channel = Annotated[float, msgspec.Meta(gt=-1e6, lt=1e6)]
+Rgb = tuple[Channel, Channel, Channel]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class ImageProcessorConfig:
     do_center_crop: bool | None = True
     crop_size: dict[str, Side | None] | Side | None = None
     do_rescale: bool | None = True
-    rescale_factor: Annotated[float, msgspec.Meta(gt=0, lt=1e6)] = 1 / 255
+    rescale_factor: Annotated[float, msgspec.Meta(ge=1e-6, lt=1e6)] = 1 / 255
     do_normalize: bool | None = True
     image_mean: Rgb = (0.48145466, 0.4578275, 0.40821073)
     image_std: Rgb = (0.26862954, 0.26130258, 0.27577711)

@@ -1,6 +1,8 @@
-"""JSON from strangers: bounded in size and depth, with each key once, in UTF-8."""
+"""JSON from strangers: bounded in size and depth, with each key once and finite numbers, in UTF-8."""
 
 import json
+from collections import Counter
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,7 +46,9 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
         CheckpointError: not an object in sound JSON, or a key stands twice in one object.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_refuse_constant
+        )
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
@@ -57,10 +61,17 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{key!r} stands twice in one object")
     return result
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text[:20]} is too large for a number")
+    return number
+
+
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")

@@ -170,6 +170,11 @@ def test_sliding_window_that_no_layer_uses_is_fine() -> None:
         {"text_config": {"rope_scaling": {"type": "yarn"}}},
         {"text_config": {"rope_scaling": 4}},
         {"text_config": {"rope_theta": -1}},
+        {"text_config": {"rope_scaling": {"type": "yarn", "factor": 1e9}}},
+        {"text_config": {"rope_scaling": {"type": "linear", "factor": 0.5}}},
+        {"text_config": {"rope_scaling": {"type": "yarn", "factor": 2**20}}},
+        {"text_config": {"rope_scaling": {"type": "yarn", "factor": 2, "mscale": -1}}},
+        {"text_config": {"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 1e308}}},
         {"vision_config": {"patch_size": 14, "image_size": 7}},
         {"vision_config": {"patch_size": 14, "num_channels": 1}},
         {"vision_config": {"patch_size": 14, "image_size": [336, 336]}},
@@ -181,8 +186,10 @@ def test_sliding_window_that_no_layer_uses_is_fine() -> None:
     ],
 )
 def test_values_that_contradict_each_other_are_an_error(raw: dict[str, Any]) -> None:
+    sound = {"text_config": {}, "vision_config": {"patch_size": 14}, "image_token_index": 0}
+    parse_config(sound, PATH)
     with pytest.raises(CheckpointError, match=r"config\.json"):
-        parse_config({"text_config": {}, "vision_config": {"patch_size": 14}} | raw, PATH)
+        parse_config(sound | raw, PATH)
 
 
 values = (

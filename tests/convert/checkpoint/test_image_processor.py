@@ -119,7 +119,9 @@ def test_spellings_of_the_size(tiny: Path, size: Any) -> None:
         {"resample": 6},
         {"image_mean": [0.5]},
         {"image_std": [0.5, 0.5, 0.0]},
+        {"image_mean": [1e308, 0.5, 0.5], "image_processor_type": "LlavaImageProcessor", "do_pad": True},
         {"rescale_factor": "x"},
+        {"rescale_factor": 1e-320},
     ],
 )
 def test_processor_that_does_not_fit_the_tower_is_an_error(tiny: Path, changes: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -14,6 +16,8 @@ from acestep_gguf.errors import CheckpointError
         b"[1, 2]",
         b'{"a": NaN}',
         b'{"a": -Infinity}',
+        b'{"a": 1e999}',
+        b'{"a": [-1e999]}',
         b'{"a": 1, "a": 2}',
         b'{"a": {"b": 1, "b": 2}}',
         b'{"a": "\\ud800"}',
@@ -28,6 +32,8 @@ from acestep_gguf.errors import CheckpointError
         "list",
         "nan",
         "infinity",
+        "a number beyond float64",
+        "a negative one",
         "key twice",
         "inner key twice",
         "half a surrogate pair",
@@ -42,6 +48,16 @@ def test_unsound_json_is_one_clear_error(tmp_path: Path, content: bytes) -> None
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         read_json(path)
+
+
+def test_one_key_twice_among_many_is_found_in_linear_time(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    keys = [f"key {number}" for number in range(100_000)]
+    path.write_text("{" + ",".join(f"{json.dumps(key)}:0" for key in [*keys, keys[-1]]) + "}")
+    start = process_time()
+    with pytest.raises(CheckpointError, match=r"'key 99999' stands twice in one object"):
+        read_json(path)
+    assert process_time() - start < 10  # counting each key anew took two minutes
 
 
 def test_sound_json_is_read(tmp_path: Path) -> None:
