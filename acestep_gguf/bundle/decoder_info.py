@@ -3,12 +3,12 @@
 llama.cpp ends the process on some contradictions in a file (an assertion), so they are found here first.
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from math import isfinite
 from typing import Final, TypeVar
 
-from acestep_gguf.bundle.gguf_header import GGUFHeader, StringArray
+from acestep_gguf.bundle.gguf_header import GGUFHeader, NestedArray, StringArray
 from acestep_gguf.bundle.schema import ImageSpec, PromptSpec
 from acestep_gguf.errors import BundleError, UnsupportedModelError
 
@@ -22,16 +22,47 @@ BYTE_TOKENS: Final = frozenset(f"<0x{byte:02X}>".encode() for byte in range(256)
 
 T = TypeVar("T", int, float, str)
 
-# Hyperparameters that a file may hold, without the architecture's prefix. Others (experts, sliding
-# windows, …) would make llama.cpp build another model than the one that was converted.
-_HYPERPARAMETERS: Final = frozenset(
+# Types of the keys that llama.cpp reads, those of hyperparameters without the architecture's prefix. Keys of
+# other names are nobody's business: many tools leave their own.
+_HYPERPARAMETERS: Final[Mapping[str, type]] = {
+    **dict.fromkeys(
+        (
+            "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
+            "attention.head_count", "attention.head_count_kv", "attention.key_length",
+            "attention.value_length", "rope.dimension_count", "rope.scaling.original_context_length",
+        ),
+        int,
+    ),
+    **dict.fromkeys(
+        (
+            "attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor",
+            "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
+            "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
+        ),
+        float,
+    ),
+    "rope.scaling.type": str,
+    "rope.scaling.finetuned": bool,
+}  # fmt: skip
+_OTHER_KEYS: Final[Mapping[str, type]] = {
+    **dict.fromkeys(
+        ("general.name", "tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), str
+    ),
+    **dict.fromkeys(
+        (
+            "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.add_sep_token",
+            "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces",
+        ),
+        bool,
+    ),
+}  # fmt: skip
+# With these, llama.cpp builds another model than the one that was converted.
+_REFUSED_HYPERPARAMETERS: Final = frozenset(
     {
-        "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
-        "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
-        "attention.key_length", "attention.value_length",
-        "rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor",
-        "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.yarn_beta_fast",
-        "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
+        "embedding_length_out", "attention.causal", "attention.key_length_swa", "attention.value_length_swa",
+        "pooling_type", "classifier.pooling_type", "classifier.output_labels", "nextn_predict_layers",
+        "expert_count", "expert_used_count", "expert_group_count", "expert_group_used_count",
+        "rope.dimension_count_swa", "rope.scale_linear", "rope.scaling.alpha",
     }
 )  # fmt: skip
 
@@ -71,7 +102,7 @@ def decoder_info(header: GGUFHeader) -> DecoderInfo:
         raise UnsupportedModelError(
             f"{header.path} is a {architecture!r} model: only {supported} is supported."
         )
-    _check_hyperparameters(header, architecture)
+    _check_keys(header, architecture)
 
     def positive(key: str) -> int:
         number = _get(header, f"{architecture}.{key}", int)
@@ -146,16 +177,21 @@ def _check_tokenizer(header: GGUFHeader, tokens: Set[bytes]) -> None:
         _check(header, not any(b"\n" in token for token in tokens), "a token has a new line in it")
 
 
-def _check_hyperparameters(header: GGUFHeader, architecture: str) -> None:
+def _check_keys(header: GGUFHeader, architecture: str) -> None:
+    """Check the types of what llama.cpp reads, and that nothing is there that it cannot skip."""
+    prefix = f"{architecture}."
+    types = {**_OTHER_KEYS, **{prefix + name: kind for name, kind in _HYPERPARAMETERS.items()}}
+    refused = {prefix + name for name in _REFUSED_HYPERPARAMETERS}
     for key, value in header.metadata.items():
-        namespace, _, name = key.partition(".")
-        if namespace not in {"general", "tokenizer", "quantize", "imatrix", "split"}:
-            known = namespace == architecture and name in _HYPERPARAMETERS
-            _check(header, known, f"metadata key {key!r} does not belong to a {architecture} model")
-            number = isinstance(value, int | float)
-            _check(header, number or name == "rope.scaling.type", f"metadata key {key!r} is no number")
-        if isinstance(value, float):
-            _check(header, isfinite(value), f"metadata key {key!r} is {value}")
+        _check(
+            header,
+            not isinstance(value, NestedArray),
+            f"{key!r} is an array of arrays, for llama.cpp an error",
+        )
+        _check(header, key not in refused, f"{key!r} makes it another model than those that are supported")
+        if key in types:
+            _check(header, type(value) is types[key], f"{key!r} is not a {types[key].__name__}")
+            _check(header, not isinstance(value, float) or isfinite(value), f"{key!r} is {value}")
 
 
 def _check_rope(header: GGUFHeader, architecture: str) -> None:
@@ -196,5 +232,5 @@ def _check(header: GGUFHeader, sound: bool, what: str) -> None:
 
 def _damaged(header: GGUFHeader, what: str) -> BundleError:
     return BundleError(
-        f"{header.path} is no sound decoder ({what}): get the checkpoint again, and convert it."
+        f"{header.path} cannot be run ({what}): get the file, or the checkpoint that it comes from, again."
     )

@@ -25,6 +25,7 @@ MAX_HEADER_BYTES: Final = 256 * 2**20
 MAX_ENTRIES: Final = 2**16
 MAX_NAME_BYTES: Final = 2**16
 MAX_DIMS: Final = 4
+MAX_DEPTH: Final = 8
 
 
 class TensorType(NamedTuple):
@@ -106,9 +107,16 @@ class StringArray:
         return strings
 
 
+class NestedArray(NamedTuple):
+    """An array of ``count`` arrays, which nobody reads: it was skipped within its bounds."""
+
+    count: int
+
+
 # Arrays of numbers are typed views into the file: len(), indexing and numpy.asarray() work on them.
 NumberArray = memoryview
-Value = bool | int | float | str | StringArray | NumberArray
+# A string that is not UTF-8 stays bytes: it is none that llama.cpp would read.
+Value = bool | int | float | str | bytes | StringArray | NumberArray | NestedArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +194,7 @@ class _Reader:
         self.file_size = file_size
         self.position = 0
         self.end = min(len(buffer), MAX_HEADER_BYTES)
+        self.n_nested = 0
 
     def header(self) -> GGUFHeader:
         self.check(self.take(4) == MAGIC, "it is not a GGUF file")
@@ -219,7 +228,11 @@ class _Reader:
 
     def value(self, key: str, kind: int) -> Value:
         if kind == _STRING:
-            return self.take(self.length(self.u64())).decode()
+            text = self.take(self.length(self.u64()))
+            try:
+                return text.decode()
+            except UnicodeDecodeError:
+                return text
         if kind == _ARRAY:
             return self.array(key, self.u32(), self.u64())
         code = _SCALARS.get(kind)
@@ -228,12 +241,19 @@ class _Reader:
         scalar: bool | int | float = self.unpack(Struct("<" + code))
         return scalar
 
-    def array(self, key: str, kind: int, count: int) -> Value:
+    def array(self, key: str, kind: int, count: int, depth: int = 1) -> Value:
         if kind == _STRING:
             return self.string_array(self.length(count, item_bytes=8))
+        if kind == _ARRAY:
+            self.n_nested += count
+            sound = depth < MAX_DEPTH and self.n_nested <= MAX_ENTRIES
+            self.check(sound, f"metadata key {key!r} has too many arrays within arrays")
+            for _ in range(self.length(count, item_bytes=12)):
+                self.array(key, self.u32(), self.u64(), depth + 1)
+            return NestedArray(count)
         code: Any = _SCALARS.get(kind)
         if code is None:
-            raise self.damaged(f"metadata key {key!r} is an array of the unsupported type {kind}")
+            raise self.damaged(f"metadata key {key!r} is an array of the unknown type {kind}")
         item_bytes = Struct("<" + code).size
         start = self.position
         self.position += self.length(count, item_bytes) * item_bytes

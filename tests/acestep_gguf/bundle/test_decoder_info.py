@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from acestep_gguf.bundle.decoder_info import check_vocabulary, decoder_info
-from acestep_gguf.bundle.gguf_header import GGUFHeader, StringArray, read_gguf_header
+from acestep_gguf.bundle.gguf_header import GGUFHeader, NestedArray, StringArray, read_gguf_header
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError, UnsupportedModelError
@@ -62,7 +62,13 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "KV heads that do not divide": {"qwen2_attention_head_count_kv": 3},
     "another rope size": {"qwen2_rope_dimension_count": 576},
     "experts": {"qwen2_expert_count": 8},
-    "a key of another architecture": {"llama_block_count": 2},
+    "arrays of arrays, which llama.cpp cannot skip": {"foreign_key": NestedArray(1)},
+    "finetuned is a number": {"qwen2_rope.scaling.finetuned": 1},
+    "block count is a fraction": {"qwen2_block_count": 2.0},
+    "rope base is an integer": {"qwen2_rope_freq_base": 10_000},
+    "the name is a number": {"general_name": 5},
+    "the name is not UTF-8": {"general_name": b"\xff"},
+    "a flag is a number": {"tokenizer_ggml_add_bos_token": 0},
     "text for a number": {"qwen2_rope_freq_base": "large"},
     "rope base not finite": {"qwen2_rope_freq_base": float("nan")},
     "unknown rope scaling": {"qwen2_rope.scaling.type": "foo"},
@@ -84,6 +90,25 @@ def test_contradictions_are_found_before_llama_cpp_sees_them(
 ) -> None:
     with pytest.raises(BundleError):
         decoder_info(changed(header, **entries))
+
+
+@pytest.mark.parametrize(
+    "name", ["expert_count", "rope.scale_linear", "attention.causal", "nextn_predict_layers"]
+)
+def test_keys_that_make_another_model_are_refused(header: GGUFHeader, name: str) -> None:
+    with pytest.raises(BundleError, match="makes it another model"):
+        decoder_info(replace(header, metadata={**header.metadata, f"qwen2.{name}": 1}))
+
+
+@pytest.mark.parametrize(
+    "value", [1, -1.5, float("nan"), True, "text", b"\xff", StringArray(b"", 0, 0), memoryview(b"abc")]
+)
+@pytest.mark.parametrize(
+    "key",
+    ["mradermacher.quantized_by", "qwen2.made_up", "llama.block_count", "general.tags", "split.made_up"],
+)
+def test_keys_that_llama_cpp_skips_may_hold_anything(header: GGUFHeader, key: str, value: Any) -> None:
+    assert decoder_info(replace(header, metadata={**header.metadata, key: value})) == decoder_info(header)
 
 
 @pytest.mark.parametrize("scaling", ["none", "linear", "yarn"])

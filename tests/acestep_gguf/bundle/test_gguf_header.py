@@ -9,7 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, GGUFHeader, StringArray, read_gguf_header
+from acestep_gguf.bundle.gguf_header import (
+    MAX_DEPTH,
+    MAX_ENTRIES,
+    TENSOR_TYPES,
+    GGUFHeader,
+    NestedArray,
+    StringArray,
+    read_gguf_header,
+)
 from acestep_gguf.errors import BundleError
 
 U32, STRING, ARRAY = 4, 8, 9
@@ -44,8 +52,16 @@ def gguf_bytes(
     return header + bytes(-len(header) % 32) + bytes(n_data)
 
 
+def array(kind: int, count: int, items: bytes) -> bytes:
+    return struct.pack("<IQ", kind, count) + items
+
+
+# Two arrays: of one text, and of one array of two numbers.
+NESTED = array(ARRAY, 2, array(STRING, 1, text("a")) + array(ARRAY, 1, array(U32, 2, bytes(8))))
+
 SOUND = gguf_bytes(
     [
+        entry("nested", ARRAY, NESTED),
         entry("general.architecture", STRING, text("qwen2")),
         entry("tokens", ARRAY, struct.pack("<IQ", STRING, 2) + text("a") + text("é")),
         entry("types", ARRAY, struct.pack("<IQ3i", 5, 3, 1, -2, 3)),
@@ -113,6 +129,15 @@ def test_reads_what_gguf_py_writes(tmp_path: Path) -> None:
     assert header.bits_per_weight == pytest.approx(8 * (48 + 10) / 17)
 
 
+def test_what_nobody_reads_is_skipped(tmp_path: Path) -> None:
+    """Arrays of arrays, and strings that are not UTF-8."""
+    latin = struct.pack("<Q", 1) + "é".encode("latin-1")
+    entries = [entry("nested", ARRAY, NESTED), entry("latin", STRING, latin), entry("last", U32, bytes(4))]
+    header = read(tmp_path, gguf_bytes(entries, []))
+    assert header.metadata == {"nested": NestedArray(2), "latin": "é".encode("latin-1"), "last": 0}
+    assert bytes(header.encoded["nested"]) == struct.pack("<I", ARRAY) + NESTED
+
+
 def test_a_large_vocabulary_takes_less_than_a_tenth_of_a_second(tmp_path: Path) -> None:
     count = 152_064
     tokens = b"".join(text(f"token{number}") for number in range(count))
@@ -153,8 +178,20 @@ DAMAGED = {
     "last string of an array over the end": gguf_bytes(
         [entry("a", ARRAY, struct.pack("<IQQ", 8, 1, 10**6))], []
     ),
-    "array of arrays": gguf_bytes([entry("a", ARRAY, struct.pack("<IQ", 9, 1))], []),
+    "array of arrays longer than the file": gguf_bytes([entry("a", ARRAY, array(ARRAY, 2**60, b""))], []),
+    "array in an array longer than the file": gguf_bytes(
+        [entry("a", ARRAY, array(ARRAY, 1, array(U32, 2**61, b"")))], []
+    ),
+    "array of an unknown type in an array": gguf_bytes(
+        [entry("a", ARRAY, array(ARRAY, 1, array(13, 0, b"")))], []
+    ),
+    "too many arrays in an array": gguf_bytes(
+        [entry("a", ARRAY, array(ARRAY, MAX_ENTRIES + 1, array(U32, 0, b"") * (MAX_ENTRIES + 1)))], []
+    ),
+    "arrays too deep in arrays": gguf_bytes([entry("a", ARRAY, array(ARRAY, 1, b"") * MAX_DEPTH)], []),
+    "arrays in arrays without end": gguf_bytes([entry("a", ARRAY, array(ARRAY, 1, b"") * 100_000)], []),
     "unknown type": gguf_bytes([entry("a", 13, b"")], []),
+    "array of an unknown type": gguf_bytes([entry("a", ARRAY, array(13, 0, b""))], []),
     "same key twice": gguf_bytes([entry("a", U32, bytes(4))] * 2, []),
     "key that is not UTF-8": gguf_bytes([struct.pack("<Q", 1) + b"\xff" + struct.pack("<II", U32, 0)], []),
     "long key": gguf_bytes([entry("k" * 70_000, U32, bytes(4))], []),

@@ -1,7 +1,9 @@
 """A decoder and its mmproj file become a bundle that answers as llama.cpp does with them."""
 
 import shutil
+import struct
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from gguf import GGMLQuantizationType as QType
+from gguf import GGUFValueType
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -27,7 +30,7 @@ from acestep_gguf.convert.tower.mmproj import (
 )
 from acestep_gguf.errors import AceStepError, BundleError, CheckpointError, UnsupportedModelError
 from acestep_gguf.quantize.conversion_events import Event, Plan, Progress
-from acestep_gguf.quantize.gguf_layout import boolean, i32s, string, u32
+from acestep_gguf.quantize.gguf_layout import boolean, f32, f32s, i32s, string, strings, u32
 from acestep_gguf.vision.image import pixel_values
 from scripts.checks.libmtmd import LlamaCppPair
 from tests.support.fidelity import DEMO, TINY, drawing
@@ -104,6 +107,31 @@ def test_round_trip(tmp_path: Path, name: str, mmproj: MmprojFtype, limit: float
     assert imported.prompt.control_tokens == made.bundle.prompt.control_tokens
     assert imported.prompt.stop_tokens[0] == made.bundle.prompt.stop_tokens[0]
     assert imported.prompt.chat_template == made.bundle.prompt.chat_template
+
+
+def test_what_others_wrote_into_the_metadata_is_skipped(clip: Made, tmp_path: Path) -> None:
+    foreign = {
+        "mradermacher.quantized_by": string("mradermacher"),
+        "mradermacher.quantize_version": u32(2),
+        "general.tags": strings(["image-text-to-text", "conversational"]),
+        "foreign.not_a_number": f32(nan),
+        "foreign.not_utf8": struct.pack("<IQ", GGUFValueType.STRING, 1) + b"\xff",
+        "qwen2.rope.scaling.finetuned": boolean(False),
+        "qwen2.of_a_later_version": f32s([1.0]),
+        "llama.block_count": u32(7),
+    }
+    nested = struct.pack("<IIQIQ", *(GGUFValueType.ARRAY, GGUFValueType.ARRAY, 1, GGUFValueType.STRING, 0))
+    clip.import_(
+        decoder=rewrite(clip.decoder, tmp_path / "decoder.gguf", metadata=foreign),
+        mmproj=rewrite(clip.mmproj, tmp_path / "mmproj.gguf", metadata={**foreign, "foreign.nested": nested}),
+    )
+    assert not verify_bundle(clip.imported).problems
+    with AceStep(clip.imported, n_threads=1, n_ctx=256) as model:
+        model.generate("What is this?", images=[drawing((70, 50), 1)], max_tokens=2)
+    with pytest.raises(BundleError, match="is an array of arrays"):
+        clip.import_(
+            decoder=rewrite(clip.decoder, tmp_path / "nested.gguf", metadata={"foreign.nested": nested})
+        )
 
 
 def test_it_answers_as_the_original(clip: Made) -> None:
