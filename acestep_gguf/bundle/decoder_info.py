@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Final, TypeVar
 
-from acestep_gguf.bundle.gguf_header import GGUFHeader, NestedArray, StringArray
+from acestep_gguf.bundle.gguf_header import GGUFHeader, Skipped, StringArray
 from acestep_gguf.bundle.schema import ImageSpec, PromptSpec
 from acestep_gguf.errors import BundleError, UnsupportedModelError
 
@@ -183,11 +183,8 @@ def _check_keys(header: GGUFHeader, architecture: str) -> None:
     types = {**_OTHER_KEYS, **{prefix + name: kind for name, kind in _HYPERPARAMETERS.items()}}
     refused = {prefix + name for name in _REFUSED_HYPERPARAMETERS}
     for key, value in header.metadata.items():
-        _check(
-            header,
-            not isinstance(value, NestedArray),
-            f"{key!r} is an array of arrays, for llama.cpp an error",
-        )
+        is_nested = isinstance(value, Skipped) and value.is_nested
+        _check(header, not is_nested, f"{key!r} is an array of arrays, for llama.cpp an error")
         _check(header, key not in refused, f"{key!r} makes it another model than those that are supported")
         if key in types:
             _check(header, type(value) is types[key], f"{key!r} is not a {types[key].__name__}")

@@ -107,16 +107,16 @@ class StringArray:
         return strings
 
 
-class NestedArray(NamedTuple):
-    """An array of ``count`` arrays, which nobody reads: it was skipped within its bounds."""
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A value that nobody reads: text that is not UTF-8, or, ``is_nested``, an array of arrays."""
 
-    count: int
+    is_nested: bool
 
 
 # Arrays of numbers are typed views into the file: len(), indexing and numpy.asarray() work on them.
 NumberArray = memoryview
-# A string that is not UTF-8 stays bytes: it is none that llama.cpp would read.
-Value = bool | int | float | str | bytes | StringArray | NumberArray | NestedArray
+Value = bool | int | float | str | StringArray | NumberArray | Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ class _Reader:
             try:
                 return text.decode()
             except UnicodeDecodeError:
-                return text
+                return Skipped(is_nested=False)
         if kind == _ARRAY:
             return self.array(key, self.u32(), self.u64())
         code = _SCALARS.get(kind)
@@ -250,7 +250,7 @@ class _Reader:
             self.check(sound, f"metadata key {key!r} has too many arrays within arrays")
             for _ in range(self.length(count, item_bytes=12)):
                 self.array(key, self.u32(), self.u64(), depth + 1)
-            return NestedArray(count)
+            return Skipped(is_nested=True)
         code: Any = _SCALARS.get(kind)
         if code is None:
             raise self.damaged(f"metadata key {key!r} is an array of the unknown type {kind}")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from acestep_gguf.bundle.decoder_info import check_vocabulary, decoder_info
-from acestep_gguf.bundle.gguf_header import GGUFHeader, NestedArray, StringArray, read_gguf_header
+from acestep_gguf.bundle.gguf_header import GGUFHeader, Skipped, StringArray, read_gguf_header
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError, UnsupportedModelError
@@ -62,12 +62,12 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "KV heads that do not divide": {"qwen2_attention_head_count_kv": 3},
     "another rope size": {"qwen2_rope_dimension_count": 576},
     "experts": {"qwen2_expert_count": 8},
-    "arrays of arrays, which llama.cpp cannot skip": {"foreign_key": NestedArray(1)},
+    "arrays of arrays, which llama.cpp cannot skip": {"foreign_key": Skipped(is_nested=True)},
     "finetuned is a number": {"qwen2_rope.scaling.finetuned": 1},
     "block count is a fraction": {"qwen2_block_count": 2.0},
     "rope base is an integer": {"qwen2_rope_freq_base": 10_000},
     "the name is a number": {"general_name": 5},
-    "the name is not UTF-8": {"general_name": b"\xff"},
+    "the name is not UTF-8": {"general_name": Skipped(is_nested=False)},
     "a flag is a number": {"tokenizer_ggml_add_bos_token": 0},
     "text for a number": {"qwen2_rope_freq_base": "large"},
     "rope base not finite": {"qwen2_rope_freq_base": float("nan")},
@@ -101,7 +101,17 @@ def test_keys_that_make_another_model_are_refused(header: GGUFHeader, name: str)
 
 
 @pytest.mark.parametrize(
-    "value", [1, -1.5, float("nan"), True, "text", b"\xff", StringArray(b"", 0, 0), memoryview(b"abc")]
+    "value",
+    [
+        1,
+        -1.5,
+        float("nan"),
+        True,
+        "text",
+        Skipped(is_nested=False),
+        StringArray(b"", 0, 0),
+        memoryview(b"abc"),
+    ],
 )
 @pytest.mark.parametrize(
     "key",
