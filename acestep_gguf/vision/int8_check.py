@@ -21,6 +21,7 @@ from acestep_gguf.cpus import cpu_name, usable_cpus
 from acestep_gguf.errors import BundleError
 from acestep_gguf.storage.atomic_file import write_atomically
 from acestep_gguf.storage.cache_folder import cache_folder
+from acestep_gguf.vision.embeds import cosines
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -91,14 +92,6 @@ def is_right(embeds: FloatArray, reference: ReferenceEmbeds, record: VisionFile)
     worst = record.min_cosine_to_float32 if record.min_cosine_to_float32 is not None else 1.0
     cosine = cosines(embeds[reference.token][np.newaxis], direction[np.newaxis])[0]
     return bool(cosine >= 1 - FACTOR * (1 - worst) - MARGIN)
-
-
-def cosines(left: FloatArray, right: FloatArray) -> npt.NDArray[np.float64]:
-    """Cosines of the rows of two arrays, float32 [n, n_embd] each."""
-    products = np.einsum("ij,ij->i", left, right, dtype=np.float64)
-    norms = [np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (left, right)]
-    cosines: npt.NDArray[np.float64] = products / np.maximum(norms[0] * norms[1], 1e-300)
-    return cosines
 
 
 def _check(
