@@ -169,8 +169,8 @@ class DiskCache:
                 limit = self.limit()
                 if n_bytes <= limit:
                     self._shrink(limit - n_bytes)
-                    entry = [_header(name, parts), *parts]
-                    write_atomically(self.folder / name, entry, durable=False, mode=PRIVATE)
+                    path, header = self.folder / name, _header(name, parts)
+                    write_atomically(path, [header, *parts], durable=False, mode=PRIVATE)
         except OSError as error:  # a full disk, or a folder that is not ours to write
             self._write_error = error
 

@@ -141,15 +141,20 @@ def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
 UNUSABLE = r"cannot be used \({}\), so answers take longer: check it, or choose another one"
 
 
+def use_in_vain(cache: DiskCache) -> None:
+    assert cache.get(name(1)) is None
+    cache.put(name(1), data(10))
+    cache.close()
+    assert cache.get(name(1)) is None
+    assert cache.contents().entries == 0
+
+
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache = DiskCache(tmp_path / "file" / "folder")
-    cache.put(name(1), data(10))
     with pytest.warns(UserWarning, match=UNUSABLE.format("Not a directory")) as warned:
-        cache.close()
-        assert cache.get(name(1)) is None
+        use_in_vain(cache)
     assert len(warned) == 1
-    assert cache.contents().entries == 0
     cache.clear()
 
 
@@ -157,13 +162,10 @@ def test_a_folder_that_cannot_be_reached_is_no_error(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
     cache = DiskCache(Path("x" * 300))
     with pytest.warns(UserWarning, match=UNUSABLE.format("File name too long")) as warned:
-        assert cache.limit() == 0
-        assert not cache.takes(1)
-        assert cache.get(name(1)) is None
-        cache.put(name(1), data(10))
-        cache.close()
-        assert cache.contents().entries == 0
+        use_in_vain(cache)
     assert len(warned) == 1
+    assert cache.limit() == 0
+    assert not cache.takes(1)
     with pytest.raises(OSError, match="File name too long"):
         cache.clear()
     with pytest.raises(UsageError, match="null character"):
