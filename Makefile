@@ -1,14 +1,19 @@
 # Everything runs in .venv, which the first target that needs it sets up; nothing is installed by hand.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test parity lint types format wheel clean
+.PHONY: demo test quick parity lint types types-without-torch docs format dist lock clean
 
 demo: .venv/runtime
 	$(BIN)/acestep-gguf demo
 
 test: .venv/dev
-	$(BIN)/pytest
+	$(BIN)/pytest --cov
+
+# For the minute before a commit.
+quick: .venv/dev
+	$(BIN)/pytest -m 'not parity and not slow'
 
 # Compares with transformers, live.
 parity: .venv/reference
@@ -17,6 +22,10 @@ parity: .venv/reference
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .
@@ -26,8 +35,23 @@ format: .venv/dev
 types: .venv/reference
 	$(BIN)/mypy
 
-wheel: .venv/dev
-	$(BIN)/python -m build --wheel
+types-without-torch: .venv/dev
+	$(BIN)/mypy acestep_gguf tests
+
+# The site, in build/site. A broken link, or a page that README.md's last table does not name, is an error; so is a
+# page that would load anything from elsewhere.
+docs: .venv/docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs -d build/doctrees . build/site
+	! grep -rE '<(script|link|img|iframe)[^>]+(src|href)="(https?:)?//' build/site --include='*.html'
+
+dist: .venv/dev
+	$(BIN)/python -m build
+
+# The newest versions that pyproject.toml allows, for each of its Pythons; nothing is installed but the tool.
+lock: .venv/bin/python
+	$(INSTALL) uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade --no-annotate --no-header \
+		--no-emit-index-url --no-emit-find-links --output-file constraints.txt pyproject.toml
 
 clean:
 	rm -rf build dist *.egg-info .venv
@@ -37,14 +61,18 @@ clean:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv .venv
 
-.venv/runtime: pyproject.toml | .venv/bin/python
-	$(BIN)/pip install --quiet --editable '.[convert]'
+.venv/runtime: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[convert]'
 	touch $@
 
 .venv/dev: .venv/runtime
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+.venv/docs: .venv/runtime
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 .venv/reference: .venv/dev
-	$(BIN)/pip install --quiet --editable '.[reference]'
+	$(INSTALL) --editable '.[reference]'
 	touch $@
