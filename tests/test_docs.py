@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import acestep_gguf
+
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -58,6 +60,13 @@ def test_the_examples_of_a_page_run_and_print_what_it_says(page: str, tmp_path: 
 
 
 def test_the_documentation_links_to_files_that_exist() -> None:
-    for page in (*PAGES, "CONTRIBUTING.md", "acestep_gguf/demo/README.md"):
+    others = [path.name for path in ROOT.glob("*.md")]
+    for page in {*PAGES, *others, "acestep_gguf/demo/README.md"}:
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"
+
+
+def test_every_public_name_is_on_its_page() -> None:
+    page = (ROOT / "docs/api.md").read_text()
+    shown = re.findall(r"^\.\. auto\w+:: acestep_gguf\.(\w+)$", page, re.MULTILINE)
+    assert {*shown, "AceStepError"} == {*acestep_gguf.__all__, "errors"}
