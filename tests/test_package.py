@@ -73,7 +73,7 @@ def room_of(name: str) -> str:
     return rest.partition(".")[0] if top == "acestep_gguf" else ""
 
 
-@pytest.mark.parametrize("path", sources(), ids=str)
+@pytest.mark.parametrize("path", [*sources()], ids=str)
 def test_arrows_point_down(path: Path) -> None:
     room = room_of(module_name(path))
     if not room:  # acestep_gguf/__init__.py names what it gives out, and imports it when it is asked for

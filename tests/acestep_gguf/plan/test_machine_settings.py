@@ -112,7 +112,7 @@ def test_what_is_given_by_hand_wins(tiny_bundle: Path) -> None:
         assert model.settings_reason == "tuned: it was faster"
         assert model.generate("hello", max_tokens=2).text
     with AceStep(tiny_bundle, quant="F32", n_ctx=64, n_threads=2, flash_attn="auto") as model:
-        changed = {"n_threads": 2, "n_threads_batch": 2, "tower_threads": 2}
-        assert asdict(model.settings) == asdict(replace(TUNED, flash_attn="auto", **changed))
+        changed = replace(TUNED, flash_attn="auto", n_threads=2, n_threads_batch=2, tower_threads=2)
+        assert asdict(model.settings) == asdict(changed)
     with pytest.raises(UsageError, match="n_threads_batch"):
         AceStep(tiny_bundle, n_threads_batch=0)
