@@ -3,8 +3,11 @@
 The names below are imported when they are first used, so that ``import acestep_gguf`` costs nothing.
 """
 
+import os
+import sys
+import warnings
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from acestep_gguf.answer import Answer, Chunk, Timings, Usage
@@ -23,6 +26,18 @@ _MODULES = {
     "Timings": "answer",
     "Usage": "answer",
 }
+
+# While it is imported, onnxruntime writes a database of events into the user's cache folder, and some seconds
+# later looks up a host of its maker, unless this variable is set. disable_telemetry_events() comes too late.
+_NO_TELEMETRY: Final = "ORT_DISABLE_TELEMETRY"
+if _NO_TELEMETRY not in os.environ:
+    if "onnxruntime" in sys.modules:
+        warnings.warn(
+            "onnxruntime was imported before acestep_gguf, so its telemetry is on: "
+            f"set {_NO_TELEMETRY}=1, or import acestep_gguf first.",
+            stacklevel=2,
+        )
+    os.environ[_NO_TELEMETRY] = "1"
 
 
 def __getattr__(name: str) -> Any:

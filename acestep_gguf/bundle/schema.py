@@ -49,7 +49,7 @@ class DecoderFile(FileRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceEmbeds:
-    """The direction of one image token of the reference picture (see vision_check.py) in float32.
+    """The direction of one image token of the reference picture (see int8_check.py) in float32.
 
     ``direction`` has the length 1; its elements are float16, little-endian.
     """

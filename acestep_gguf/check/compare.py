@@ -15,11 +15,12 @@ import numpy.typing as npt
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.check.answers import Answerer, BundleAnswerer, Shown, Written
-from acestep_gguf.check.measures import agreement, cosines, n_alike
+from acestep_gguf.check.measures import agreement, n_alike
 from acestep_gguf.check.report import Asked, Candidate, CheckReport, Given
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.params import check_integer
+from acestep_gguf.vision.embeds import cosines
 from acestep_gguf.vision.image import pixel_values
 from acestep_gguf.vision.tower import VisionTower
 

@@ -46,10 +46,3 @@ def n_alike(one: Sequence[object], other: Sequence[object]) -> int:
         if mine != yours:
             return index
     return min(len(one), len(other))
-
-
-def cosines(one: Floats, other: Floats) -> Doubles:
-    """Cosine of each row of ``one`` to the same row of ``other``: float64 [n] of two float32 [n, n_embd]."""
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.asarray(np.sum(a * b, axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny))

@@ -125,7 +125,7 @@ class Chat:
         path = Path(os.path.abspath(path))
         if kind == "embeds":
             picture = self._model.prepare_image(EmbedsFile(path))
-            return Attachment(kind, str(path), picture.digest, picture)
+            return Attachment(kind, str(path), picture.sha256, picture)
         picture = self._model.prepare_image(path)
         return Attachment(kind, str(path), hashlib.sha256(read_file(path)).hexdigest(), picture)
 

@@ -3,6 +3,7 @@
 It reads the same tokens, so it must have the same vocabulary, but sees pictures through its own tower.
 """
 
+import warnings
 from collections.abc import Sequence
 from itertools import chain, takewhile
 from pathlib import Path
@@ -12,7 +13,7 @@ from acestep_gguf.bundle.decoder_info import check_vocabulary, decoder_info
 from acestep_gguf.bundle.gguf_header import GGUFHeader, StringArray, read_gguf_header
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.decoding.decoder import Decoder
-from acestep_gguf.errors import UsageError
+from acestep_gguf.errors import ImageError, UsageError
 from acestep_gguf.llama.backend import StopFlag
 from acestep_gguf.llama.binding import Context, Model, Sampler
 from acestep_gguf.llama.params import ContextParams, SamplingParams
@@ -69,6 +70,7 @@ class DraftModel:
         self._sampler = Sampler(self._model, SamplingParams())
         self._prompt = Prompt((), ())
         self._pictures: list[Picture] = []
+        self._sees_pictures = True
 
     def begin(self, prompt: Prompt, stop: StopFlag) -> Self:
         """Take a new prompt, to be read by ``prepare``; ``stop`` ends whatever it does."""
@@ -77,8 +79,21 @@ class DraftModel:
         return self
 
     def prepare(self) -> None:
-        """Read the prompt, as far as it is a new one."""
-        self._pictures = [self._encoder.prepare(image) for image in self._prompt.images]
+        """Read the prompt, as far as it is a new one.
+
+        Pictures that were prepared for the target's tower are opened again for this one. Where that cannot
+        be, as with embeds of another tower, a UserWarning says so, and nothing is guessed in this answer.
+        """
+        images = [image.source if isinstance(image, Picture) else image for image in self._prompt.images]
+        try:
+            self._pictures = [self._encoder.prepare(image) for image in images]
+            self._sees_pictures = True
+        except ImageError as error:
+            self._sees_pictures = False
+            message = (
+                f"the draft model cannot see the pictures, so it guesses nothing in this answer: {error}"
+            )
+            warnings.warn(message, stacklevel=2)
         self._read((), n_more=0)
 
     def draft(self, answer: Sequence[int], n_max: int) -> list[int]:
@@ -95,7 +110,9 @@ class DraftModel:
         """Nobody knows before it has guessed."""
 
     def _read(self, answer: Sequence[int], *, n_more: int) -> bool:
-        """Read prompt and ``answer`` as far as they are new, unless they and ``n_more`` tokens do not fit."""
+        """Read prompt and ``answer`` as far as they are new; False if they and ``n_more`` do not fit."""
+        if not self._sees_pictures:
+            return False
         known = self._prompt.segments([picture.input for picture in self._pictures])
         known += [tuple(answer)] if answer else []
         if sum(map(len, known)) + n_more >= self._decoder.n_ctx:

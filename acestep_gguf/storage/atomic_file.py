@@ -3,7 +3,11 @@
 import os
 import secrets
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
+from typing import Final
+
+PRIVATE: Final = 0o600
 
 
 def partial_name(name: str) -> str:
@@ -11,17 +15,23 @@ def partial_name(name: str) -> str:
     return f".{name}.partial"
 
 
-def write_atomically(path: Path, parts: Iterable[bytes | memoryview], *, durable: bool = True) -> None:
+def write_atomically(
+    path: Path, parts: Iterable[bytes | memoryview], *, durable: bool = True, mode: int = 0o666
+) -> None:
     """Write ``parts``, one after another, under a name of their own, and rename that to ``path``.
 
-    Nobody waits until what is not ``durable`` is on the disk: after a power failure it may be damaged.
+    Args:
+        path: file to write or to replace.
+        parts: its contents.
+        durable: whether to wait until it is on the disk; otherwise it may be damaged after a power failure.
+        mode: permissions, from which the umask is taken: ``PRIVATE`` for what is nobody else's business.
 
     Raises:
         OSError: it cannot be written; nothing is left behind, and what ``path`` was it still is.
     """
     temporary = path.with_name(partial_name(f"{path.name}.{secrets.token_hex(4)}"))
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             for part in parts:
                 file.write(part)
             if durable:

@@ -35,7 +35,7 @@ class ImageEmbeds:
         Tokens that belong to no patch come first and stay. None keeps all.
 
         Raises:
-            BundleError: attention is not known, or the patches are no grid over a picture.
+            BundleError: the attention is not known, or so many patches do not form a grid.
         """
         n_tokens, n_patches = len(self.embeds), len(self.patch_attention)
         if image_tokens is None or image_tokens >= n_tokens:
@@ -49,9 +49,16 @@ class ImageEmbeds:
         return self.embeds[np.concatenate((others, n_others + patches))]
 
     @cached_property
-    def digest(self) -> bytes:
-        """SHA-256 of embeds and attention: the identity of a picture whose embeds came from a file."""
+    def sha256(self) -> str:
+        """SHA-256, in hexadecimal, over ``embeds`` and then ``patch_attention`` as little-endian float32."""
         hashed = hashlib.sha256()
         for part in (self.embeds, self.patch_attention):
             hashed.update(np.ascontiguousarray(part, "<f4").data)
-        return hashed.digest()
+        return hashed.hexdigest()
+
+
+def cosines(one: FloatArray, other: FloatArray) -> npt.NDArray[np.float64]:
+    """Cosine of each row of ``one`` to the same row of ``other``: float64 [n] of two float32 [n, n_embd]."""
+    products = np.einsum("ij,ij->i", one, other, dtype=np.float64)
+    lengths = [np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (one, other)]
+    return np.asarray(products / np.maximum(lengths[0] * lengths[1], np.finfo(np.float64).tiny))

@@ -1,49 +1,39 @@
 """Files of image embeds: what one machine's vision tower makes of a picture, for another machine's decoder.
 
-A safetensors file (https://huggingface.co/docs/safetensors: 8 bytes of header length, a JSON header, then the
-tensors' bytes without gaps) with the two arrays of ``ImageEmbeds``, and in its metadata what they belong to.
-It comes from outside, so everything in it is checked before it is used.
+A safetensors file (https://huggingface.co/docs/safetensors) with the two arrays of ``ImageEmbeds``, and in
+its metadata what they belong to. It comes from outside, so everything in it is checked before it is used.
 """
 
 import hashlib
 import os
 import stat
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import msgspec
 import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
 
 from acestep_gguf.bundle.names import VisionPrecision
 from acestep_gguf.bundle.schema import Bundle, ImageSpec, VisionFile
 from acestep_gguf.errors import ImageError
 from acestep_gguf.storage.atomic_file import write_atomically
-from acestep_gguf.vision.embeds import FloatArray, ImageEmbeds
+from acestep_gguf.vision.embeds import ImageEmbeds
 
 SUFFIX: Final = ".safetensors"
 FORMAT: Final = "acestep-gguf image embeds 1"
 MAX_HEADER_BYTES: Final = 2**16
-ALIGNMENT: Final = 8
 
 Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-Count = Annotated[int, msgspec.Meta(ge=0, lt=2**40)]
-
-
-class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One of the header's tensors; ``data_offsets`` count from the end of the header."""
-
-    dtype: Literal["F32"]
-    shape: tuple[Count, ...]
-    data_offsets: tuple[Count, Count]
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """What the embeds belong to.
 
     ``model`` is ``model_identity``, ``precision`` the tower's; ``pixels_sha256`` is over the picture's
-    ``pixel_values``, ``data_sha256`` over all bytes after the header.
+    ``pixel_values``, ``data_sha256`` is ``ImageEmbeds.sha256``.
     """
 
     format: Literal["acestep-gguf image embeds 1"] = FORMAT
@@ -53,17 +43,10 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     data_sha256: Hash
 
 
-class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The JSON header."""
+class Header(msgspec.Struct, frozen=True):
+    """The part of the JSON header that ``safetensors.numpy.load`` does not give out."""
 
     metadata: Metadata = msgspec.field(name="__metadata__")
-    image_embeds: Tensor
-    patch_attention: Tensor
-
-    @property
-    def tensors(self) -> tuple[Tensor, Tensor]:
-        """Both of them."""
-        return self.image_embeds, self.patch_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +78,17 @@ def write_embeds(
         PromptError: the bundle has no vision tower.
     """
     vision, image = bundle.tower()
-    arrays = [np.ascontiguousarray(array, "<f4") for array in (embeds.embeds, embeds.patch_attention)]
-    data_hash = hashlib.sha256()
-    tensors = []
-    offset = 0
-    for array in arrays:
-        data_hash.update(array.data)
-        tensors.append(Tensor("F32", array.shape, (offset, offset + array.nbytes)))
-        offset += array.nbytes
     metadata = Metadata(
         model=model_identity(vision.files[precision], image),
         precision=precision,
         pixels_sha256=pixels_sha256,
-        data_sha256=data_hash.hexdigest(),
+        data_sha256=embeds.sha256,
     )
-    header = msgspec.json.encode(Header(metadata, *tensors))
-    header += b" " * (-len(header) % ALIGNMENT)
+    arrays = {"image_embeds": embeds.embeds, "patch_attention": embeds.patch_attention}
+    contiguous = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
+    content = safetensors.numpy.save(contiguous, msgspec.to_builtins(metadata))
     try:
-        write_atomically(path, [len(header).to_bytes(8, "little"), header, *(array.data for array in arrays)])
+        write_atomically(path, [content])
     except OSError as error:
         raise ImageError(f"{path} cannot be written ({error.strerror}): choose another folder.") from error
 
@@ -125,40 +101,48 @@ def read_embeds(path: Path, bundle: Bundle) -> tuple[ImageEmbeds, Metadata]:
         PromptError: the bundle has no vision tower.
     """
     vision, image = bundle.tower()
-    n_embeds_bytes = 4 * image.n_image_tokens * image.n_embd
-    header, data = _read_file(path, MAX_HEADER_BYTES + 2 * n_embeds_bytes)
-    metadata = header.metadata
+    n_tokens = image.n_image_tokens
+    content = _read_file(path, MAX_HEADER_BYTES + 4 * n_tokens * (image.n_embd + 1))
+    metadata = _read_metadata(path, content)
     made_by = vision.files.get(metadata.precision)
     if made_by is None or metadata.model != model_identity(made_by, image):
         raise ImageError(
-            f"{path} was made with another model's vision tower: encode the picture with this bundle."
+            f"{path} was made with another model's vision tower: encode the picture with the bundle that is "
+            "to read it."
         )
-    if hashlib.sha256(data).hexdigest() != metadata.data_sha256:
-        raise _damaged(path, "its hash is wrong")
-    n_tokens = image.n_image_tokens
+    try:
+        arrays = safetensors.numpy.load(content)
+    except (SafetensorError, LookupError, ValueError) as error:  # the last two: types and shapes NumPy lacks
+        raise _damaged(path, "its header does not describe its arrays") from error
+    if {name: array.dtype for name, array in arrays.items()} != {
+        "image_embeds": np.float32,
+        "patch_attention": np.float32,
+    }:
+        raise _damaged(path, "it has other arrays")
+    embeds = ImageEmbeds(arrays["image_embeds"], arrays["patch_attention"])
     if (
-        header.image_embeds.shape != (n_tokens, image.n_embd)
+        embeds.embeds.shape != (n_tokens, image.n_embd)
         # [CLS] belongs to no patch, and the attention of older bundles is not known.
-        or header.patch_attention.shape not in ((n_tokens,), (n_tokens - 1,), (0,))
+        or embeds.patch_attention.shape not in ((n_tokens,), (n_tokens - 1,), (0,))
     ):
-        raise _damaged(path, "its arrays are not of this model's shapes")
-    (start, middle), (also_middle, end) = sorted(tensor.data_offsets for tensor in header.tensors)
-    if (start, middle, end) != (0, also_middle, len(data)):
-        raise _damaged(path, "its arrays do not lie where they should")
-    embeds = ImageEmbeds(_array(path, header.image_embeds, data), _array(path, header.patch_attention, data))
+        raise _damaged(path, "its arrays do not have this model's shapes")
+    if embeds.sha256 != metadata.data_sha256:
+        raise _damaged(path, "its hash is wrong")
     if not (np.isfinite(embeds.embeds).all() and np.isfinite(embeds.patch_attention).all()):
         raise _damaged(path, "it has numbers that are not finite")
     return embeds, metadata
 
 
-def _read_file(path: Path, most_bytes: int) -> tuple[Header, memoryview]:
-    """Header and data of the file, which is read whole unless it has more than ``most_bytes``."""
+def _read_file(path: Path, most_bytes: int) -> bytes:
+    """The whole file, unless it has more than ``most_bytes``.
+
+    Not mapped into memory: a file that is cut short meanwhile would end the process.
+    """
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
             raise ImageError(f"{path} is not a file: give what `acestep-gguf encode` wrote.")
         with path.open("rb") as file:
-            content = memoryview(file.read(most_bytes + 1))
+            content = file.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise ImageError(
@@ -166,23 +150,19 @@ def _read_file(path: Path, most_bytes: int) -> tuple[Header, memoryview]:
         ) from error
     if len(content) > most_bytes:
         raise _damaged(path, "it is longer than embeds of this model are")
+    return content
+
+
+def _read_metadata(path: Path, content: bytes) -> Metadata:
+    """Metadata in the header: JSON, after 8 bytes that tell its length."""
     n_header = int.from_bytes(content[:8], "little")
     if len(content) < 8 or n_header > min(MAX_HEADER_BYTES, len(content) - 8):
         raise _damaged(path, f"its header claims {n_header} bytes, the file has {len(content)}")
     try:
-        header = msgspec.json.decode(content[8 : 8 + n_header], type=Header)
+        return msgspec.json.decode(content[8 : 8 + n_header], type=Header).metadata
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _damaged(path, str(error)) from error
-    return header, content[8 + n_header :]
-
-
-def _array(path: Path, tensor: Tensor, data: memoryview) -> FloatArray:
-    start, end = tensor.data_offsets
-    if end - start != 4 * prod(tensor.shape):
-        raise _damaged(path, "its arrays are not as long as their shapes")
-    array: FloatArray = np.frombuffer(data[start:end], "<f4").reshape(tensor.shape).astype(np.float32)
-    return array
+        raise _damaged(path, "its metadata is that of something else") from error
 
 
 def _damaged(path: Path, why: str) -> ImageError:
-    return ImageError(f"{path} is no sound file of image embeds ({why}): encode the picture again.")
+    return ImageError(f"{path} is not a file of image embeds, or damaged ({why}): encode the picture again.")

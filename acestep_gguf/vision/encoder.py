@@ -1,13 +1,15 @@
 """A picture becomes image embeds. The tower is loaded for the first one whose embeds nobody has yet."""
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,12 +18,12 @@ import numpy.typing as npt
 from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
 from acestep_gguf.bundle.schema import NO_TOWER, Bundle, check_file
 from acestep_gguf.cpus import cpu_name
-from acestep_gguf.errors import PromptError
+from acestep_gguf.errors import ImageError, PromptError
 from acestep_gguf.prompt.segments import ImageInput
 from acestep_gguf.storage.disk_cache import DiskCache
-from acestep_gguf.storage.file_identity import file_identity
+from acestep_gguf.storage.file_identity import file_identity, file_state
 from acestep_gguf.vision.embeds import ImageEmbeds
-from acestep_gguf.vision.embeds_file import EmbedsFile
+from acestep_gguf.vision.embeds_file import EmbedsFile, model_identity, read_embeds
 from acestep_gguf.vision.image import ImageSource, pixel_values
 from acestep_gguf.vision.int8_check import vision_precision
 
@@ -30,22 +32,29 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float32]
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 REMEMBERED: Final = 8
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Picture:
-    """A picture that was opened, but not yet encoded.
+    """A picture that was opened for one vision tower, but not yet encoded.
 
     Args:
+        source: what it was opened from.
         input: what it is to the decoder.
-        digest: SHA-256, in hexadecimal, of all that its embeds come from.
+        sha256: in hexadecimal, of all that its embeds come from, or of the embeds that were given.
+        tower: what encodes it, or made its embeds: ``ImageEncoder.tower_identity`` or ``model_identity``.
         pixels: its pixel_values, float32 [1, 3, H, W]; None if the embeds were given.
         embeds: as given, from a file.
     """
 
+    source: ImageSource | EmbedsFile
     input: ImageInput
-    digest: str
+    sha256: str
+    tower: str
     pixels: FloatArray | None = None
     embeds: ImageEmbeds | None = None
 
@@ -55,14 +64,14 @@ PictureSource = ImageSource | EmbedsFile | Picture
 
 
 class ImageEncoder:
-    """The vision tower of a bundle, the embeds of the last pictures, and of more of them on disk.
+    """The vision tower of a bundle, what the last pictures became, and the embeds of more of them on disk.
 
     Args:
         folder: of the bundle.
         bundle: what is in it.
         n_threads: of the tower.
         precision: of the tower; by default the bundle's default.
-        image_tokens: tokens of a picture at most (see image_tokens.py); None for all.
+        image_tokens: tokens of a picture at most (see token_selection.py); None for all.
         cache: where embeds are kept between processes.
     """
 
@@ -85,8 +94,8 @@ class ImageEncoder:
         self._cache = cache
         self._tower: VisionTower | None = None
         self._loading: Future[VisionTower] | None = None
-        self._embeds: OrderedDict[str, ImageEmbeds] = OrderedDict()
-        self._made_by: bytes | None = None
+        self._embeds: OrderedDict[str, ImageEmbeds] = OrderedDict()  # by Picture.sha256
+        self._opened: OrderedDict[tuple[int, ...], Picture] = OrderedDict()  # by file_state
 
     @property
     def n_tokens(self) -> int:
@@ -96,7 +105,7 @@ class ImageEncoder:
 
     @property
     def precision(self) -> VisionPrecision:
-        """Of the tower that makes the embeds; see ``vision_precision`` for errors."""
+        """Precision of the tower that makes the embeds; see ``vision_precision`` for errors."""
         if self._precision is None:
             self._precision = vision_precision(
                 self._folder, self._bundle, self._wanted, n_threads=self._n_threads
@@ -108,7 +117,7 @@ class ImageEncoder:
 
         Raises:
             PromptError: the bundle has no tower.
-            BundleError: its files are missing or damaged.
+            BundleError: the tower's files are missing or damaged.
         """
         if self._tower is None:
             loading, self._loading = self._loading, None
@@ -139,30 +148,38 @@ class ImageEncoder:
     def prepare(self, source: PictureSource) -> Picture:
         """Open a picture, unless it is already, and say which one it is, without the tower.
 
+        A file that was opened lately, and has not changed, is not decoded again.
+
         Raises:
             PromptError: the bundle has no tower.
-            ImageError: missing, not a JPEG, PNG or WEBP, damaged or too large; or no embeds of this model.
+            ImageError: missing, not a JPEG, PNG or WEBP, damaged or too large; or it was prepared, or its
+                embeds were made, for another tower.
         """
-        _, image = self._bundle.tower()
+        self._bundle.tower()
         if isinstance(source, Picture):
+            self._check_was_prepared_here(source)
             return source
         if isinstance(source, EmbedsFile):
-            embeds = source.read(self._bundle)
-            return Picture(self._input(embeds.digest), embeds.digest.hex(), embeds=embeds)
-        pixels = pixel_values(source, image)
-        digest = hashlib.sha256(self._maker() + pixels.tobytes())
-        return Picture(self._input(digest.digest()), digest.hexdigest(), pixels=pixels)
+            embeds, metadata = read_embeds(Path(source.path), self._bundle)
+            sha256 = embeds.sha256
+            return Picture(source, self._input(sha256), sha256, tower=metadata.model, embeds=embeds)
+        state = file_state(Path(source)) if isinstance(source, str | os.PathLike) else None
+        picture = self._opened.get(state) if state is not None else None
+        if picture is None:
+            picture = self._open(source)
+        if state is not None:
+            _remember(self._opened, state, picture)
+        return picture
 
     def recall(self, picture: Picture) -> ImageEmbeds | None:
         """Embeds of a picture that were given, or are remembered or on disk."""
         if picture.embeds is not None:
             return picture.embeds
-        if picture.digest in self._embeds:
-            self._embeds.move_to_end(picture.digest)
-            return self._embeds[picture.digest]
-        embeds = self._read(picture) if self._cache is not None else None
+        embeds = self._embeds.get(picture.sha256)
+        if embeds is None and self._cache is not None:
+            embeds = self._read(picture)
         if embeds is not None:
-            self._remember(picture, embeds)
+            _remember(self._embeds, picture.sha256, embeds)
         return embeds
 
     def encode(self, picture: Picture) -> ImageEmbeds:
@@ -176,7 +193,7 @@ class ImageEncoder:
         if embeds is None:
             assert picture.pixels is not None  # noqa: S101 (embeds that are given are recalled)
             embeds = self.load().encode(picture.pixels)
-            self._remember(picture, embeds)
+            _remember(self._embeds, picture.sha256, embeds)
             if self._cache is not None:
                 self._cache.put(_entry(picture), embeds.embeds, embeds.patch_attention)
         return embeds
@@ -193,33 +210,46 @@ class ImageEncoder:
             tower.stop()
 
     def close(self) -> None:
-        """Free the tower and forget all embeds."""
+        """Free the tower and forget all pictures."""
         self._tower = self._loading = None
         self._embeds.clear()
+        self._opened.clear()
 
-    def _input(self, digest: bytes) -> ImageInput:
-        return ImageInput(digest + self.n_tokens.to_bytes(4, "little"), self.n_tokens)
+    @cached_property
+    def tower_identity(self) -> str:
+        """SHA-256, in hexadecimal, of what decides, beside the pixels, what the embeds of a picture are."""
+        file = self._bundle.vision_file(self.precision)
+        facts: Any = (
+            "embeds 1",
+            hashlib.sha256((self._folder / BUNDLE_FILE).read_bytes()).hexdigest(),
+            [file_identity(check_file(self._folder, record)) for record in (file, file.data)],
+            version("onnxruntime"),
+            version("acestep-gguf"),
+            cpu_name(),
+            self._n_threads,
+        )
+        return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
 
-    def _remember(self, picture: Picture, embeds: ImageEmbeds) -> None:
-        self._embeds[picture.digest] = embeds
-        while len(self._embeds) > REMEMBERED:
-            self._embeds.popitem(last=False)
+    def _open(self, source: ImageSource) -> Picture:
+        _, image = self._bundle.tower()
+        pixels = pixel_values(source, image)
+        sha256 = hashlib.sha256(bytes.fromhex(self.tower_identity) + pixels.tobytes()).hexdigest()
+        return Picture(source, self._input(sha256), sha256, tower=self.tower_identity, pixels=pixels)
 
-    def _maker(self) -> bytes:
-        """What, beside the pixels, decides what the embeds of a picture are, and that nobody reads here."""
-        if self._made_by is None:
-            file = self._bundle.vision_file(self.precision)
-            facts: Any = (
-                "embeds 1",
-                hashlib.sha256((self._folder / BUNDLE_FILE).read_bytes()).hexdigest(),
-                [file_identity(check_file(self._folder, record)) for record in (file, file.data)],
-                version("onnxruntime"),
-                version("acestep-gguf"),
-                cpu_name(),
-                self._n_threads,
+    def _check_was_prepared_here(self, picture: Picture) -> None:
+        vision, image = self._bundle.tower()
+        if picture.embeds is None:
+            is_ours = picture.tower == self.tower_identity
+        else:
+            is_ours = any(picture.tower == model_identity(file, image) for file in vision.files.values())
+        if not is_ours or picture.input.n_tokens != self.n_tokens:
+            raise ImageError(
+                "this picture was prepared by another model, or one with other settings: give the picture "
+                "itself, or prepare it with the model that answers."
             )
-            self._made_by = hashlib.sha256(msgspec.json.encode(facts)).digest()
-        return self._made_by
+
+    def _input(self, sha256: str) -> ImageInput:
+        return ImageInput(bytes.fromhex(sha256) + self.n_tokens.to_bytes(4, "little"), self.n_tokens)
 
     def _read(self, picture: Picture) -> ImageEmbeds | None:
         """Embeds on disk. Their hash was right, but it can be right for anything that somebody put there."""
@@ -237,4 +267,12 @@ class ImageEncoder:
 
 
 def _entry(picture: Picture) -> str:
-    return f"embeds-{picture.digest}"
+    return f"embeds-{picture.sha256}"
+
+
+def _remember(memory: OrderedDict[Key, Value], key: Key, value: Value) -> None:
+    """Put ``value`` at the end of ``memory``, and drop what is at its beginning; several threads may."""
+    memory.pop(key, None)
+    memory[key] = value
+    while len(memory) > REMEMBERED:
+        memory.popitem(last=False)

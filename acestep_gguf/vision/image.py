@@ -96,19 +96,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """The picture as a person sees it, RGB: turned upright, what is transparent on white, 16 bits as 8.
 
     Raises:
-        ImageError: a mode that is no picture (floating point), or damaged EXIF data.
+        ImageError: damaged, or its numbers do not tell what is black and what is white (modes "I", "I;16" and
+            "F" of PIL images).
     """
+    is_from_file = image.format is not None  # then 16 bits are 16 bits
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged EXIF data that says nothing of the orientation
             image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise _no_known_range("floating-point numbers")
         if image.mode.startswith("I"):
-            return _from_16_bits(image).convert("RGB")
+            return _gray_of_8_bits(image, is_from_file).convert("RGB")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
-        if image.mode == "F":
-            raise ImageError("a picture of floating-point numbers has no known range: make it RGB first.")
         # Pillow has already undone the inversion of Adobe's CMYK pictures.
         return image.convert("RGB")
     except _DECODER_ERRORS as error:
@@ -141,7 +143,7 @@ def read_file(path: Path) -> bytes:
     """The bytes of a picture's file, one more than ``MAX_FILE_BYTES`` at most.
 
     Raises:
-        ImageError: missing, no file, or not readable.
+        ImageError: it is missing, not a regular file, or cannot be read.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
@@ -165,14 +167,34 @@ def _too_many_pixels(name: str) -> ImageError:
     return ImageError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels: give a smaller picture.")
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    """Grayscale of 16 bits as 8: the high byte, where Pillow's convert() would clip at 255."""
+def _gray_of_8_bits(image: Image.Image, is_from_file: bool) -> Image.Image:
+    """Grayscale of mode "I" or "I;16" as "L".
+
+    Of 16 bits, the high byte is taken, where Pillow's convert() would clip at 255. A PIL image made of
+    numbers up to 255 may have been meant as 8 bits, or be a dark one of 16. Mode "I" has 32 bits, of which
+    nobody uses all: up to 255 they are what convert() takes them for, more can mean anything.
+    """
     values = np.asarray(image)  # uint16 or int32
-    gray = (values.clip(0, 0xFFFF) >> 8).astype(np.uint8)
+    low, high = int(values.min()), int(values.max())
+    is_8_bits = 0 <= low <= high <= 255
+    if image.mode == "I":
+        if not is_8_bits:
+            raise _no_known_range(f"whole numbers from {low} to {high}")
+        gray = values.astype(np.uint8)
+    else:
+        if is_8_bits and high and not is_from_file:
+            raise _no_known_range(f"16-bit numbers up to {high}")
+        gray = (values >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray[values == transparent] = 255
     return Image.fromarray(gray)
+
+
+def _no_known_range(numbers: str) -> ImageError:
+    return ImageError(
+        f"a picture of {numbers} does not tell which is white: convert it to 8 bits ('L' or 'RGB') first."
+    )
 
 
 def _pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:

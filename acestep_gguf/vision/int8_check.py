@@ -21,11 +21,12 @@ from acestep_gguf.cpus import cpu_name, usable_cpus
 from acestep_gguf.errors import BundleError
 from acestep_gguf.storage.atomic_file import write_atomically
 from acestep_gguf.storage.cache_folder import cache_folder
+from acestep_gguf.vision.embeds import cosines
 
 FloatArray = npt.NDArray[np.float32]
 
 RIGHT, WRONG = b"right\n", b"wrong\n"
-# How much worse a tower may be than its worst token was at conversion: twice as far from 1, and a bit.
+# How far from 1 the cosine may be: FACTOR times what it was for the worst token at conversion, and MARGIN.
 FACTOR, MARGIN = 2.0, 1e-3
 HASH_MULTIPLIER: Final = 2654435761  # Knuth's, for noise that is the same everywhere
 
@@ -40,7 +41,7 @@ def vision_precision(
 
     Raises:
         PromptError: the bundle has no tower.
-        BundleError: it has none of this precision, it is damaged, or it is wrong and there is no other.
+        BundleError: it has no tower of this precision, or that is damaged, or wrong without one in float32.
         DecodeError: onnxruntime failed.
     """
     vision, _ = bundle.tower()
@@ -65,7 +66,7 @@ def vision_precision(
 
 
 def reference_pixel_values(image: ImageSpec) -> FloatArray:
-    """The reference picture: slopes and noise, a bit alike in all pixels, float32 [1, 3, H, W]."""
+    """The reference picture, the mean of smooth slopes and of noise, float32 [1, 3, H, W]."""
     shape = 3, image.size.height, image.size.width
     noise = (np.arange(np.prod(shape), dtype=np.uint64) * HASH_MULTIPLIER % 2**32 / 2**32).reshape(shape)
     rows = np.arange(shape[1])[:, np.newaxis] / shape[1]
@@ -93,14 +94,6 @@ def is_right(embeds: FloatArray, reference: ReferenceEmbeds, record: VisionFile)
     return bool(cosine >= 1 - FACTOR * (1 - worst) - MARGIN)
 
 
-def cosines(left: FloatArray, right: FloatArray) -> npt.NDArray[np.float64]:
-    """Cosines of the rows of two arrays, float32 [n, n_embd] each."""
-    products = np.einsum("ij,ij->i", left, right, dtype=np.float64)
-    norms = [np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (left, right)]
-    cosines: npt.NDArray[np.float64] = products / np.maximum(norms[0] * norms[1], 1e-300)
-    return cosines
-
-
 def _check(
     folder: Path, bundle: Bundle, precision: VisionPrecision, reference: ReferenceEmbeds, n_threads: int
 ) -> bool:
@@ -113,7 +106,7 @@ def _check(
 
 
 def _check_name(folder: Path, precision: VisionPrecision) -> str:
-    """Stands for all that decides the numbers."""
+    """A name for everything that decides the numbers."""
     bundle = hashlib.sha256((folder / BUNDLE_FILE).read_bytes()).hexdigest()
     facts = [bundle, precision, cpu_name(), version("onnxruntime"), version("acestep-gguf")]
     return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()

@@ -3,7 +3,7 @@
 Most of them are those of the patches to which the tower's [CLS] token attends most, as in FasterVLM
 (arXiv 2412.01818). Attention alone can leave out whole regions, so a share is spread over the picture: each
 of these is the patch farthest from all that are kept, a rule that leaves no gap more than twice as wide as it
-has to be (Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985).
+must be (Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985).
 """
 
 from math import sqrt
@@ -50,13 +50,13 @@ def patch_grid(size: Size, n_patches: int) -> tuple[int, int]:
     """Rows and columns of the square patches that a picture of ``size`` is cut into.
 
     Raises:
-        BundleError: no grid has so many.
+        BundleError: so many patches do not form a grid.
     """
     rows = max(1, round(sqrt(n_patches * size.height / size.width)))
     columns = n_patches // rows
     if rows * columns != n_patches:
         raise BundleError(
-            f"{n_patches} patches are no grid over {size.width} x {size.height} pixels: convert again."
+            f"{n_patches} patches do not form a grid over {size.width} x {size.height} pixels: convert again."
         )
     return rows, columns
 

@@ -57,8 +57,8 @@ class VisionTower:
     """The tower of a bundle in one precision, by default the bundle's default, loaded.
 
     Raises:
-        PromptError: the bundle has none.
-        BundleError: its files are missing, damaged, or not what bundle.json says.
+        PromptError: the bundle has no tower.
+        BundleError: the tower's files are missing, damaged, or not what bundle.json says.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class VisionTower:
         """Image embeds of one picture, float32 [1, 3, H, W], and the attention that its patches get.
 
         One picture a call: what a picture becomes must not depend on what else is encoded, and int8 has one
-        step for all of its input. A tower of an older bundle gives no attention: there it is empty.
+        step for all of its input. The tower of an older bundle gives no attention; it is empty then.
 
         Raises:
             DecodeError: wrong shape, or the tower gave numbers that are not finite.
@@ -98,11 +98,14 @@ class VisionTower:
         outputs = dict(zip(self._outputs, found, strict=True))
         embeds = outputs[IMAGE_EMBEDS]
         attention = outputs.get(PATCH_ATTENTION, np.empty((1, 0), np.float32))
-        is_sound = all(
+        is_finite = all(
             array.dtype == np.float32 and np.isfinite(array).all() for array in (embeds, attention)
         )
-        if embeds.shape != self._embeds_shape or not is_sound:
-            raise DecodeError("the vision tower gave no sound image embeds: its weights are damaged.")
+        if embeds.shape != self._embeds_shape or not is_finite:
+            raise DecodeError(
+                "the vision tower gave image embeds of another shape, or not finite ones: its weights are "
+                "damaged, copy the bundle again."
+            )
         return ImageEmbeds(embeds[0], attention[0])
 
     def stop(self) -> None:

@@ -2,6 +2,7 @@
 
 The format is https://huggingface.co/docs/safetensors: 8 bytes of header length, a JSON header, then the
 tensors' bytes without gaps. Rows are read with pread, not mmap: a file that shrinks is an error, no SIGBUS.
+Not the safetensors library: through NumPy it reads neither bfloat16 nor float8, and never rows as raw bytes.
 """
 
 import os

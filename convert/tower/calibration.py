@@ -25,8 +25,9 @@ from acestep_gguf.convert.tower.int8 import (
     plan_input,
 )
 from acestep_gguf.errors import ImageError
+from acestep_gguf.vision.embeds import cosines
 from acestep_gguf.vision.image import pixel_values
-from acestep_gguf.vision.int8_check import cosines, reference_pixel_values
+from acestep_gguf.vision.int8_check import reference_pixel_values
 from acestep_gguf.vision.tower import session_options
 
 Floats = NDArray[np.float32]

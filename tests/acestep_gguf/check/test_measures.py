@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_gguf.check.measures import Floats, agreement, cosines, log_probabilities, n_alike
+from acestep_gguf.check.measures import Floats, agreement, log_probabilities, n_alike
 
 logits = st.lists(st.lists(st.floats(-50, 50, width=32), min_size=5, max_size=5), min_size=1, max_size=4).map(
     lambda rows: np.array(rows, np.float32)
@@ -55,9 +55,3 @@ def test_padding_rows_of_the_vocabulary_do_not_count() -> None:
 )
 def test_tokens_before_the_first_difference(one: list[int], other: list[int], expected: int) -> None:
     assert n_alike(one, other) == n_alike(other, one) == expected
-
-
-def test_cosines() -> None:
-    one = np.array([[1, 0], [1, 1], [0, 0]], np.float32)
-    other = np.array([[2, 0], [-1, 1], [1, 1]], np.float32)
-    np.testing.assert_allclose(cosines(one, other), [1, 0, 0], atol=1e-12)

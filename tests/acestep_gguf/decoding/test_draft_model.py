@@ -8,6 +8,8 @@ from acestep_gguf.decoding import speculation
 from acestep_gguf.decoding.speculation import Pace
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import UsageError
+from acestep_gguf.vision.embeds_file import EmbedsFile
+from acestep_gguf.vision.encode_pictures import encode_pictures
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 QUESTION = "What is in the picture?"
@@ -81,3 +83,36 @@ def test_a_vocabulary_that_is_only_longer(tiny_bundle: Path, tmp_path: Path) -> 
     convert_checkpoint(checkpoint.write(tmp_path / "checkpoint"), draft, ("Q8_0",))
     with AceStep(tiny_bundle, n_threads=1, n_ctx=128, draft=draft) as model:
         assert model.generate("hello", max_tokens=16).usage.drafted_tokens > 0
+
+
+@pytest.fixture(scope="module")
+def far_sighted(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AceStep]:
+    """A decoder for which one guesses that sees larger pictures, as more tokens, through another tower."""
+    folder = tmp_path_factory.mktemp("draft")
+    checkpoint = TinyCheckpoint(image_size=42, seed=3).write(folder / "checkpoint")
+    convert_checkpoint(checkpoint, folder / "bundle", ("F32",))
+    with AceStep(tiny_bundle, quant="F32", n_threads=1, n_ctx=256, draft=folder / "bundle") as opened:
+        yield opened
+
+
+def test_a_prepared_picture_is_opened_again_for_another_tower(
+    model: AceStep, far_sighted: AceStep, picture: Path
+) -> None:
+    plain = model.generate(QUESTION, [picture], max_tokens=24)
+    for image in (picture, far_sighted.prepare_image(picture)):
+        guessed = far_sighted.generate(QUESTION, [image], max_tokens=24)
+        assert guessed.tokens == plain.tokens
+        assert guessed.usage.drafted_tokens > 0
+
+
+def test_embeds_of_another_tower_cost_guesses_and_no_answer(
+    model: AceStep, far_sighted: AceStep, tiny_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    (done,) = encode_pictures(tiny_bundle, [picture], tmp_path, n_threads=1)
+    embeds = EmbedsFile(done.path)
+    plain = model.generate(QUESTION, [embeds], max_tokens=24)
+    for image in (embeds, far_sighted.prepare_image(embeds)):
+        with pytest.warns(UserWarning, match="guesses nothing in this answer.*another model's vision tower"):
+            guessed = far_sighted.generate(QUESTION, [image], max_tokens=24)
+        assert guessed.tokens == plain.tokens
+    assert far_sighted.generate(QUESTION, [picture], max_tokens=24).usage.drafted_tokens > 0

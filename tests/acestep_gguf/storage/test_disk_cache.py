@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import UsageError
 from acestep_gguf.storage.atomic_file import write_atomically
 from acestep_gguf.storage.disk_cache import DEFAULT_LIMIT, HEADER_BYTES, LIMIT_VARIABLE, DiskCache
@@ -135,14 +137,74 @@ def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    cache = DiskCache(tmp_path / "file" / "folder")
+# An answer goes on without what it cannot reach or write; the reason is said once.
+UNUSABLE = r"cannot be used \({}\), so answers take longer: check it, or choose another one"
+
+
+def use_in_vain(cache: DiskCache) -> None:
+    assert cache.get(name(1)) is None
     cache.put(name(1), data(10))
     cache.close()
     assert cache.get(name(1)) is None
     assert cache.contents().entries == 0
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = DiskCache(tmp_path / "file" / "folder")
+    with pytest.warns(UserWarning, match=UNUSABLE.format("Not a directory")) as warned:
+        use_in_vain(cache)
+    assert len(warned) == 1
     cache.clear()
+
+
+def test_a_folder_that_cannot_be_reached_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+    cache = DiskCache(Path("x" * 300))
+    with pytest.warns(UserWarning, match=UNUSABLE.format("File name too long")) as warned:
+        use_in_vain(cache)
+    assert len(warned) == 1
+    assert cache.limit() == 0
+    assert not cache.takes(1)
+    with pytest.raises(OSError, match="File name too long"):
+        cache.clear()
+    with pytest.raises(UsageError, match="null character"):
+        DiskCache(Path("nu\0ll"))
+
+
+def test_an_answer_goes_on_without_a_folder_that_cannot_be_reached(
+    tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(LIMIT_VARIABLE, raising=False)
+    with (
+        pytest.warns(UserWarning, match=UNUSABLE.format("File name too long")) as warned,
+        AceStep(tiny_bundle, n_threads=1, n_ctx=256, cache="x" * 300) as model,
+    ):
+        assert model.generate("What is this?", [picture], max_tokens=4).usage.completion_tokens > 0
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("limit", [None, 10**6])
+def test_a_folder_behind_one_that_is_not_ours_is_no_error(tmp_path: Path, limit: int | None) -> None:
+    folder = tmp_path / "closed" / "folder"
+    DiskCache(folder, limit).close()
+    folder.mkdir(parents=True)
+    folder.parent.chmod(0)
+    code = """
+import os, sys, warnings
+from pathlib import Path
+from acestep_gguf.storage.disk_cache import DiskCache
+if os.geteuid() == 0:  # whom nothing is forbidden
+    os.seteuid(65534)
+warnings.simplefilter("always")
+cache = DiskCache(Path(sys.argv[1]), eval(sys.argv[2]))
+print(cache.get("state-" + 64 * "0"), cache.takes(10))
+"""
+    command = [sys.executable, "-c", code, str(folder), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    folder.parent.chmod(0o700)
+    assert (done.returncode, done.stdout) == (0, f"None {limit is not None}\n")
+    assert done.stderr.count("cannot be used (Permission denied)") == 1
 
 
 def test_a_full_disk_is_no_error(tmp_path: Path) -> None:
@@ -151,10 +213,47 @@ def test_a_full_disk_is_no_error(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))  # a longer file cannot be written
     try:
-        cache.close()
+        with pytest.warns(UserWarning, match=UNUSABLE.format("File too large")):
+            cache.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_entries_are_for_their_owner_only_in_an_open_folder_too(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    cache = DiskCache(tmp_path)
+    cache.put(name(1), data(10))
+    before = os.umask(0)
+    try:
+        cache.close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / name(1)).stat().st_mode & 0o777 == 0o600
+    assert tmp_path.stat().st_mode & 0o777 == 0o777, "it is not ours to change"
+    assert cache.get(name(1)) is not None
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_an_entry_that_others_may_have_written_is_not_used(tmp_path: Path, mode: int) -> None:
+    cache = DiskCache(tmp_path)
+    fill(cache, range(2), 10)
+    (tmp_path / name(0)).chmod(mode)
+    (tmp_path / name(1)).chmod(0o644)  # who may read it changes nothing in it
+    with pytest.warns(UserWarning, match=UNUSABLE.format("others may have written an entry in it")):
+        assert cache.get(name(0)) is None
+    assert cache.get(name(1)) is not None
+    fill(cache, range(1), 10)  # as it is computed again
+    assert cache.get(name(0)) is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file to another user")
+def test_an_entry_of_another_user_is_not_used(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path)
+    fill(cache, range(1), 10)
+    os.chown(tmp_path / name(0), 12345, -1)
+    with pytest.warns(UserWarning, match="others may have written"):
+        assert cache.get(name(0)) is None
 
 
 def test_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,9 +303,9 @@ def test_writing_does_not_hold_up_who_asked_for_it(tmp_path: Path, monkeypatch: 
     cache = DiskCache(tmp_path)
     go_on = threading.Event()
 
-    def slow_disk(path: Path, parts: list[bytes], *, durable: bool) -> None:
+    def slow_disk(path: Path, parts: list[bytes], **options: Any) -> None:
         go_on.wait(60)
-        write_atomically(path, parts, durable=durable)
+        write_atomically(path, parts, **options)
 
     monkeypatch.setattr("acestep_gguf.storage.disk_cache.write_atomically", slow_disk)
     cache.put(name(1), data(10))

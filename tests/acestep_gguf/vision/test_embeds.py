@@ -5,7 +5,7 @@ import pytest
 
 from acestep_gguf.bundle.schema import Bundle, ImageSpec
 from acestep_gguf.errors import BundleError
-from acestep_gguf.vision.embeds import ImageEmbeds
+from acestep_gguf.vision.embeds import ImageEmbeds, cosines
 
 
 @pytest.fixture
@@ -48,12 +48,18 @@ def test_without_attention_none_can_be_left_out(image: ImageSpec) -> None:
         embeds.kept(3, image)
 
 
-def test_the_digest_tells_embeds_and_attention_apart() -> None:
+def test_the_hash_tells_embeds_and_attention_apart() -> None:
     same, also, other, tired = (
         numbered(4, [1, 4, 2, 3]),
         numbered(4, [1, 4, 2, 3]),
         numbered(3, [1, 4, 2]),
         numbered(4, [1, 4, 2, 2]),
     )
-    assert same.digest == also.digest
-    assert len({same.digest, other.digest, tired.digest}) == 3
+    assert same.sha256 == also.sha256
+    assert len({same.sha256, other.sha256, tired.sha256}) == 3
+
+
+def test_cosines_of_rows() -> None:
+    one = np.array([[1, 0], [1, 1], [1, 1], [0, 0]], np.float32)
+    other = np.array([[-2, 0], [5, 0], [-1, 1], [1, 0]], np.float32)
+    np.testing.assert_allclose(cosines(one, other), [-1, 0.5**0.5, 0, 0], atol=1e-12)

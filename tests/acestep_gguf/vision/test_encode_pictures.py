@@ -35,7 +35,7 @@ def test_another_picture_gives_other_embeds(tiny_bundle: Path, encoded: Path, tm
     Image.new("RGB", (9, 9), "blue").save(tmp_path / "blue.png")
     (done,) = encode_pictures(tiny_bundle, [tmp_path / "blue.png"], tmp_path / "embeds", n_threads=1)
     bundle = Bundle.read(tiny_bundle)
-    assert EmbedsFile(done.path).read(bundle).digest != EmbedsFile(encoded).read(bundle).digest
+    assert EmbedsFile(done.path).read(bundle).sha256 != EmbedsFile(encoded).read(bundle).sha256
 
 
 def test_the_tower_is_not_needed_to_answer(bundle_copy: Path, encoded: Path, picture: Path) -> None:
@@ -133,7 +133,7 @@ def test_from_the_command_line(tiny_bundle: Path, picture: Path, tmp_path: Path)
     assert "(4 of pictures" in done.stderr
     wrong = run(*question, "--embeds", picture)
     assert (wrong.returncode, wrong.stdout) == (1, "")
-    assert wrong.stderr.splitlines()[-1].startswith(f"error: {picture} is no sound file of image embeds")
+    assert wrong.stderr.splitlines()[-1].startswith(f"error: {picture} is not a file of image embeds")
     assert wrong.stderr.count("error: ") == 1
     missing = run("encode", tiny_bundle, tmp_path / "none", "-o", out)
     assert missing.returncode == 1

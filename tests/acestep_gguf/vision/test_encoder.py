@@ -1,3 +1,5 @@
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -6,12 +8,15 @@ import pytest
 from PIL import Image
 
 from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError, ImageError
+from acestep_gguf.storage import file_identity
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.embeds import ImageEmbeds
 from acestep_gguf.vision.embeds_file import EmbedsFile, write_embeds
 from acestep_gguf.vision.encoder import REMEMBERED, ImageEncoder
 from acestep_gguf.vision.tower import VisionTower
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
 def make(bundle: Path, **options: Any) -> ImageEncoder:
@@ -115,3 +120,96 @@ def test_embeds_from_a_file(tiny_bundle: Path, picture: Path, tmp_path: Path) ->
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ImageError):
         other.prepare(EmbedsFile(path))
+
+
+@pytest.fixture(scope="module")
+def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another model that takes pictures of the same size."""
+    folder = tmp_path_factory.mktemp("other")
+    convert_checkpoint(TinyCheckpoint(seed=1).write(folder / "checkpoint"), folder / "bundle", ("Q8_0",))
+    return folder / "bundle"
+
+
+OTHER_MODEL = "prepared by another model, or one with other settings"
+
+
+@pytest.mark.parametrize("other", [{"precision": "int8"}, {"n_threads": 2}, {"image_tokens": 2}])
+def test_a_picture_that_was_prepared_with_other_settings(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, other: dict[str, Any]
+) -> None:
+    """Its embeds would be kept under the name of the other's, and recalled by processes to come."""
+    cache = DiskCache(tmp_path)
+    encoder = make(tiny_bundle, cache=cache, precision="float32")
+    prepared = make(tiny_bundle, **{"precision": "float32", **other}).prepare(picture)
+    with pytest.raises(ImageError, match=OTHER_MODEL):
+        encode(encoder, prepared)
+    cache.close()
+    assert cache.contents().entries == 0
+    same = make(tiny_bundle, precision="float32").prepare(picture)
+    assert np.array_equal(encode(encoder, same).embeds, encode(encoder, picture).embeds)
+
+
+def test_a_picture_that_was_prepared_by_another_model(
+    tiny_bundle: Path, other_bundle: Path, picture: Path
+) -> None:
+    with pytest.raises(ImageError, match=OTHER_MODEL):
+        make(tiny_bundle).prepare(make(other_bundle).prepare(picture))
+
+
+def test_embeds_that_were_prepared_for_another_model(
+    tiny_bundle: Path, other_bundle: Path, picture: Path, tmp_path: Path
+) -> None:
+    encoder = make(tiny_bundle)
+    path = tmp_path / "picture.safetensors"
+    write_embeds(
+        path,
+        encode(encoder, picture),
+        bundle=Bundle.read(tiny_bundle),
+        precision=encoder.precision,
+        pixels_sha256="0" * 64,
+    )
+    prepared = encoder.prepare(EmbedsFile(path))
+    # Threads and precision of this tower have no part in what another one made.
+    assert make(tiny_bundle, n_threads=2, precision="float32").prepare(prepared) is prepared
+    for other in (make(other_bundle), make(tiny_bundle, image_tokens=2)):
+        with pytest.raises(ImageError, match=OTHER_MODEL):
+            other.prepare(prepared)
+
+
+def test_a_file_is_decoded_once(tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_identity, "LONGEST_TICK_NS", 0)
+    encoder = make(tiny_bundle)
+    prepared = encoder.prepare(picture)
+    assert encoder.prepare(str(picture)) is prepared
+    assert encoder.prepare(picture.read_bytes()) is not prepared
+    # Another picture with as many bytes and the old time.
+    before, data = picture.stat(), bytearray(picture.read_bytes())
+    time.sleep(0.05)  # the clock of the file system ticks
+    Image.open(picture).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(picture)
+    changed = picture.read_bytes()
+    picture.write_bytes(changed + bytes(max(0, len(data) - len(changed))))
+    os.utime(picture, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert encoder.prepare(picture).sha256 != prepared.sha256
+    encoder.close()
+    assert encoder.prepare(picture) is not prepared
+
+
+def test_a_file_that_was_just_written_may_change_unnoticed(
+    tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_identity, "LONGEST_TICK_NS", 10**15)
+    encoder = make(tiny_bundle)
+    assert encoder.prepare(picture) is not encoder.prepare(picture)
+
+
+def test_few_opened_pictures_are_remembered(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_identity, "LONGEST_TICK_NS", 0)
+    encoder = make(tiny_bundle)
+    first = encoder.prepare(picture)
+    for number in range(REMEMBERED):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(picture.read_bytes())
+        encoder.prepare(path)
+    assert encoder.prepare(picture) is not first

@@ -164,12 +164,50 @@ def test_gray_becomes_gray(mode: str) -> None:
     assert (seen.getpixel((0, 0)), seen.getpixel((1, 0))) == ((0, 0, 0), WHITE)
 
 
-def test_16_bit_gray_is_scaled_not_clipped() -> None:
-    gray = Image.fromarray(np.array([[0, 0x1234, 0x8000, 0xFFFF]], np.uint16))
-    seen = np.asarray(rgb(encoded(gray, "PNG")))
-    assert seen[0, :, 0].tolist() == [0, 0x12, 0x80, 0xFF]
-    wider = Image.fromarray(np.array([[-1, 0x1234, 0x8000, 0x12345]], np.int32))
-    assert np.asarray(to_rgb(wider))[0, :, 0].tolist() == [0, 0x12, 0x80, 0xFF]
+def from_numbers(*values: float, dtype: Any) -> Image.Image:
+    return Image.fromarray(np.array([values], dtype))
+
+
+def seen(image: Image.Image | bytes) -> list[int]:
+    rgb_values = np.asarray(rgb(image))
+    assert (rgb_values == rgb_values[..., :1]).all()
+    return [int(value) for value in rgb_values[0, :, 0]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.dtype(">u2")])
+def test_16_bit_gray_is_scaled_not_clipped(dtype: Any) -> None:
+    gray = from_numbers(0, 0x1234, 0x8000, 0xFFFF, dtype=dtype)
+    assert seen(gray) == [0, 0x12, 0x80, 0xFF]
+    assert seen(encoded(gray, "PNG")) == [0, 0x12, 0x80, 0xFF]
+
+
+def test_a_transparent_gray_of_16_bits_is_white() -> None:
+    gray = from_numbers(0, 0x1234, 0x1235, dtype=np.uint16)
+    assert seen(encoded(gray, "PNG", transparency=0x1234)) == [0, 0xFF, 0x12]
+
+
+def test_a_dark_16_bit_file_stays_dark() -> None:
+    dark = encoded(from_numbers(0, 100, 255, dtype=np.uint16), "PNG")
+    assert seen(dark) == seen(Image.open(io.BytesIO(dark))) == [0, 0, 0]
+
+
+def test_16_bit_numbers_that_may_be_8_bits_are_refused() -> None:
+    with pytest.raises(ImageError, match="16-bit numbers up to 200 does not tell which is white"):
+        to_rgb(from_numbers(0, 100, 200, dtype=np.uint16))
+    assert seen(from_numbers(0, 0, dtype=np.uint16)) == [0, 0]
+
+
+def test_whole_numbers_of_8_bits_are_what_they_are() -> None:
+    whole = from_numbers(0, 100, 255, dtype=np.int32)
+    assert whole.mode == "I"
+    assert seen(whole) == seen(whole.convert("L")) == [0, 100, 255]
+    assert seen(Image.new("L", (2, 1), 77).convert("I")) == [77, 77]
+
+
+@pytest.mark.parametrize("values", [(-1, 5), (0, 256), (0, 0x1234), (0, 0x12345), (-(2**31), 2**31 - 1)])
+def test_whole_numbers_of_more_bits_are_refused(values: tuple[int, int]) -> None:
+    with pytest.raises(ImageError, match="from {} to {} does not tell which is white".format(*values)):
+        to_rgb(from_numbers(*values, dtype=np.int32))
 
 
 def test_16_bit_colors_keep_their_high_byte() -> None:
@@ -192,8 +230,9 @@ def test_an_animation_is_its_first_frame() -> None:
 
 
 def test_floating_point_pictures_are_refused() -> None:
-    with pytest.raises(ImageError, match="floating-point"):
-        to_rgb(Image.new("F", (4, 4)))
+    for picture in (Image.new("F", (4, 4)), from_numbers(0.0, 0.5, 1.0, dtype=np.float32)):
+        with pytest.raises(ImageError, match="floating-point numbers does not tell which is white"):
+            to_rgb(picture)
 
 
 @pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM"])

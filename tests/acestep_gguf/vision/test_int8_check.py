@@ -12,8 +12,8 @@ from acestep_gguf.bundle.schema import Bundle, ReferenceEmbeds
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.storage.cache_folder import cache_folder
+from acestep_gguf.vision.embeds import cosines
 from acestep_gguf.vision.int8_check import (
-    cosines,
     is_right,
     reference_embeds,
     reference_pixel_values,
@@ -190,12 +190,6 @@ def test_how_close_a_tower_has_to_come(tiny_bundle: Path) -> None:
         is_right(exact[:2], reference, record)
     with pytest.raises(BundleError, match="does not fit"):
         is_right(exact, ReferenceEmbeds(token=2, direction=b"\0\0"), record)
-
-
-def test_cosines() -> None:
-    left = np.array([[1, 0], [1, 1], [0, 0]], np.float32)
-    right = np.array([[-2, 0], [5, 0], [1, 0]], np.float32)
-    np.testing.assert_allclose(cosines(left, right), [-1, 0.5**0.5, 0])
 
 
 def test_what_is_recorded_is_what_the_files_compute(tiny_bundle: Path) -> None:

@@ -74,5 +74,5 @@ def test_the_grid_of_patches(size: Size, n_patches: int, grid: tuple[int, int]) 
 
 
 def test_what_is_no_grid() -> None:
-    with pytest.raises(BundleError, match="no grid"):
+    with pytest.raises(BundleError, match="do not form a grid"):
         patch_grid(Size(height=448, width=448), 1023)
