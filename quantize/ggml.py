@@ -5,17 +5,43 @@ tensor into chunks of rows changes nothing.
 """
 
 import ctypes
-import importlib.util
-import sys
-from functools import cache
-from pathlib import Path
-from typing import Final
+from ctypes import POINTER, c_bool, c_int, c_int64, c_size_t, c_void_p
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-LIBRARY_NAME: Final = {"darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
+from acestep_gguf.llama.library import ggml_function
+
+
+class _TypeTraits(ctypes.Structure):
+    """``struct ggml_type_traits`` of ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", c_int64),
+        ("blck_size_interleave", c_int64),
+        ("type_size", c_size_t),
+        ("is_quantized", c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, c_void_p, c_void_p, c_int64)),
+        ("from_float_ref", c_void_p),
+    )
+
+
+_row_size = ggml_function("ggml_row_size", c_size_t, c_int, c_int64)
+_quantize_chunk = ggml_function(
+    "ggml_quantize_chunk",
+    c_size_t,
+    c_int,  # type
+    c_void_p,  # const float * src
+    c_void_p,  # void * dst
+    c_int64,  # first element
+    c_int64,  # rows
+    c_int64,  # elements a row
+    c_void_p,  # const float * imatrix
+)
+_validate_row_data = ggml_function("ggml_validate_row_data", c_bool, c_int, c_void_p, c_size_t)
+_type_traits = ggml_function("ggml_get_type_traits", POINTER(_TypeTraits), c_int)
 
 
 def block_size(qtype: GGMLQuantizationType) -> int:
@@ -48,13 +74,10 @@ def quantize_rows(
     ):
         raise ValueError(f"cannot weigh rows of {n_per_row} by {importance.dtype} {importance.shape}")
     blocks = np.empty((n_rows, row_size(qtype, n_per_row)), np.uint8)
-    library = _library()
-    if library.ggml_row_size(qtype, n_per_row) != blocks.shape[1]:
+    if _row_size(qtype, n_per_row) != blocks.shape[1]:
         raise RuntimeError(f"gguf and llama-cpp-python disagree about {qtype.name}: install both again")
     weights = None if importance is None else importance.ctypes.data
-    n_bytes = library.ggml_quantize_chunk(
-        qtype, rows.ctypes.data, blocks.ctypes.data, 0, n_rows, n_per_row, weights
-    )
+    n_bytes = _quantize_chunk(qtype, rows.ctypes.data, blocks.ctypes.data, 0, n_rows, n_per_row, weights)
     if n_bytes != blocks.nbytes:
         raise RuntimeError(f"ggml wrote {n_bytes} bytes of {qtype.name}, not {blocks.nbytes}")
     return blocks if are_sound(blocks, qtype) else None
@@ -69,52 +92,10 @@ def dequantize_rows(blocks: NDArray[np.uint8], qtype: GGMLQuantizationType) -> N
     if qtype == GGMLQuantizationType.F32:
         return blocks.view(np.float32)
     rows = np.empty((n_rows, n_per_row), np.float32)
-    _library().ggml_get_type_traits(qtype).contents.to_float(blocks.ctypes.data, rows.ctypes.data, rows.size)
+    _type_traits(qtype).contents.to_float(blocks.ctypes.data, rows.ctypes.data, rows.size)
     return rows
 
 
 def are_sound(blocks: NDArray[np.uint8], qtype: GGMLQuantizationType) -> bool:
     """Whether no weight, and no scale of a block, is NaN or infinite."""
-    return bool(_library().ggml_validate_row_data(qtype, blocks.ctypes.data, blocks.nbytes))
-
-
-class _TypeTraits(ctypes.Structure):
-    """``struct ggml_type_traits`` of ggml.h."""
-
-    _fields_ = (
-        ("type_name", ctypes.c_char_p),
-        ("blck_size", ctypes.c_int64),
-        ("blck_size_interleave", ctypes.c_int64),
-        ("type_size", ctypes.c_size_t),
-        ("is_quantized", ctypes.c_bool),
-        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
-        ("from_float_ref", ctypes.c_void_p),
-    )
-
-
-@cache
-def _library() -> ctypes.CDLL:
-    """llama-cpp-python's ggml-base, loaded without loading the rest of llama.cpp."""
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        raise ImportError("llama-cpp-python is not installed")
-    name = LIBRARY_NAME.get(sys.platform, "libggml-base.so")
-    library = ctypes.CDLL(str(Path(spec.origin).parent / "lib" / name))
-
-    library.ggml_row_size.argtypes = (ctypes.c_int, ctypes.c_int64)
-    library.ggml_row_size.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = (
-        ctypes.c_int,  # type
-        ctypes.c_void_p,  # const float * src
-        ctypes.c_void_p,  # void * dst
-        ctypes.c_int64,  # first element
-        ctypes.c_int64,  # rows
-        ctypes.c_int64,  # elements a row
-        ctypes.c_void_p,  # const float * imatrix
-    )
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_validate_row_data.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-    library.ggml_validate_row_data.restype = ctypes.c_bool
-    library.ggml_get_type_traits.argtypes = (ctypes.c_int,)
-    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
-    return library
+    return bool(_validate_row_data(qtype, blocks.ctypes.data, blocks.nbytes))

@@ -32,7 +32,8 @@ FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floo
 
 # Who may import what is heavy or not always installed, by the paths of modules.
 OWNERS = {
-    "llama_cpp": ("acestep_gguf/llama/", "quantize/ggml.py"),
+    "llama_cpp": ("acestep_gguf/llama/",),
+    "gguf": ("convert/", "quantize/"),
     "onnxruntime": ("acestep_gguf/vision/tower.py", "convert/tower/calibration.py"),
     "onnx": ("convert/tower/",),
     "torch": ("acestep_gguf/check/reference.py",),

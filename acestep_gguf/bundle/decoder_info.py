@@ -66,6 +66,16 @@ _REFUSED_HYPERPARAMETERS: Final = frozenset(
     }
 )  # fmt: skip
 
+# Tensors that llama.cpp multiplies matrices with, or takes rows of, without their block and ".weight". The
+# others (norms, biases, factors of rope) it adds or multiplies element by element, for which ggml needs F32.
+_MATRICES: Final = frozenset(
+    {
+        "token_embd", "output", "attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output",
+        "ffn_gate", "ffn_up", "ffn_down",
+    }
+)  # fmt: skip
+_NOT_FOR_MATRICES: Final = frozenset({"I8", "I16", "I32", "I64", "F64"})
+
 ROPE_SCALING_TYPES: Final = ("none", "linear", "yarn")
 
 # With zero or less, llama.cpp computes nonsense.
@@ -206,6 +216,12 @@ def _check_tensors(header: GGUFHeader, info: DecoderInfo) -> None:
         embeddings == [(info.embedding_length, info.n_vocab)],
         "token embeddings and vocabulary differ",
     )
+    for tensor in header.tensors:
+        name, _, kind = tensor.name.rpartition(".")
+        is_matrix = kind == "weight" and name.rpartition(".")[2] in _MATRICES
+        qtype = tensor.type.name
+        computable = qtype not in _NOT_FOR_MATRICES if is_matrix else qtype == "F32"
+        _check(header, computable, f"llama.cpp cannot compute with tensor {tensor.name!r} in {qtype}")
 
 
 def _strings(header: GGUFHeader, key: str) -> StringArray:

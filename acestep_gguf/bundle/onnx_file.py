@@ -1,8 +1,9 @@
 """Reads an ONNX file without the onnx package: inputs, outputs, and where its weights lie.
 
-A small reader of protobuf's wire format (https://protobuf.dev/programming-guides/encoding), with the messages
-of onnx.proto. It is stricter than protobuf: what is not in the tables below is refused, so that no weights,
-and no name of a file, can hide from it (in an attribute of a node, a sparse tensor, a function, …).
+Who only answers need not install onnx and protobuf (35 MB), and a file from a stranger deserves a stricter
+reader: a small one of protobuf's wire format (https://protobuf.dev/programming-guides/encoding), with the
+messages of onnx.proto. What is not in the tables below is refused, so that no weights, and no name of a file,
+can hide from it (in an attribute of a node, a sparse tensor, a function, …).
 """
 
 import re

@@ -3,13 +3,12 @@
 import ctypes
 import threading
 from collections import deque
-from pathlib import Path
 from typing import Any, Final, Self
 
 import llama_cpp
-from llama_cpp import llama_cpp as lib
 
 from acestep_gguf.errors import UsageError
+from acestep_gguf.llama.library import FOLDER, lib
 
 LOG_LEVEL_ERROR: Final = 4  # enum ggml_log_level
 LOG_LEVEL_CONTINUE: Final = 5
@@ -60,8 +59,7 @@ def build_id() -> str:
     Two builds may compute other numbers, or lay out their memory in another way.
     """
     backend()
-    libraries = sorted((Path(llama_cpp.__file__).parent / "lib").glob("*"))
-    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in libraries]
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(FOLDER.glob("*"))]
     return f"{llama_cpp.__version__} {lib.llama_print_system_info().decode()} {files}"
 
 

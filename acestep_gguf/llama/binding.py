@@ -1,4 +1,4 @@
-"""llama.cpp behind small classes; all calls of it are here, in llama_backend.py and in llama_devices.py.
+"""llama.cpp behind small classes: a model, a context and a sampler.
 
 llama.cpp ends the process on bad input (an assertion), so each method first checks what it is given.
 No object of these classes may be used by two threads at once.
@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from llama_cpp import llama_cpp as lib
 
 from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama.backend import Handle, StopFlag, backend
 from acestep_gguf.llama.devices import cpu_overrides
+from acestep_gguf.llama.library import lib
 from acestep_gguf.llama.params import (
     AMX,
     CACHE_TYPES,

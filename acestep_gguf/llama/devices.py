@@ -1,16 +1,22 @@
 """GPUs that the installed llama.cpp can use, through ggml's device API, which llama_cpp does not wrap."""
 
 import ctypes
-import sys
 from collections.abc import Sequence
-from pathlib import Path
+from ctypes import POINTER, c_char_p, c_int, c_size_t, c_void_p
 from typing import Final
 
-import llama_cpp
-from llama_cpp import llama_cpp as lib
+from acestep_gguf.llama.library import ggml_function, lib
 
 GPU_TYPES: Final = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
-LIBRARY_SUFFIX: Final = {"darwin": ".dylib", "win32": ".dll"}
+
+_device_count = ggml_function("ggml_backend_dev_count", c_size_t)
+_device_at = ggml_function("ggml_backend_dev_get", c_void_p, c_size_t)
+_device_type = ggml_function("ggml_backend_dev_type", c_int, c_void_p)
+_device_description = ggml_function("ggml_backend_dev_description", c_char_p, c_void_p)
+_device_memory = ggml_function(
+    "ggml_backend_dev_memory", None, c_void_p, POINTER(c_size_t), POINTER(c_size_t)
+)
+_cpu_buffer_type = ggml_function("ggml_backend_cpu_buffer_type", c_void_p)
 
 
 def gpu_devices() -> list[tuple[str, int]]:
@@ -20,43 +26,24 @@ def gpu_devices() -> list[tuple[str, int]]:
     """
     if not lib.llama_supports_gpu_offload():
         return []
-    ggml = _library("ggml-base")
-    registry = _library("ggml")
-    registry.ggml_backend_dev_count.restype = ctypes.c_size_t
-    registry.ggml_backend_dev_get.restype = ctypes.c_void_p
-    registry.ggml_backend_dev_get.argtypes = (ctypes.c_size_t,)
-    ggml.ggml_backend_dev_type.argtypes = (ctypes.c_void_p,)
-    ggml.ggml_backend_dev_description.argtypes = (ctypes.c_void_p,)
-    ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
-    ggml.ggml_backend_dev_memory.argtypes = (ctypes.c_void_p, *[ctypes.POINTER(ctypes.c_size_t)] * 2)
-    ggml.ggml_backend_dev_memory.restype = None
     found: dict[int, list[tuple[str, int]]] = {kind: [] for kind in GPU_TYPES}
-    for index in range(registry.ggml_backend_dev_count()):
-        device = registry.ggml_backend_dev_get(index)
-        kind = ggml.ggml_backend_dev_type(device)
+    for device in map(_device_at, range(_device_count())):
+        kind = _device_type(device)
         if kind in found:
-            free, total = ctypes.c_size_t(), ctypes.c_size_t()
-            ggml.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-            found[kind].append((ggml.ggml_backend_dev_description(device).decode(), free.value))
+            free, total = c_size_t(), c_size_t()
+            _device_memory(device, free, total)
+            found[kind].append((_device_description(device).decode(), free.value))
     return next((gpus for gpus in found.values() if gpus), [])
 
 
 class _Override(ctypes.Structure):
     """``struct llama_model_tensor_buft_override`` of llama.h."""
 
-    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
+    _fields_ = (("pattern", c_char_p), ("buft", c_void_p))
 
 
 def cpu_overrides(patterns: Sequence[str]) -> "ctypes.Array[_Override]":
     """llama.cpp's array that keeps tensors with such names in RAM; it ends with an empty element."""
-    ggml = _library("ggml-base")
-    ggml.ggml_backend_cpu_buffer_type.restype = ctypes.c_void_p
-    in_ram = ggml.ggml_backend_cpu_buffer_type()
+    in_ram = _cpu_buffer_type()
     overrides = [_Override(pattern.encode(), in_ram) for pattern in patterns]
     return (_Override * (len(patterns) + 1))(*overrides, _Override(None, None))
-
-
-def _library(name: str) -> ctypes.CDLL:
-    suffix = LIBRARY_SUFFIX.get(sys.platform, ".so")
-    prefix = "" if sys.platform == "win32" else "lib"
-    return ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / f"{prefix}{name}{suffix}"))

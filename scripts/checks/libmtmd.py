@@ -18,27 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_cpp import llama_cpp as lib
 from llama_cpp import mtmd_cpp as mtmd
-from llama_cpp._ggml import libggml
 from numpy.typing import NDArray
 from PIL import Image
 
 from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.llama.library import ggml_function, lib
 
 MARKER = mtmd.mtmd_default_marker().decode()
 SEQUENCE = 0
 FLASH_ATTENTION_OFF = 0
 
 
-libggml.ggml_op_desc.argtypes = (ctypes.c_void_p,)
-libggml.ggml_op_desc.restype = ctypes.c_char_p
-libggml.ggml_get_data.argtypes = (ctypes.c_void_p,)
-libggml.ggml_get_data.restype = ctypes.c_void_p
-libggml.ggml_nelements.argtypes = (ctypes.c_void_p,)
-libggml.ggml_nelements.restype = ctypes.c_int64
-libggml.ggml_nrows.argtypes = (ctypes.c_void_p,)
-libggml.ggml_nrows.restype = ctypes.c_int64
+_op_desc = ggml_function("ggml_op_desc", ctypes.c_char_p, ctypes.c_void_p)
+_get_data = ggml_function("ggml_get_data", ctypes.c_void_p, ctypes.c_void_p)
+_nelements = ggml_function("ggml_nelements", ctypes.c_int64, ctypes.c_void_p)
+_nrows = ggml_function("ggml_nrows", ctypes.c_int64, ctypes.c_void_p)
 
 EMBEDDING_LENGTH = "clip.vision.embedding_length"
 
@@ -155,13 +150,13 @@ class LlamaCppPair:
 
     def _put_class_token_first(self, tensor: int, is_question: bool, _user_data: int) -> bool:
         """Called for each step of the tower's graph: whether we want to see it, and then with its result."""
-        n_rows = libggml.ggml_nrows(tensor)
-        n_per_row = libggml.ggml_nelements(tensor) // n_rows
+        n_rows = _nrows(tensor)
+        n_per_row = _nelements(tensor) // n_rows
         # Features of several layers are longer rows.
-        if libggml.ggml_op_desc(tensor) != b"CONCAT" or n_per_row != self._tower_width:
+        if _op_desc(tensor) != b"CONCAT" or n_per_row != self._tower_width:
             return not is_question
         if not is_question:
-            floats = ctypes.cast(libggml.ggml_get_data(tensor), ctypes.POINTER(ctypes.c_float))
+            floats = ctypes.cast(_get_data(tensor), ctypes.POINTER(ctypes.c_float))
             rows = np.ctypeslib.as_array(floats, (n_rows, n_per_row))
             rows[:] = np.roll(rows, 1, axis=0)
         return True

@@ -3,19 +3,21 @@
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as QType
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from acestep_gguf.bundle.decoder_info import decoder_info
-from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, read_gguf_header
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import AceStepError, BundleError, SourceLostError, UnsupportedModelError
 from acestep_gguf.quantize.gguf_source import GgufSource
@@ -46,6 +48,13 @@ def test_tensors_are_gguf_pys_in_llama_quantizes_order(decoder: Path) -> None:
             np.testing.assert_array_equal(tensor.read_rows(0, n_rows), weights)
             np.testing.assert_array_equal(tensor.read_rows(n_rows - 1, n_rows), weights[-1:])
             assert tensor.read_blocks(0, n_rows).tobytes() == theirs.data.tobytes()
+
+
+def test_integers_are_no_weights(decoder: Path) -> None:
+    with GgufSource(decoder) as source:
+        info = replace(source.header.tensors[0], type=TENSOR_TYPES[QType.I32])
+        with pytest.raises(BundleError, match="I32, which holds no weights"):
+            source.tensor(info)
 
 
 def test_a_file_that_shrinks_is_lost(decoder: Path) -> None:
@@ -89,7 +98,7 @@ def rename(old: str, new: str) -> Change:
 
 CONTRADICTIONS: dict[str, tuple[Change, str]] = {
     "a layer is missing": (
-        rename("blk.1.attn_v.weight", "x"),
+        rename("blk.1.attn_v.weight", "blk.7.attn_v.weight"),
         "has not one attn_v for each of 2 layers",
     ),
     "a layer too many": (rename("blk.1.attn_q.bias", "blk.2.ffn_down.weight"), "has not one ffn_down"),
@@ -98,7 +107,7 @@ CONTRADICTIONS: dict[str, tuple[Change, str]] = {
         lambda _, tensors: tensors.update({"x": np.zeros((2, 4, 256), np.float32)}),
         r"absurd shape \[256, 4, 2\]",
     ),
-    "integers": (lambda _, tensors: tensors.update({"x": np.zeros(8, np.int32)}), "holds no weights"),
+    "integers": (lambda _, tensors: tensors.update({"x": np.zeros(8, np.int32)}), "tensor 'x' in I32"),
     "a split file": (lambda writer, _: writer.add_uint16("split.count", 2), "part of a split file"),
 }
 

@@ -7,6 +7,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as QType
 from numpy.typing import NDArray
 
+from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.quantize.ggml import quantize_rows
 from acestep_gguf.quantize.gguf_layout import lay_out
 from acestep_gguf.quantize.gguf_source import GgufFile
@@ -53,3 +54,18 @@ def _type(
     if matrices is not None and tensor.ndim == 2:
         return matrices
     return qtypes.get(name, QType.F32)
+
+
+def retype(source: Path, out: Path, types: Mapping[str, QType]) -> Path:
+    """Write ``source`` with other types of the tensors in ``types``; all weights become 0, a hole."""
+    header = read_gguf_header(source)
+    choices = {tensor.name: types.get(tensor.name, QType[tensor.type.name]) for tensor in header.tensors}
+    layout = lay_out(
+        {key: bytes(value) for key, value in header.encoded.items()},
+        [TensorShape(tensor.name, tensor.dims[::-1]) for tensor in header.tensors],
+        {name: TypeChoice(qtype, qtype) for name, qtype in choices.items()},
+    )
+    with out.open("wb") as file:
+        file.write(layout.header)
+        file.truncate(layout.n_bytes)
+    return out

@@ -16,11 +16,13 @@ from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.bundle.verify import BundleReport, verify_bundle
 from acestep_gguf.cli.verify import verify
 from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import BundleError
 from acestep_gguf.quantize.gguf_layout import i32s, lay_out, strings, u32
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice
 from acestep_gguf.quantize.staging import LOCK_FILE, journal_path
 from acestep_gguf.storage.atomic_file import partial_name
+from tests.support.gguf_files import retype
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 ONNX, DATA = "vision-float32.onnx", "vision-float32.onnx.data"
@@ -139,6 +141,17 @@ def test_swapped_decoders(bundle_copy: Path) -> None:
     report = verify_bundle(bundle_copy)
     assert bad_files(report) == [one.name, other.name]
     assert "general.file_type" in report.problems[0]
+
+
+def test_a_norm_of_integers_is_found_by_whoever_opens_the_bundle(bundle_copy: Path) -> None:
+    path = bundle_copy / decoder_name(bundle_copy, "F32")
+    retype(path, path, {"blk.1.attn_norm.weight": QType.I32})
+    record_again(bundle_copy, path.name)
+    report = verify_bundle(bundle_copy)
+    assert bad_files(report) == [path.name]
+    assert "'blk.1.attn_norm.weight' in I32" in report.problems[0]
+    with pytest.raises(BundleError, match=r"'blk\.1\.attn_norm\.weight' in I32"):
+        AceStep(bundle_copy, quant="F32")
 
 
 def swap_tokens(content: Any) -> None:

@@ -83,6 +83,9 @@ def test_the_last_line_names_the_file_that_quantize_wrote() -> None:
         ("rich", "acestep_gguf.cli.progress"),
         ("filelock", "acestep_gguf.quantize.requantize"),
         ("onnx", "acestep_gguf.convert"),
+        ("gguf", "acestep_gguf.convert"),
+        ("gguf", "acestep_gguf.convert.llama_cpp.pair"),
+        ("gguf", "acestep_gguf.quantize.requantize"),
     ],
 )
 def test_without_the_convert_extra_one_line_says_what_to_install(package: str, module: str) -> None:
