@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from acestep_gguf.bundle.names import DecoderFtype
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.bundle.verify import DecoderComparison, QtypeError
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
-from acestep_gguf.convert.model import read_model
+from acestep_gguf.convert.model import open_model
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.quantize.gguf_source import GgufSource, GgufTensor
 from acestep_gguf.quantize.one_pass import TensorSource
@@ -61,11 +60,10 @@ def compare_with_checkpoint(folder: Path, checkpoint: Path) -> tuple[DecoderComp
     """
     bundle = Bundle.read(folder)
     with (
-        Checkpoint(checkpoint) as opened,
+        open_model(checkpoint, None) as model,
         ExitStack() as stack,
         ThreadPoolExecutor(usable_cpus()) as executor,
     ):
-        model = read_model(opened, None)
         decoders = {
             ftype: _Comparison(ftype, stack.enter_context(GgufSource(folder / record.file)))
             for ftype, record in bundle.decoders.files.items()

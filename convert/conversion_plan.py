@@ -17,20 +17,19 @@ from acestep_gguf.bundle.names import (
     decoder_file_name,
 )
 from acestep_gguf.convert.checkpoint.config import LlavaConfig
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
 from acestep_gguf.convert.gguf_metadata import decoder_metadata
-from acestep_gguf.convert.model import Model, read_model
+from acestep_gguf.convert.model import CheckpointModel
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.tower.calibration import find_pictures
-from acestep_gguf.convert.tower.files import PlannedVision, plan_vision
+from acestep_gguf.convert.tower.files import PlannedTower, plan_tower
 from acestep_gguf.convert.tower.mmproj import PlannedMmproj, plan_mmproj
 from acestep_gguf.errors import BundleError, CheckpointError, PromptError, UsageError
 from acestep_gguf.prompt.chat_template import ChatTemplate
-from acestep_gguf.quantize.conversion_events import Plan, PlannedFile
+from acestep_gguf.quantize.conversion_events import Planned, PlannedFile
 from acestep_gguf.quantize.gguf_layout import GgufLayout, lay_out
 from acestep_gguf.quantize.imatrix import Importance, read_imatrix
 from acestep_gguf.quantize.one_pass import buffer_bytes
-from acestep_gguf.quantize.planning import bytes_free, check_ftype, identity, planned_gguf, thread_count
+from acestep_gguf.quantize.planning import bytes_free, check_ftype, identity, planned_gguf, worker_threads
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice, choose_types
 from acestep_gguf.quantize.staging import leftovers
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
@@ -57,7 +56,7 @@ class Options:
     @property
     def n_threads(self) -> int:
         """Threads that read and quantize, by default one for each core."""
-        return thread_count(self.threads)
+        return worker_threads(self.threads)
 
     def __post_init__(self) -> None:
         if not self.ftypes:
@@ -68,7 +67,7 @@ class Options:
             if mmproj not in MMPROJ_FTYPES:
                 raise UsageError(f"{mmproj} is no type of an mmproj: choose from {', '.join(MMPROJ_FTYPES)}.")
         check_precisions(self.vision)
-        thread_count(self.threads)
+        worker_threads(self.threads)
 
 
 def check_precisions(precisions: Sequence[VisionPrecision]) -> None:
@@ -92,13 +91,13 @@ class PlannedDecoder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionPlan:
-    """The model, what is ``there`` of it, and the files that are missing."""
+    """The model, what the ``output`` folder has of it, and the files that are missing there."""
 
     name: str
-    model: Model
-    there: OutputFolder
+    model: CheckpointModel
+    output: OutputFolder
     decoders: Mapping[Ftype, PlannedDecoder]
-    vision: Mapping[VisionPrecision, PlannedVision]
+    towers: Mapping[VisionPrecision, PlannedTower]
     mmproj: Mapping[MmprojFtype, PlannedMmproj]
     importance: Mapping[str, Importance] | None
     n_threads: int
@@ -106,26 +105,27 @@ class ConversionPlan:
     @property
     def is_empty(self) -> bool:
         """Whether everything that was asked for is there."""
-        return not (self.decoders or self.vision or self.mmproj)
+        return not (self.decoders or self.towers or self.mmproj)
 
-    def event(self) -> Plan:
-        """The plan as it is told."""
+    def event(self) -> Planned:
+        """What will be written, as whoever watches is told."""
         files = tuple(self._files())
-        return Plan(
-            folder=str(self.there.path),
+        memory = max(self._decoder_memory(), self._tower_memory())
+        return Planned(
+            folder=str(self.output.path),
             files=files,
             bytes_needed=sum(file.bytes for file in files),
-            bytes_free=bytes_free(self.there.path, leftovers(self.there.path)),
-            memory=BASE_MEMORY + self.model.held_bytes + max(self._decoder_memory(), self._vision_memory()),
+            bytes_free=bytes_free(self.output.path, leftovers(self.output.path)),
+            memory=BASE_MEMORY + self.model.weights.held_bytes + memory,
             source_quantization=self.model.source.quantization,
         )
 
     def _files(self) -> Iterator[PlannedFile]:
-        folder = self.there.path
+        folder = self.output.path
         for ftype, decoder in self.decoders.items():
             yield planned_gguf(folder / decoder.file, ftype, decoder.layout, decoder.choices, self.importance)
-        for vision in self.vision.values():
-            yield from vision.planned_files()
+        for tower in self.towers.values():
+            yield from tower.planned_files()
         for mmproj in self.mmproj.values():
             yield planned_gguf(folder / mmproj.file, "mmproj", mmproj.layout, mmproj.choices, None)
 
@@ -134,28 +134,28 @@ class ConversionPlan:
         layouts += [mmproj.layout for mmproj in self.mmproj.values()]
         return buffer_bytes(layouts, self.n_threads) + sum(len(layout.header) for layout in layouts)
 
-    def _vision_memory(self) -> int:
-        return max((vision.memory for vision in self.vision.values()), default=0)
+    def _tower_memory(self) -> int:
+        return max((tower.memory for tower in self.towers.values()), default=0)
 
 
-def make_plan(checkpoint: Checkpoint, out: Path, options: Options) -> ConversionPlan:
+def plan_bundle(model: CheckpointModel, out: Path, options: Options) -> ConversionPlan:
     """Decide what to write into ``out``, and find whatever can be known to be wrong.
 
     Raises:
-        CheckpointError, UnsupportedModelError: see ``read_model``.
+        CheckpointError: what would be written could not be run.
+        UnsupportedModelError: llama.cpp would compute something else with an mmproj file.
         BundleError: ``out`` holds something else.
         ImatrixError: the imatrix is damaged or of another model.
         UsageError: an option does not fit.
     """
-    there = OutputFolder.read(out)
-    model = read_model(checkpoint, options.image_size)
-    name = there.model_name(options.name, checkpoint.folder.resolve().name)
-    there.check_fits(
+    output = OutputFolder.read(out)
+    name = output.model_name(options.name, model.path.resolve().name)
+    output.check_fits(
         name=name, size_label=model.size_label, source=model.source, image=model.image, prompt=model.prompt
     )
-    wanted = dict.fromkeys([*options.ftypes, *there.ftypes])
-    missing = [ftype for ftype in wanted if ftype not in there.decoders]
-    _check_steering_has_effect(options, there)
+    wanted = dict.fromkeys([*options.ftypes, *output.ftypes])
+    missing = [ftype for ftype in wanted if ftype not in output.decoders]
+    _check_steering_has_effect(options, output)
 
     shapes = [TensorShape(name, tensor.shape) for name, tensor in model.tensors.decoder.items()]
     imatrix = read_imatrix(options.imatrix) if options.imatrix else None
@@ -179,7 +179,7 @@ def make_plan(checkpoint: Checkpoint, out: Path, options: Options) -> Conversion
             ftype=ftype,
         )
         layout = lay_out(metadata | (imatrix.metadata if imatrix else {}), shapes, choices[ftype])
-        _check_will_run(layout, model, checkpoint.folder)
+        _check_will_run(layout, model)
         decoders[ftype] = PlannedDecoder(
             file=decoder_file_name(name, model.size_label, ftype),
             layout=layout,
@@ -189,23 +189,23 @@ def make_plan(checkpoint: Checkpoint, out: Path, options: Options) -> Conversion
     return ConversionPlan(
         name=name,
         model=model,
-        there=there,
+        output=output,
         decoders=decoders,
-        vision=_plan_vision(model, options, there),
-        mmproj=_plan_mmproj(model, name, options, there),
+        towers=_plan_towers(model, options, output),
+        mmproj=_plan_mmproj(model, name, options, output),
         importance=importance,
         n_threads=options.n_threads,
     )
 
 
-def _check_will_run(layout: GgufLayout, model: Model, folder: Path) -> None:
+def _check_will_run(layout: GgufLayout, model: CheckpointModel) -> None:
     """What the runtime will check: nothing that it refuses is written.
 
     Raises:
         CheckpointError: the runtime would refuse it.
     """
     try:
-        header = parse_gguf_header(layout.header, folder, layout.n_bytes)
+        header = parse_gguf_header(layout.header, model.path, layout.n_bytes)
         decoder_info(header)
         check_vocabulary(header, model.prompt, model.image)
         ChatTemplate(model.prompt.chat_template, model.prompt.template_tokens)
@@ -213,25 +213,27 @@ def _check_will_run(layout: GgufLayout, model: Model, folder: Path) -> None:
         raise CheckpointError(str(error)) from error
 
 
-def _plan_vision(model: Model, options: Options, there: OutputFolder) -> dict[VisionPrecision, PlannedVision]:
+def _plan_towers(
+    model: CheckpointModel, options: Options, output: OutputFolder
+) -> dict[VisionPrecision, PlannedTower]:
     config, image = model.config, model.image
     if image is None or not isinstance(config, LlavaConfig):
         return {}
-    wanted = dict.fromkeys([*options.vision, *there.precisions])
-    missing = [precision for precision in wanted if precision not in there.vision]
+    wanted = dict.fromkeys([*options.vision, *output.precisions])
+    missing = [precision for precision in wanted if precision not in output.towers]
     pictures = find_pictures(options.calibration, image) if "int8" in missing else ()
     return {
-        precision: plan_vision(config, image, model.tensors.vision, precision, pictures)
+        precision: plan_tower(config, image, model.tensors.tower, precision, pictures)
         for precision in missing
     }
 
 
 def _plan_mmproj(
-    model: Model, name: str, options: Options, there: OutputFolder
+    model: CheckpointModel, name: str, options: Options, output: OutputFolder
 ) -> dict[MmprojFtype, PlannedMmproj]:
     config, image = model.config, model.image
-    wanted = dict.fromkeys([*options.mmproj, *there.mmproj_ftypes])
-    missing = [ftype for ftype in wanted if ftype not in there.mmproj]
+    wanted = dict.fromkeys([*options.mmproj, *output.mmproj_ftypes])
+    missing = [ftype for ftype in wanted if ftype not in output.mmproj]
     if not missing:
         return {}
     if image is None or not isinstance(config, LlavaConfig):
@@ -240,7 +242,7 @@ def _plan_mmproj(
         ftype: plan_mmproj(
             config,
             image,
-            model.tensors.vision,
+            model.tensors.tower,
             name=name,
             ftype=ftype,
             class_token_first=options.class_token_first,
@@ -249,10 +251,10 @@ def _plan_mmproj(
     }
 
 
-def _check_steering_has_effect(options: Options, there: OutputFolder) -> None:
+def _check_steering_has_effect(options: Options, output: OutputFolder) -> None:
     is_steered = options.steering != AS_THE_RECIPE or options.imatrix is not None
-    kept = [ftype for ftype in options.ftypes if ftype in there.decoders]
+    kept = [ftype for ftype in options.ftypes if ftype in output.decoders]
     if is_steered and kept:
         raise UsageError(
-            f"{there.path} has {kept[0]} already, which no option changes any more: give a new folder."
+            f"{output.path} has {kept[0]} already, which no option changes any more: give a new folder."
         )

@@ -1,7 +1,10 @@
-"""A checkpoint, read and checked, but for its weights."""
+"""A checkpoint, read and checked, its weights open to be read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import cast
 
 from gguf.utility import model_weight_count_rounded_notation
@@ -14,30 +17,35 @@ from acestep_gguf.convert.checkpoint.config import (
     parse_decoder_config,
 )
 from acestep_gguf.convert.checkpoint.families import DECODERS
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.checkpoint.folder import CONFIG_FILE, CheckpointFolder
+from acestep_gguf.convert.checkpoint.identity import sampled_sha256
 from acestep_gguf.convert.checkpoint.image_processor import read_image_spec
+from acestep_gguf.convert.checkpoint.prequantized.formats import read_format
 from acestep_gguf.convert.checkpoint.prompt_spec import read_prompt_spec, read_stop_ids
 from acestep_gguf.convert.checkpoint.supported import check_architecture
 from acestep_gguf.convert.checkpoint.tensor_names import ModelTensors, find_tensors
 from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from acestep_gguf.convert.checkpoint.weight import CheckpointWeights
+from acestep_gguf.convert.checkpoint.weight_files import open_weights
 from acestep_gguf.convert.tower.graph import check_activations
 from acestep_gguf.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
-    """What the checkpoint's files say; ``image`` is None for a decoder without a vision tower.
+class CheckpointModel:
+    """What the files in the folder ``path`` say; ``image`` is None for a decoder without a vision tower.
 
-    ``held_bytes`` is the memory that reading packed weights holds on to.
+    ``tensors`` are those of ``weights`` that are needed.
     """
 
+    path: Path
     config: ModelConfig
+    weights: CheckpointWeights
     tensors: ModelTensors
     vocabulary: Vocabulary
     image: ImageSpec | None
     prompt: PromptSpec
     source: Source
-    held_bytes: int
 
     @property
     def size_label(self) -> str:
@@ -46,43 +54,55 @@ class Model:
         return cast(str, model_weight_count_rounded_notation(n_weights))
 
 
-def read_model(checkpoint: Checkpoint, image_size: int | None) -> Model:
-    """Read and check everything, for the checkpoint's picture size or for ``image_size`` instead.
+@contextmanager
+def open_model(path: Path, image_size: int | None) -> Iterator[CheckpointModel]:
+    """Read and check the checkpoint in the folder ``path``; inside, its weights can be read.
+
+    Args:
+        path: folder of the checkpoint.
+        image_size: side of the pictures in pixels, None for the checkpoint's.
 
     Raises:
         CheckpointError: the checkpoint is damaged or contradicts itself.
         UnsupportedModelError: it is of a kind that this software does not run.
         UsageError: ``image_size`` does not fit the tower, or there is none.
     """
-    check_architecture(checkpoint.config, checkpoint.folder)
-    parse = parse_decoder_config if checkpoint.config["model_type"] in DECODERS else parse_config
-    config = parse(checkpoint.config, checkpoint.folder / "config.json")
-    vocabulary = read_vocabulary(checkpoint, config.text_config.vocab_size, config.image_token_index)
+    folder = CheckpointFolder(path)
+    check_architecture(folder.config, path)
+    with open_weights(path, read_format(folder.config, path)) as weights:
+        yield _read_model(folder, weights, image_size)
+
+
+def _read_model(
+    folder: CheckpointFolder, weights: CheckpointWeights, image_size: int | None
+) -> CheckpointModel:
+    parse = parse_decoder_config if folder.config["model_type"] in DECODERS else parse_config
+    config = parse(folder.config, folder.path / CONFIG_FILE)
+    vocabulary = read_vocabulary(folder, config.text_config.vocab_size, config.image_token_index)
     decoder_family, tower_family = config.text_config.family, None
     image = None
     if isinstance(config, LlavaConfig):
         tower_family = config.vision_config.family
         check_activations(config)
-        image = read_image_spec(checkpoint, config, image_size)
+        image = read_image_spec(folder, config, image_size)
     elif image_size is not None:
-        raise UsageError(f"{checkpoint.folder} has no vision tower: leave the image size out.")
-    stop_ids = read_stop_ids(checkpoint, config, vocabulary)
+        raise UsageError(f"{folder.path} has no vision tower: leave the image size out.")
+    stop_ids = read_stop_ids(folder, config, vocabulary)
     vocabulary = vocabulary.with_control_tokens(stop_ids)
-    prompt = read_prompt_spec(checkpoint, config, vocabulary, stop_ids)
-    checkpoint.open_weights()
-    return Model(
+    return CheckpointModel(
+        path=folder.path,
         config=config,
-        tensors=find_tensors(checkpoint, config),
+        weights=weights,
+        tensors=find_tensors(weights, config),
         vocabulary=vocabulary,
         image=image,
-        prompt=prompt,
+        prompt=read_prompt_spec(folder, config, vocabulary, stop_ids),
         source=Source(
             architecture="LlavaForConditionalGeneration" if tower_family else decoder_family.architecture,
             vision_model_type=tower_family.model_type if tower_family else None,
             text_model_type=decoder_family.model_type,
-            config_sha256=checkpoint.config_sha256(),
-            weights_sha256=checkpoint.weights_sha256(),
-            quantization=checkpoint.quantization,
+            config_sha256=folder.config_sha256,
+            weights_sha256=sampled_sha256(weights.stored),
+            quantization=weights.quantization,
         ),
-        held_bytes=checkpoint.held_bytes,
     )

@@ -41,7 +41,7 @@ class OutputFolder:
     path: Path
     bundle: Bundle | None = None
     decoders: dict[Ftype, DecoderFile] = field(default_factory=dict)
-    vision: dict[VisionPrecision, VisionFile] = field(default_factory=dict)
+    towers: dict[VisionPrecision, VisionFile] = field(default_factory=dict)
     mmproj: dict[MmprojFtype, FileRecord] = field(default_factory=dict)
 
     @classmethod
@@ -66,13 +66,12 @@ class OutputFolder:
         sound = {ftype: file for ftype, file in files.items() if _is_sound(path, file)}
         decoders = {ftype: sound[ftype] for ftype in FTYPES if ftype in sound}
         mmproj = {ftype: file for ftype, file in bundle.mmproj.items() if _is_sound(path, file)}
-        towers = bundle.vision.files if bundle.vision else {}
-        vision = {
+        towers = {
             precision: file
-            for precision, file in towers.items()
+            for precision, file in (bundle.vision.files if bundle.vision else {}).items()
             if _is_sound(path, file) and _is_sound(path, file.data)
         }
-        return cls(path=path, bundle=bundle, decoders=decoders, vision=vision, mmproj=mmproj)
+        return cls(path=path, bundle=bundle, decoders=decoders, towers=towers, mmproj=mmproj)
 
     @property
     def ftypes(self) -> tuple[Ftype, ...]:
@@ -132,8 +131,8 @@ class OutputFolder:
         """
         own = {decoder_file_name(name, size_label, ftype) for ftype in LLAMA_FTYPE}
         for precision in VISION_PRECISIONS:
-            vision = vision_file_name(precision)
-            own |= {vision, f"{vision}.data"}
+            graph = vision_file_name(precision)
+            own |= {graph, f"{graph}.data"}
         own |= {mmproj_file_name(name, ftype) for ftype in MMPROJ_FTYPES}
         left = leftovers(self.path)
         for path in self.path.iterdir() if self.path.exists() else ():

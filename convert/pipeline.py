@@ -14,12 +14,12 @@ from acestep_gguf.bundle.schema import (
     FileRecord,
     VisionFile,
 )
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
-from acestep_gguf.convert.conversion_plan import ConversionPlan, Options, make_plan
+from acestep_gguf.convert.conversion_plan import ConversionPlan, Options, plan_bundle
+from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.tower.files import vision_with_default, write_towers
 from acestep_gguf.errors import BundleError
-from acestep_gguf.quantize.conversion_events import FileDone, Finished, Plan
+from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned
 from acestep_gguf.quantize.one_pass import GgufOutput, write_ggufs
 from acestep_gguf.quantize.planning import OnEvent, ProgressTally, check_disk
 from acestep_gguf.quantize.staging import LOCK_FILE, Staging, journal_path, leftovers
@@ -88,28 +88,28 @@ def convert_checkpoint(
         vision=vision,
         calibration=calibration,
     )
-    with Checkpoint(checkpoint) as opened:
-        plan = make_plan(opened, out, options)
-        told = plan.event()
-        on_event(told)
-        if plan.is_empty and plan.there.bundle and not leftovers(out):
+    with open_model(checkpoint, image_size) as model:
+        plan = plan_bundle(model, out, options)
+        planned = plan.event()
+        on_event(planned)
+        if plan.is_empty and plan.output.bundle and not leftovers(out):
             on_event(Finished(folder=str(out), seconds=perf_counter() - started))
-            return plan.there.bundle
+            return plan.output.bundle
 
-        progress = ProgressTally(told, on_event)
+        progress = ProgressTally(planned, on_event)
         with Staging(out, progress.add) as staging:
             _check_nobody_else_wrote(plan)
-            check_disk(told)
+            check_disk(planned)
             _remove_leftovers(plan)
             decoders, decoder_seconds = _write_decoders(staging, plan)
-            towers, vision_seconds = _write_vision(staging, plan, progress)
+            towers, tower_seconds = _write_towers(staging, plan, progress)
             mmproj_files, mmproj_seconds = _write_mmproj(staging, plan)
             staging.publish()
             bundle = _bundle(plan, decoders, options.ftypes[0], towers, mmproj_files)
             bundle.write(out)
-    for file in told.files:
+    for file in planned.files:
         record = next(record for record in bundle.records() if record.file == file.file)
-        seconds = {"vision": vision_seconds, "mmproj": mmproj_seconds}.get(file.label, decoder_seconds)
+        seconds = {"vision": tower_seconds, "mmproj": mmproj_seconds}.get(file.label, decoder_seconds)
         on_event(FileDone(file=record.file, bytes=record.bytes, sha256=record.sha256, seconds=seconds))
     on_event(Finished(folder=str(out), seconds=perf_counter() - started))
     return bundle
@@ -130,7 +130,7 @@ def plan_conversion(
     calibration: Path | None = None,
     threads: int | None = None,
     on_event: OnEvent = lambda _: None,
-) -> Plan:
+) -> Planned:
     """What ``convert_checkpoint`` would write, with the same arguments and errors; nothing is written."""
     options = Options(
         ftypes=ftypes,
@@ -144,21 +144,21 @@ def plan_conversion(
         vision=vision,
         calibration=calibration,
     )
-    with Checkpoint(checkpoint) as opened:
-        plan = make_plan(opened, out, options).event()
-    on_event(plan)
-    return plan
+    with open_model(checkpoint, image_size) as model:
+        planned = plan_bundle(model, out, options).event()
+    on_event(planned)
+    return planned
 
 
 def _check_nobody_else_wrote(plan: ConversionPlan) -> None:
     """The plan was made before the folder was locked."""
-    if OutputFolder.read(plan.there.path) != plan.there:
-        raise BundleError(f"another process changed {plan.there.path} just now: give the command again.")
+    if OutputFolder.read(plan.output.path) != plan.output:
+        raise BundleError(f"another process changed {plan.output.path} just now: give the command again.")
 
 
 def _remove_leftovers(plan: ConversionPlan) -> None:
     """Remove what another command left unfinished."""
-    folder = plan.there.path
+    folder = plan.output.path
     own = {LOCK_FILE, *(partial_name(decoder.file) for decoder in plan.decoders.values())}
     own |= {journal_path(folder / decoder.file).name for decoder in plan.decoders.values()}
     for path in leftovers(folder):
@@ -189,23 +189,23 @@ def _write_decoders(staging: Staging, plan: ConversionPlan) -> tuple[dict[Ftype,
         )
         for ftype, output in outputs.items()
     }
-    return plan.there.decoders | written, perf_counter() - started
+    return plan.output.decoders | written, perf_counter() - started
 
 
-def _write_vision(
+def _write_towers(
     staging: Staging, plan: ConversionPlan, progress: ProgressTally
 ) -> tuple[dict[VisionPrecision, VisionFile], float]:
     """The towers of the bundle, and the seconds that it took to write those that were missing."""
     started = perf_counter()
-    written = write_towers(plan.vision.values(), staging, plan.n_threads, progress)
-    return plan.there.vision | written, perf_counter() - started
+    written = write_towers(plan.towers.values(), staging, plan.n_threads, progress)
+    return plan.output.towers | written, perf_counter() - started
 
 
 def _write_mmproj(staging: Staging, plan: ConversionPlan) -> tuple[dict[MmprojFtype, FileRecord], float]:
     """The mmproj files of the bundle, and the seconds that it took to write those that were missing."""
     started = perf_counter()
     written = {ftype: mmproj.write(staging, plan.n_threads) for ftype, mmproj in plan.mmproj.items()}
-    return plan.there.mmproj | written, perf_counter() - started
+    return plan.output.mmproj | written, perf_counter() - started
 
 
 def _bundle(
@@ -221,7 +221,7 @@ def _bundle(
         name=plan.name,
         source=plan.model.source,
         decoders=Decoders(
-            default=plan.there.bundle.decoders.default if plan.there.bundle else default,
+            default=plan.output.bundle.decoders.default if plan.output.bundle else default,
             files={ftype: decoders[ftype] for ftype in FTYPES if ftype in decoders},
         ),
         vision=vision_with_default(towers),

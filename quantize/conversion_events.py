@@ -28,7 +28,7 @@ class PlannedFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Planned:
     """What will be written; everything is checked. ``memory`` is an estimate of the anonymous peak.
 
     ``bytes_free`` counts what unfinished files take, too: it will be used or freed. ``source_quantization``
@@ -80,4 +80,4 @@ class Finished:
     file: str | None = None
 
 
-Event = Plan | Progress | FileDone | Finished
+Event = Planned | Progress | FileDone | Finished

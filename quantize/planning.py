@@ -13,7 +13,7 @@ import msgspec
 from acestep_gguf.bundle.names import FTYPES
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import BundleError, UsageError
-from acestep_gguf.quantize.conversion_events import Event, Plan, PlannedFile, Progress
+from acestep_gguf.quantize.conversion_events import Event, Planned, PlannedFile, Progress
 from acestep_gguf.quantize.gguf_layout import GgufLayout
 from acestep_gguf.quantize.imatrix import Importance
 from acestep_gguf.quantize.recipes import FLOAT_TYPES, TypeChoice
@@ -31,7 +31,7 @@ def check_ftype(ftype: str) -> None:
         raise UsageError(f"{ftype} is not a file type that can be made: choose from {', '.join(FTYPES)}.")
 
 
-def thread_count(threads: int | None) -> int:
+def worker_threads(threads: int | None) -> int:
     """Threads that read and quantize, by default one for each core. Raises UsageError if they are absurd."""
     n_threads = usable_cpus() if threads is None else threads
     if not 1 <= n_threads <= MAX_THREADS:
@@ -77,7 +77,7 @@ def bytes_free(folder: Path, leftovers: Iterable[Path]) -> int:
     return shutil.disk_usage(existing).free + sum(path.stat().st_blocks * 512 for path in leftovers)
 
 
-def check_disk(plan: Plan) -> None:
+def check_disk(plan: Planned) -> None:
     """Refuse to start what cannot be finished.
 
     Raises:
@@ -94,7 +94,7 @@ def check_disk(plan: Plan) -> None:
 class ProgressTally:
     """Adds up what the files of a plan get, and tells it."""
 
-    def __init__(self, plan: Plan, on_event: OnEvent) -> None:
+    def __init__(self, plan: Planned, on_event: OnEvent) -> None:
         self._on_event = on_event
         self._bytes_total = plan.bytes_needed
         self._tensors_total = sum(sum(file.types.values()) for file in plan.files)

@@ -10,7 +10,7 @@ from gguf import GGML_QUANT_VERSION, Keys
 
 from acestep_gguf.bundle.names import LLAMA_FTYPE, Ftype
 from acestep_gguf.errors import UsageError
-from acestep_gguf.quantize.conversion_events import FileDone, Finished, Plan
+from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned
 from acestep_gguf.quantize.gguf_layout import ALIGNMENT, GgufLayout, lay_out, u32
 from acestep_gguf.quantize.gguf_source import GgufSource
 from acestep_gguf.quantize.imatrix import Imatrix, Importance, read_imatrix
@@ -23,7 +23,7 @@ from acestep_gguf.quantize.planning import (
     check_ftype,
     identity,
     planned_gguf,
-    thread_count,
+    worker_threads,
 )
 from acestep_gguf.quantize.recipes import TypeChoice, choose_types
 from acestep_gguf.quantize.staging import Staging
@@ -83,10 +83,10 @@ def quantize_gguf(
             allow_requantize=allow_requantize,
             threads=threads,
         )
-        told = work.event()
-        on_event(told)
-        with Staging(out.parent, ProgressTally(told, on_event).add) as staging:
-            check_disk(told)
+        planned = work.event()
+        on_event(planned)
+        with Staging(out.parent, ProgressTally(planned, on_event).add) as staging:
+            check_disk(planned)
             tensors = [(tensor.name, tensor) for tensor in opened.tensors]
             stamps = [opened.stamp] * len(tensors)
             file = staging.create_resumable(out.name, identity=work.identity, stamps=stamps)
@@ -95,7 +95,7 @@ def quantize_gguf(
             staging.publish()
     seconds = perf_counter() - started
     on_event(FileDone(file=out.name, bytes=file.n_bytes, sha256=file.sha256, seconds=seconds))
-    on_event(Finished(folder=told.folder, seconds=seconds, file=out.name))
+    on_event(Finished(folder=planned.folder, seconds=seconds, file=out.name))
 
 
 def plan_quantization(
@@ -108,7 +108,7 @@ def plan_quantization(
     allow_requantize: bool = False,
     threads: int | None = None,
     on_event: OnEvent = lambda _: None,
-) -> Plan:
+) -> Planned:
     """What ``quantize_gguf`` would write, with the same arguments and errors; nothing is written."""
     with GgufSource(source) as opened:
         plan = _plan(
@@ -136,11 +136,11 @@ class _Work:
     identity: str
     n_threads: int
 
-    def event(self) -> Plan:
-        """The plan as it is told."""
+    def event(self) -> Planned:
+        """What will be written, as whoever watches is told."""
         folder = self.out.absolute().parent
         partial = self.out.with_name(partial_name(self.out.name))
-        return Plan(
+        return Planned(
             folder=str(folder),
             files=(planned_gguf(self.out, self.ftype, self.layout, self.choices, self.importance),),
             bytes_needed=self.layout.n_bytes,
@@ -159,7 +159,7 @@ def _plan(
     allow_requantize: bool,
     threads: int | None,
 ) -> _Work:
-    n_threads = thread_count(threads)
+    n_threads = worker_threads(threads)
     check_ftype(ftype)
     _check_is_new_file(out, source)
     weighing = read_imatrix(imatrix) if imatrix else None

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from acestep_gguf.errors import MissingPackageError
-from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Plan, PlannedFile, Progress
+from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Planned, PlannedFile, Progress
 
 try:
     from rich import progress
@@ -99,14 +99,14 @@ class Report:
     """What was planned and done, as a table."""
 
     def __init__(self) -> None:
-        self._plan: Plan | None = None
+        self._plan: Planned | None = None
         self._done: dict[str, FileDone] = {}
         self._finished: Finished | None = None
 
     def add(self, event: Event) -> None:
         """Take in an event."""
         match event:
-            case Plan():
+            case Planned():
                 self._plan = event
             case FileDone():
                 self._done[event.file] = event
@@ -140,7 +140,7 @@ class Report:
         """What there is, or will be at most."""
         return self._done[file.file].bytes if file.file in self._done else file.bytes
 
-    def _last_lines(self, plan: Plan) -> list[str]:
+    def _last_lines(self, plan: Planned) -> list[str]:
         if self._finished is not None:
             ready = Path(self._finished.folder, self._finished.file or "")
             size = _size(sum(map(self._bytes, plan.files)))
@@ -154,7 +154,7 @@ class Report:
         ]
 
 
-def _warning(plan: Plan) -> list[str]:
+def _warning(plan: Planned) -> list[str]:
     if plan.source_quantization is None:
         return []
     return [

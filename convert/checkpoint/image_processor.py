@@ -8,10 +8,9 @@ import msgspec
 
 from acestep_gguf.bundle.schema import ImageSpec, Size
 from acestep_gguf.convert.checkpoint.config import LlavaConfig
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.checkpoint.folder import PROCESSOR_FILE, CheckpointFolder
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError, UsageError
 
-PROCESSOR_FILE: Final = "processor_config.json"
 IMAGE_PROCESSOR_FILE: Final = "preprocessor_config.json"
 
 # Pillow's numbers.
@@ -55,7 +54,7 @@ class ImageProcessorConfig:
     do_pad: bool | None = False
 
 
-def read_image_spec(checkpoint: Checkpoint, config: LlavaConfig, image_size: int | None) -> ImageSpec:
+def read_image_spec(folder: CheckpointFolder, config: LlavaConfig, image_size: int | None) -> ImageSpec:
     """How pictures are prepared, for the checkpoint's picture size or for ``image_size`` instead.
 
     Raises:
@@ -63,12 +62,11 @@ def read_image_spec(checkpoint: Checkpoint, config: LlavaConfig, image_size: int
         UnsupportedModelError: an image processor of another kind.
         UsageError: ``image_size`` does not fit the tower.
     """
-    processor_config = checkpoint.read_json(PROCESSOR_FILE) or {}
-    raw = processor_config.get("image_processor") or checkpoint.read_json(IMAGE_PROCESSOR_FILE)
+    raw = folder.processor_config.get("image_processor") or folder.read_json(IMAGE_PROCESSOR_FILE)
     if not isinstance(raw, dict):
-        raise CheckpointError(f"{checkpoint.folder} has no {IMAGE_PROCESSOR_FILE}: get the whole checkpoint.")
+        raise CheckpointError(f"{folder.path} has no {IMAGE_PROCESSOR_FILE}: get the whole checkpoint.")
     kind = _kind(raw)
-    _check_same_tower(processor_config, config)
+    _check_same_tower(folder.processor_config, config)
     try:
         processor = msgspec.convert({**DEFAULTS[kind], **raw}, type=ImageProcessorConfig)
         spec = _image_spec(processor, config, can_pad=kind == LLAVA)

@@ -5,12 +5,9 @@ from typing import Any, Final
 
 from acestep_gguf.bundle.schema import PromptSpec
 from acestep_gguf.convert.checkpoint.config import ModelConfig
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
-from acestep_gguf.convert.checkpoint.image_processor import PROCESSOR_FILE
+from acestep_gguf.convert.checkpoint.folder import TOKENIZER_CONFIG_FILE, CheckpointFolder
 from acestep_gguf.convert.checkpoint.tokenizer import TOKENIZER_FILE, Vocabulary
 from acestep_gguf.errors import CheckpointError
-
-TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
 
 # LLaVA-1.5 was trained on Vicuna's format. Its first published folders have no chat template.
 VICUNA: Final = (
@@ -38,7 +35,7 @@ TEMPLATE_TOKENS: Final = (
 
 
 def read_prompt_spec(
-    checkpoint: Checkpoint, config: ModelConfig, vocabulary: Vocabulary, stop_ids: Sequence[int]
+    folder: CheckpointFolder, config: ModelConfig, vocabulary: Vocabulary, stop_ids: Sequence[int]
 ) -> PromptSpec:
     """How messages become tokens; ``stop_ids`` are control tokens of ``vocabulary``.
 
@@ -46,75 +43,62 @@ def read_prompt_spec(
         CheckpointError: there is no chat template, or it is said twice, and differently, what stands for
             a picture.
     """
-    tokenizer_config = _tokenizer_config(checkpoint)
-    template_tokens = _template_tokens(tokenizer_config)
-    processor_config = checkpoint.read_json(PROCESSOR_FILE) or {}
+    template_tokens = _template_tokens(folder.tokenizer_config)
     image_token = None
     if config.image_token_index is not None:
         image_token = vocabulary.tokens[config.image_token_index]
-        _check_image_token(image_token, processor_config, tokenizer_config)
+        _check_image_token(image_token, folder)
     return PromptSpec(
         image_token=image_token,
-        chat_template=_chat_template(checkpoint, processor_config, tokenizer_config),
+        chat_template=_chat_template(folder),
         template_tokens=template_tokens,
         control_tokens=vocabulary.control,
         user_defined_tokens=vocabulary.user_defined,
         stop_tokens=tuple(vocabulary.tokens[token_id] for token_id in stop_ids),
         normalizer=vocabulary.normalizer,
-        add_bos=_adds_bos(tokenizer_config, template_tokens, vocabulary),
+        add_bos=_adds_bos(folder.tokenizer_config, template_tokens, vocabulary),
         space_prefix=vocabulary.space_prefix,
     )
 
 
-def read_stop_ids(checkpoint: Checkpoint, config: ModelConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
+def read_stop_ids(folder: CheckpointFolder, config: ModelConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
     """generation_config.json's eos tokens, else config.json's, and the tokenizer's; at least one.
 
     Raises:
         CheckpointError: there is none, or it is not in the vocabulary.
     """
-    generation_config = checkpoint.read_json("generation_config.json") or {}
+    generation_config = folder.read_json("generation_config.json") or {}
     ids = [*_as_ids(generation_config.get("eos_token_id"))] or [*_as_ids(config.text_config.eos_token_id)]
-    eos_token = _template_tokens(_tokenizer_config(checkpoint)).get("eos_token")
+    eos_token = _template_tokens(folder.tokenizer_config).get("eos_token")
     if eos_token is not None:
         eos_id = vocabulary.id(eos_token)
         if eos_id is None:
             raise CheckpointError(f"the eos_token {eos_token!r} is not in {TOKENIZER_FILE}: add it there.")
         ids.append(eos_id)
     if not ids:
-        raise CheckpointError(f"{checkpoint.folder} names no eos token: add one to {TOKENIZER_CONFIG_FILE}.")
+        raise CheckpointError(f"{folder.path} names no eos token: add one to {TOKENIZER_CONFIG_FILE}.")
     if bad := [token_id for token_id in ids if not 0 <= token_id < len(vocabulary.tokens)]:
         raise CheckpointError(f"the eos token {bad[0]} is not in the vocabulary: get the files of one model.")
     return tuple(dict.fromkeys(ids))
 
 
-def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
-        **(checkpoint.read_json("special_tokens_map.json") or {}),
-        **(checkpoint.read_json(TOKENIZER_CONFIG_FILE) or {}),
-    }
-
-
-def _chat_template(
-    checkpoint: Checkpoint, processor_config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
-) -> str:
+def _chat_template(folder: CheckpointFolder) -> str:
     """The processor's template before the tokenizer's: only the former is sure to know about pictures."""
     candidates = (
-        checkpoint.read_text("chat_template.jinja"),
-        (checkpoint.read_json("chat_template.json") or {}).get("chat_template"),
-        processor_config.get("chat_template"),
-        tokenizer_config.get("chat_template"),
+        folder.read_text("chat_template.jinja"),
+        (folder.read_json("chat_template.json") or {}).get("chat_template"),
+        folder.processor_config.get("chat_template"),
+        folder.tokenizer_config.get("chat_template"),
     )
     for candidate in candidates:
         template = _default_template(candidate) if isinstance(candidate, list) else candidate
         if isinstance(template, str) and template:
             return template
-    decoder_name = str((checkpoint.config.get("text_config") or {}).get("_name_or_path"))
+    decoder_name = str((folder.config.get("text_config") or {}).get("_name_or_path"))
     for beginning, template in CHAT_TEMPLATES.items():
         if decoder_name.startswith(beginning):
             return template
-    raise CheckpointError(
-        f"{checkpoint.folder} has no chat template: add a chat_template.jinja to the checkpoint."
-    )
+    raise CheckpointError(f"{folder.path} has no chat template: add a chat_template.jinja to the checkpoint.")
 
 
 def _adds_bos(
@@ -155,10 +139,8 @@ def _token_text(value: Any) -> str | None:
     return None
 
 
-def _check_image_token(
-    image_token: str, processor_config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]
-) -> None:
-    for config in (processor_config, tokenizer_config):
+def _check_image_token(image_token: str, folder: CheckpointFolder) -> None:
+    for config in (folder.processor_config, folder.tokenizer_config):
         named = _token_text(config.get("image_token"))
         if named not in (None, image_token):
             raise CheckpointError(f"the processor's image token is {named!r}, config.json's {image_token!r}.")

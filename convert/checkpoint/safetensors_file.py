@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class SafetensorsTensor:
         """Refuse what holds no weights.
 
         Raises:
-            CheckpointError: it is no float of a known kind.
+            CheckpointError: its numbers are not floats of a known kind.
         """
         if self.dtype not in DECODERS:
             raise CheckpointError(
@@ -102,7 +102,7 @@ class SafetensorsTensor:
 
 
 class SafetensorsFile:
-    """An open safetensors file; ``stamp`` is another one when the file was changed or replaced.
+    """A safetensors file, open until its context ends; ``stamp`` tells its state apart from any other.
 
     Raises:
         CheckpointError: missing, or its header does not describe the file.
@@ -125,6 +125,12 @@ class SafetensorsFile:
         except CheckpointError:
             self.close()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file; its tensors can no longer be read."""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from acestep_gguf.convert.checkpoint.families import CLIP, DECODERS, LLAMA, TOWERS
-from acestep_gguf.convert.checkpoint.prequantized.formats import read_format
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 SUPPORTED: Final = (
@@ -67,7 +66,6 @@ def check_architecture(config: dict[str, Any], folder: Path) -> None:
         raise CheckpointError(f"{folder}/config.json has no model_type: give a checkpoint of {SUPPORTED}.")
     if model_type in SENTENCES:
         raise UnsupportedModelError(f"{folder} is a {model_type} checkpoint: {SENTENCES[model_type]}")
-    read_format(config, folder)
     if model_type in DECODERS:
         return
     if model_type != "llava":

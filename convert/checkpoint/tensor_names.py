@@ -6,10 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from acestep_gguf.convert.checkpoint.config import LlavaConfig, ModelConfig
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
 from acestep_gguf.convert.checkpoint.rope_rows import NeighbouringPairs
 from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, PROJECTOR, Part
-from acestep_gguf.convert.checkpoint.weight import Weight
+from acestep_gguf.convert.checkpoint.weight import CheckpointWeights, Weight, are_equal
 from acestep_gguf.errors import CheckpointError
 
 # Those of a decoder without a tower.
@@ -19,28 +18,31 @@ BARE_HEAD_PREFIXES: Final = ("lm_head.",)
 
 @dataclass(frozen=True, slots=True)
 class ModelTensors:
-    """A checkpoint's tensors by their names here, in the order of the table, layer by layer."""
+    """A checkpoint's tensors by their names here, in the order of the table, layer by layer.
+
+    ``tower`` has those of the projector, too.
+    """
 
     decoder: dict[str, Weight]
-    vision: dict[str, Weight]
+    tower: dict[str, Weight]
 
 
-def find_tensors(checkpoint: Checkpoint, config: ModelConfig) -> ModelTensors:
+def find_tensors(weights: CheckpointWeights, config: ModelConfig) -> ModelTensors:
     """Find every tensor that the config asks for.
 
     Raises:
         CheckpointError: one is missing, unknown, there twice, of another shape, or not a float.
     """
-    found = _find_all(checkpoint, config)
+    found = _find_all(weights, config)
     decoder_part, head_part, *_ = _parts(config)
     decoder = _wanted(decoder_part, config.text_config.num_hidden_layers)
     if not _is_tied(config, found):
         decoder |= _wanted(head_part)
     dims = _dims(config)
-    vision = _wanted_vision(config) if isinstance(config, LlavaConfig) else {}
+    tower = _wanted_of_tower(config) if isinstance(config, LlavaConfig) else {}
     return ModelTensors(
         decoder=_as_llama_cpp_rotates(_pick(decoder, found, dims), config),
-        vision=_pick(vision, found, dims),
+        tower=_pick(tower, found, dims),
     )
 
 
@@ -74,13 +76,12 @@ def _wanted(part: Part, n_layers: int = 0) -> dict[str, _Wanted]:
     return {row[0]: _Wanted(part.prefixes[0] + name, row[1]) for name, row in rows() if row}
 
 
-def _wanted_vision(config: LlavaConfig) -> dict[str, _Wanted]:
+def _wanted_of_tower(config: LlavaConfig) -> dict[str, _Wanted]:
     # Layers behind the last one that the projector sees are not needed.
-    tower = config.vision_config.family.tensors
-    vision = _wanted(tower, max(config.feature_layers)) | _wanted(PROJECTOR)
+    wanted = _wanted(config.vision_config.family.tensors, max(config.feature_layers)) | _wanted(PROJECTOR)
     if not config.multimodal_projector_bias:
-        vision = {name: row for name, row in vision.items() if name not in ("mm.1.bias", "mm.2.bias")}
-    return vision
+        wanted = {name: row for name, row in wanted.items() if name not in ("mm.1.bias", "mm.2.bias")}
+    return wanted
 
 
 def _pick(
@@ -102,11 +103,11 @@ def _pick(
     return picked
 
 
-def _find_all(checkpoint: Checkpoint, config: ModelConfig) -> dict[str, Weight]:
+def _find_all(weights: CheckpointWeights, config: ModelConfig) -> dict[str, Weight]:
     """The checkpoint's tensors by their names here, without those that the table drops."""
     found: dict[str, Weight] = {}
-    for tensor in checkpoint.tensors.values():
-        name = _name_here(tensor.name, config, is_zero_bias=tensor.name in checkpoint.zero_biases)
+    for tensor in weights.tensors.values():
+        name = _name_here(tensor.name, config, is_zero_bias=tensor.name in weights.zero_biases)
         if name in found:
             raise CheckpointError(f"{tensor.name} and {found[name].name} are the same tensor: remove one.")
         if name is not None:
@@ -181,4 +182,4 @@ def _is_tied(config: ModelConfig, found: Mapping[str, Weight]) -> bool:
     if not config.is_tied:
         return False
     head, embeddings = found.get("output.weight"), found.get("token_embd.weight")
-    return head is None or embeddings is None or Checkpoint.are_equal(head, embeddings)
+    return head is None or embeddings is None or are_equal(head, embeddings)

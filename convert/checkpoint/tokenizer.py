@@ -13,7 +13,7 @@ from gguf import TokenType
 
 from acestep_gguf.bundle.schema import SpacePrefix
 from acestep_gguf.convert.checkpoint import sentencepiece
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -69,7 +69,7 @@ class Vocabulary:
         )
 
 
-def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int | None) -> Vocabulary:
+def read_vocabulary(folder: CheckpointFolder, vocab_size: int, image_token_id: int | None) -> Vocabulary:
     """Read tokenizer.json; rows of the embeddings beyond its tokens become unused tokens, as in llama.cpp.
 
     The image placeholder is a control token whatever tokenizer.json says: text that a user typed must not
@@ -79,11 +79,9 @@ def read_vocabulary(checkpoint: Checkpoint, vocab_size: int, image_token_id: int
         CheckpointError: missing, or it contradicts itself or ``vocab_size``.
         UnsupportedModelError: a tokenizer that llama.cpp would not follow exactly.
     """
-    raw = checkpoint.read_json(TOKENIZER_FILE)
+    raw = folder.read_json(TOKENIZER_FILE)
     if raw is None:
-        raise CheckpointError(
-            f"{checkpoint.folder} has no {TOKENIZER_FILE}: save the tokenizer as a fast one."
-        )
+        raise CheckpointError(f"{folder.path} has no {TOKENIZER_FILE}: save the tokenizer as a fast one.")
     model = raw.get("model")
     if not isinstance(model, dict):
         raise _damaged("it has no model")

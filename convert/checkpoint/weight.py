@@ -1,9 +1,15 @@
 """What a conversion reads: weights row by row, however they are stored."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from acestep_gguf.convert.checkpoint.safetensors_file import SafetensorsTensor
+
+N_COMPARED_WEIGHTS: Final = 2**20
 
 
 class Weight(Protocol):
@@ -37,3 +43,28 @@ class Weight(Protocol):
         Raises:
             CheckpointError: a weight is NaN or infinite, or the file ended early or cannot be read.
         """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointWeights:
+    """A checkpoint's weights by name; those of a quantized checkpoint read as what they stand for.
+
+    ``stored`` are the tensors as the files have them. ``quantization`` tells how they are quantized already,
+    None if they are not. ``zero_biases`` are those that GPTQ stores for layers that have none. ``held_bytes``
+    is the memory that reading packed weights holds on to, at most.
+    """
+
+    tensors: Mapping[str, Weight]
+    stored: Mapping[str, SafetensorsTensor]
+    quantization: str | None = None
+    zero_biases: frozenset[str] = frozenset()
+    held_bytes: int = 0
+
+
+def are_equal(left: Weight, right: Weight) -> bool:
+    """Whether two matrices hold the same weights."""
+    if left.shape != right.shape or len(left.shape) != 2 or 0 in left.shape:
+        return False
+    n_rows, step = left.shape[0], max(1, N_COMPARED_WEIGHTS // left.shape[1])
+    chunks = ((start, min(start + step, n_rows)) for start in range(0, n_rows, step))
+    return all(np.array_equal(left.read_rows(*chunk), right.read_rows(*chunk)) for chunk in chunks)

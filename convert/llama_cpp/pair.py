@@ -39,15 +39,15 @@ from acestep_gguf.convert.llama_cpp.mmproj_tower import MmprojTower, read_mmproj
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.tower.calibration import find_pictures
 from acestep_gguf.convert.tower.files import (
-    PlannedVision,
-    plan_vision,
+    PlannedTower,
+    plan_tower,
     vision_with_default,
     write_towers,
 )
 from acestep_gguf.errors import BundleError
-from acestep_gguf.quantize.conversion_events import FileDone, Finished, Plan, PlannedFile
+from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned, PlannedFile
 from acestep_gguf.quantize.gguf_source import GgufFile, GgufSource
-from acestep_gguf.quantize.planning import OnEvent, ProgressTally, bytes_free, check_disk, thread_count
+from acestep_gguf.quantize.planning import OnEvent, ProgressTally, bytes_free, check_disk, worker_threads
 from acestep_gguf.quantize.staging import Staging
 
 CHUNK_BYTES: Final = 2**22
@@ -72,10 +72,10 @@ class Pair:
         """The decoder's number of weights, as in ``Name-5.6M-Q4_K_M.gguf``."""
         return cast(str, model_weight_count_rounded_notation(self.decoder.info.n_params))
 
-    def source(self, decoder: FileRecord) -> Source:
+    def source(self, decoder_file: FileRecord) -> Source:
         """Where the bundle comes from."""
         headers = hashlib.sha256(_header_bytes(self.decoder) + _header_bytes(self.mmproj))
-        weights = hashlib.sha256(f"{decoder.sha256} {_sha256(self.mmproj)}".encode())
+        weights = hashlib.sha256(f"{decoder_file.sha256} {_sha256(self.mmproj)}".encode())
         return Source(
             architecture=IMPORTED,
             vision_model_type=self.tower.config.vision_config.model_type,
@@ -124,22 +124,22 @@ def import_pair(
         UsageError: an argument is out of its range.
     """
     started = perf_counter()
-    n_threads = thread_count(threads)
+    n_threads = worker_threads(threads)
     check_precisions(vision)
     with _opened(decoder, mmproj, chat_template, image_token) as pair:
-        there = OutputFolder.read(out)
-        if there.bundle is not None:
+        output = OutputFolder.read(out)
+        if output.bundle is not None:
             raise BundleError(f"{out} is a bundle already: give a new folder.")
-        name = there.model_name(name, _own_name(pair))
-        there.check_no_foreign_files(name, pair.size_label)
+        name = output.model_name(name, _own_name(pair))
+        output.check_no_foreign_files(name, pair.size_label)
         towers = _plan_towers(pair, vision, calibration)
         file_name = decoder_file_name(name, pair.size_label, pair.ftype)
         is_link = not copy and _can_link(decoder, out)
-        told = _plan_event(pair, out, file_name, towers, is_link=is_link)
-        on_event(told)
-        progress = ProgressTally(told, on_event)
+        planned = _planned(pair, out, file_name, towers, is_link=is_link)
+        on_event(planned)
+        progress = ProgressTally(planned, on_event)
         with Staging(out, progress.add) as staging:
-            check_disk(told)
+            check_disk(planned)
             record = _take_decoder(pair.decoder, file_name, None if is_link else staging, progress)
             files = write_towers(towers, staging, n_threads, progress)
             staging.publish()
@@ -205,20 +205,20 @@ def _own_name(pair: Pair) -> str:
 
 def _plan_towers(
     pair: Pair, precisions: Sequence[VisionPrecision], calibration: Path | None
-) -> list[PlannedVision]:
+) -> list[PlannedTower]:
     tower = pair.tower
     pictures = find_pictures(calibration, tower.image) if "int8" in precisions else ()
     return [
-        plan_vision(tower.config, tower.image, tower.tensors, precision, pictures)
+        plan_tower(tower.config, tower.image, tower.tensors, precision, pictures)
         for precision in VISION_PRECISIONS
         if precision in precisions
     ]
 
 
-def _plan_event(
-    pair: Pair, out: Path, file_name: str, towers: Sequence[PlannedVision], *, is_link: bool
-) -> Plan:
-    decoder = PlannedFile(
+def _planned(
+    pair: Pair, out: Path, file_name: str, towers: Sequence[PlannedTower], *, is_link: bool
+) -> Planned:
+    decoder_file = PlannedFile(
         file=file_name,
         label=pair.ftype,
         bytes=pair.decoder.header.file_size,
@@ -227,13 +227,13 @@ def _plan_event(
         types=dict(Counter(tensor.type.name for tensor in pair.decoder.header.tensors).most_common()),
         fallbacks={},
     )
-    files = (decoder, *(file for tower in towers for file in tower.planned_files()))
-    return Plan(
+    files = (decoder_file, *(file for tower in towers for file in tower.planned_files()))
+    return Planned(
         folder=str(out),
         files=files,
         bytes_needed=sum(file.bytes for file in files),
         # A link takes nothing more than the original has.
-        bytes_free=bytes_free(out, ()) + (decoder.bytes if is_link else 0),
+        bytes_free=bytes_free(out, ()) + (decoder_file.bytes if is_link else 0),
         memory=BASE_MEMORY + max((tower.memory for tower in towers), default=0),
     )
 

@@ -41,7 +41,7 @@ class _Tower:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedVision:
+class PlannedTower:
     """The tower in one precision, ready to be written: an ONNX file and its external data.
 
     ``data_bytes`` and ``model_bytes`` are the sizes; of int8 the most that they can be, since only the
@@ -74,7 +74,7 @@ class PlannedVision:
         return self.data_bytes + self.model_bytes
 
     def planned_files(self) -> Iterator[PlannedFile]:
-        """Both files as they are told."""
+        """Both files, as a Planned event has them."""
         for file, n_bytes, types in (
             (self.data_name, self.data_bytes, dict(self.n_weights)),
             (self.name, self.model_bytes, {}),
@@ -119,13 +119,13 @@ class PlannedVision:
         )
 
 
-def plan_vision(
+def plan_tower(
     config: LlavaConfig,
     image: ImageSpec,
     tensors: Tensors,
     precision: VisionPrecision,
     pictures: Sequence[Path] = (),
-) -> PlannedVision:
+) -> PlannedTower:
     """The tower and projector for pictures of ``image.size``; int8 is calibrated on ``pictures``."""
     tower = _Tower(config=config, image=image, tensors=tensors)
     int8: Int8Inputs = {}
@@ -144,7 +144,7 @@ def plan_vision(
     memory = 3 * graph.largest_weight_bytes  # as it is read, as float32, and transposed
     if precision == "int8":
         memory = max(memory, calibration_memory(config, image, len(pictures)))
-    return PlannedVision(
+    return PlannedTower(
         precision=precision,
         tower=tower,
         pictures=pictures,
@@ -157,7 +157,7 @@ def plan_vision(
 
 
 def write_towers(
-    towers: Iterable[PlannedVision], staging: Staging, n_threads: int, progress: ProgressTally
+    towers: Iterable[PlannedTower], staging: Staging, n_threads: int, progress: ProgressTally
 ) -> dict[VisionPrecision, VisionFile]:
     """Write the files of ``towers``; to the progress, what need not be written is done, too."""
     return {tower.precision: tower.write(staging, n_threads, on_spared=progress.add) for tower in towers}

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from acestep_gguf.bundle.names import FTYPES, DecoderFtype, Ftype, VisionPrecision
 from acestep_gguf.bundle.schema import SCHEMA_VERSION, Bundle, DecoderFile, Decoders, Vision
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
-from acestep_gguf.convert.conversion_plan import ConversionPlan, Options, make_plan
+from acestep_gguf.convert.conversion_plan import ConversionPlan, Options, plan_bundle
+from acestep_gguf.convert.model import open_model
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.quantize.ggml import quantize_rows, row_size
 from acestep_gguf.quantize.gguf_layout import PlacedTensor
@@ -132,15 +132,15 @@ def write_bundle(
         threads=None,
         vision=precisions,
     )
-    with Checkpoint(checkpoint) as opened:
-        plan = make_plan(opened, out, options)
+    with open_model(checkpoint, None) as model:
+        plan = plan_bundle(model, out, options)
         with Staging(out) as staging:
             decoders: dict[DecoderFtype, DecoderFile] = {
                 ftype: write_decoder(staging, plan, ftype, sparse=sparse) for ftype in ftypes
             }
             towers = {
                 precision: tower.write(staging, plan.n_threads, on_spared=lambda *_: None)
-                for precision, tower in plan.vision.items()
+                for precision, tower in plan.towers.items()
             }
             staging.publish()
             Bundle(
@@ -158,7 +158,7 @@ def write_bundle(
 def write_decoder(staging: Staging, plan: ConversionPlan, ftype: Ftype, *, sparse: bool) -> DecoderFile:
     planned = plan.decoders[ftype]
     if sparse:
-        path = plan.there.path / planned.file
+        path = plan.output.path / planned.file
         path.write_bytes(planned.layout.header)
         os.truncate(path, planned.layout.n_bytes)
         return DecoderFile(

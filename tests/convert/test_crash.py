@@ -15,7 +15,7 @@ import pytest
 from acestep_gguf.bundle.names import BUNDLE_FILE, Ftype
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError, CheckpointError
-from acestep_gguf.quantize.conversion_events import Event, Plan, Progress
+from acestep_gguf.quantize.conversion_events import Event, Planned, Progress
 from acestep_gguf.quantize.staging import LOCK_FILE
 from tests.support.killed_processes import contents, die_before_operation, run
 from tests.support.tiny_checkpoints import TinyCheckpoint
@@ -207,7 +207,7 @@ def test_a_disk_that_is_too_small_is_found_before_anything_is_written(
     with pytest.raises(BundleError, match="but its disk has only") as raised:
         convert_checkpoint(checkpoint, out, FTYPES, name="Tiny", on_event=plans.append)
     (plan,) = plans
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, Planned)
     # Sizes are exact, but for the int8 tower's: that is the most that it can take.
     planned = {file.file: file.bytes for file in plan.files}
     needed = {name: len(data) for name, data in expected.items() if name != BUNDLE_FILE}

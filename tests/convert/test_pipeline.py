@@ -22,7 +22,7 @@ from acestep_gguf.errors import (
     UsageError,
 )
 from acestep_gguf.llama.binding import Model
-from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Plan, Progress
+from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Planned, Progress
 from acestep_gguf.quantize.steering import parse_steering
 from tests.support.tiny_checkpoints import Dtype, Layout, TinyCheckpoint, write_safetensors
 from tests.support.tiny_tokenizer import n_tokens, token_id
@@ -156,7 +156,7 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
     convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], on_event=events.append)
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "bundle").iterdir()} == before
     plan, finished = events
-    assert isinstance(plan, Plan)
+    assert isinstance(plan, Planned)
     assert (plan.files, plan.bytes_needed) == ((), 0)
     assert isinstance(finished, Finished)
 

@@ -14,8 +14,7 @@ import pytest
 
 from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.bundle.schema import ImageSpec, Size
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
-from acestep_gguf.convert.model import Model, read_model
+from acestep_gguf.convert.model import CheckpointModel, open_model
 from acestep_gguf.convert.pipeline import plan_conversion
 from tests.support import tiny_sentencepiece, tiny_tokenizer
 from tests.support.tiny_families import DECODERS, QWEN2_TEMPLATE
@@ -124,9 +123,9 @@ def write_folder(folder: Path, name: str) -> Path:
     return folder
 
 
-def read(folder: Path) -> Model:
-    with Checkpoint(folder) as checkpoint:
-        return read_model(checkpoint, None)
+def read(folder: Path) -> CheckpointModel:
+    with open_model(folder, None) as model:
+        return model
 
 
 def test_llava_1_5(tmp_path: Path) -> None:
@@ -152,7 +151,7 @@ def test_llava_1_5(tmp_path: Path) -> None:
     assert (model.prompt.add_bos, model.prompt.space_prefix) == (True, "first")
     assert "ASSISTANT:" in model.prompt.chat_template  # the folder has none of its own
     assert len(model.tensors.decoder) == 32 * 9 + 3
-    assert max(int(name.split(".")[2]) for name in model.tensors.vision if ".blk." in name) == 22
+    assert max(int(name.split(".")[2]) for name in model.tensors.tower if ".blk." in name) == 22
 
 
 def test_llava_interleave(tmp_path: Path) -> None:
@@ -174,8 +173,8 @@ def test_llava_interleave(tmp_path: Path) -> None:
         n_embd=1024,
     )
     assert (model.prompt.add_bos, model.prompt.space_prefix) == (False, "never")
-    assert max(int(name.split(".")[2]) for name in model.tensors.vision if ".blk." in name) == 25
-    assert model.tensors.vision["v.blk.0.ffn_up.weight"].shape == (4304, 1152)
+    assert max(int(name.split(".")[2]) for name in model.tensors.tower if ".blk." in name) == 25
+    assert model.tensors.tower["v.blk.0.ffn_up.weight"].shape == (4304, 1152)
 
 
 @pytest.mark.parametrize(("ftype", "bits"), [("Q4_K_M", 4.85), ("Q8_0", 8.5)])

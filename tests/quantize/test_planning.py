@@ -5,7 +5,7 @@ import pytest
 
 from acestep_gguf.bundle.names import FTYPES
 from acestep_gguf.errors import BundleError, UsageError
-from acestep_gguf.quantize.conversion_events import Event, Plan, Progress
+from acestep_gguf.quantize.conversion_events import Event, Planned, Progress
 from acestep_gguf.quantize.gguf_layout import lay_out, u32
 from acestep_gguf.quantize.planning import (
     ProgressTally,
@@ -14,7 +14,7 @@ from acestep_gguf.quantize.planning import (
     check_ftype,
     identity,
     planned_gguf,
-    thread_count,
+    worker_threads,
 )
 from acestep_gguf.quantize.recipes import TensorShape, choose_types
 from acestep_gguf.quantize.staging import journal_path
@@ -31,9 +31,11 @@ CHOICES = choose_types("Q4_K_M", TENSORS)
 LAYOUT = lay_out({}, TENSORS, CHOICES)
 
 
-def plan(tmp_path: Path, free: int) -> Plan:
+def plan(tmp_path: Path, free: int) -> Planned:
     file = planned_gguf(tmp_path / "a.gguf", "Q4_K_M", LAYOUT, CHOICES, None)
-    return Plan(folder=str(tmp_path), files=(file,), bytes_needed=LAYOUT.n_bytes, bytes_free=free, memory=1)
+    return Planned(
+        folder=str(tmp_path), files=(file,), bytes_needed=LAYOUT.n_bytes, bytes_free=free, memory=1
+    )
 
 
 def test_types_and_fallbacks_are_counted(tmp_path: Path) -> None:
@@ -74,10 +76,10 @@ def test_leftovers_count_as_free(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, 1025])
 def test_absurd_numbers_of_threads_are_refused(threads: int) -> None:
-    assert thread_count(None) >= 1
-    assert thread_count(1024) == 1024
+    assert worker_threads(None) >= 1
+    assert worker_threads(1024) == 1024
     with pytest.raises(UsageError, match="give 1 to 1024"):
-        thread_count(threads)
+        worker_threads(threads)
 
 
 def test_other_ftypes_are_refused() -> None:

@@ -1,7 +1,6 @@
 """The formats of quantized checkpoints that are read, by ``quantization_config.quant_method``."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -11,7 +10,7 @@ from acestep_gguf.convert.checkpoint.prequantized.fp8 import Fp8
 from acestep_gguf.convert.checkpoint.prequantized.gptq import Gptq
 from acestep_gguf.convert.checkpoint.prequantized.grouped_weight import held_bytes
 from acestep_gguf.convert.checkpoint.prequantized.packed_weight import PackedWeight, Stored
-from acestep_gguf.convert.checkpoint.weight import Weight
+from acestep_gguf.convert.checkpoint.weight import CheckpointWeights
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 
@@ -41,20 +40,6 @@ FORMATS: Final[dict[str, Callable[[Mapping[str, Any]], Format]]] = {
 PARTS: Final = ("text_config", "vision_config")
 
 
-@dataclass(frozen=True, slots=True)
-class Unpacked:
-    """A checkpoint's weights by name; ``label`` says how they were quantized, None if none was.
-
-    ``zero_biases`` are those that GPTQ stores for layers that have none. ``held_bytes`` is the memory that
-    reading packed weights holds on to, at most.
-    """
-
-    weights: dict[str, Weight]
-    label: str | None = None
-    zero_biases: frozenset[str] = frozenset()
-    held_bytes: int = 0
-
-
 def read_format(config: Mapping[str, Any], folder: Path) -> Format | None:
     """The format that config.json tells; None stands for a checkpoint that is not quantized.
 
@@ -75,13 +60,13 @@ def read_format(config: Mapping[str, Any], folder: Path) -> Format | None:
     method = settings.get("quant_method")
     if not isinstance(method, str) or method not in FORMATS:
         raise UnsupportedModelError(
-            f"{folder} is quantized by {method!r}, which is not read, only {', '.join(FORMATS)}: "
+            f"{folder} is quantized by {method!r}, which is not read, only {', '.join(FORMATS)} are: "
             "convert the bfloat16, float16 or float32 checkpoint."
         )
     return FORMATS[method](settings)
 
 
-def unpack(stored: Stored, quantized: Format | None) -> Unpacked:
+def unpack(stored: Stored, quantized: Format | None) -> CheckpointWeights:
     """The weights that ``stored`` tensors stand for.
 
     Raises:
@@ -90,14 +75,15 @@ def unpack(stored: Stored, quantized: Format | None) -> Unpacked:
     """
     packed = {weight.name: weight for weight in quantized.weights(stored)} if quantized else {}
     if not packed or quantized is None:
-        return Unpacked(dict(stored))
+        return CheckpointWeights(tensors=stored, stored=stored)
     parts = {part.name for weight in packed.values() for part in weight.parts}
     plain = {name: tensor for name, tensor in stored.items() if name not in parts}
     if twice := packed.keys() & plain.keys():
         raise CheckpointError(f"tensor {min(twice)} is there packed and as it is: remove one.")
-    return Unpacked(
-        weights={**plain, **packed},
-        label=quantized.label(),
+    return CheckpointWeights(
+        tensors={**plain, **packed},
+        stored=stored,
+        quantization=quantized.label(),
         zero_biases=frozenset(_zero_biases(stored, packed)),
         held_bytes=held_bytes(packed.values()),
     )

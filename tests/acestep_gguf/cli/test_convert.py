@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from acestep_gguf.cli.progress import Bar, JsonLines, Report
-from acestep_gguf.quantize.conversion_events import FileDone, Finished, Plan, PlannedFile, Progress
+from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned, PlannedFile, Progress
 
 DECODER = PlannedFile(
     file="Tiny-Q4_K_M.gguf",
@@ -22,7 +22,7 @@ DECODER = PlannedFile(
     types={"Q4_K": 13, "Q6_K": 3},
     fallbacks={"Q6_K -> Q8_0": 2},
 )
-PLAN = Plan(
+PLAN = Planned(
     folder="out", files=(DECODER,), bytes_needed=3_600_000, bytes_free=5_000_000_000, memory=600_000_000
 )
 

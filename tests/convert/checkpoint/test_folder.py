@@ -1,148 +1,52 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from acestep_gguf.convert.checkpoint.folder import INDEX_FILE, Checkpoint
-from acestep_gguf.convert.checkpoint.safetensors_file import SafetensorsTensor
+from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.errors import CheckpointError
-from tests.support.tiny_checkpoints import TinyCheckpoint, write_safetensors
-
-
-def sharded(folder: Path, weight_map: Any) -> Path:
-    """A checkpoint whose shards a and b hold one tensor each."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text("{}")
-    for name in "ab":
-        write_safetensors(folder / f"{name}.safetensors", {name: np.ones((2, 2), np.float32)}, "F32")
-    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": weight_map}))
-    return folder
-
-
-def test_shards_are_read_as_one(tmp_path: Path) -> None:
-    single = TinyCheckpoint().write(tmp_path / "single")
-    shards = TinyCheckpoint(n_shards=3).write(tmp_path / "shards")
-    with Checkpoint(single) as one, Checkpoint(shards) as many:
-        one.open_weights()
-        many.open_weights()
-        assert sorted(one.tensors) == sorted(many.tensors)
-        assert one.weights_sha256() == many.weights_sha256()
-
-
-def test_weights_hash_tells_other_weights_apart(tmp_path: Path) -> None:
-    hashes = []
-    for seed in (0, 1):
-        with Checkpoint(TinyCheckpoint(seed=seed).write(tmp_path / str(seed))) as checkpoint:
-            checkpoint.open_weights()
-            hashes.append(checkpoint.weights_sha256())
-    assert hashes[0] != hashes[1]
-
-
-@pytest.mark.parametrize(
-    "file_name",
-    [
-        "../a.safetensors",
-        "/etc/a.safetensors",
-        "sub/a.safetensors",
-        "..\\a.safetensors",
-        "a.bin",
-        "",
-        3,
-        None,
-    ],
-)
-def test_index_must_not_leave_the_folder(tmp_path: Path, file_name: Any) -> None:
-    with (
-        Checkpoint(sharded(tmp_path / "c", {"a": file_name})) as checkpoint,
-        pytest.raises(CheckpointError, match="no weight file here"),
-    ):
-        checkpoint.open_weights()
-
-
-@pytest.mark.parametrize(
-    ("weight_map", "message"),
-    [
-        ({"a": "a.safetensors", "b": "a.safetensors"}, "says that a.safetensors has b"),
-        ({"a": "a.safetensors", "c": "b.safetensors"}, "says that b.safetensors has c"),
-        ({"a": "a.safetensors", "b": "missing.safetensors"}, "is missing"),
-        ({}, "no weight_map"),
-        ([], "no weight_map"),
-        (None, "no weight_map"),
-    ],
-)
-def test_index_that_contradicts_the_files_is_an_error(tmp_path: Path, weight_map: Any, message: str) -> None:
-    with (
-        Checkpoint(sharded(tmp_path / "c", weight_map)) as checkpoint,
-        pytest.raises(CheckpointError, match=message),
-    ):
-        checkpoint.open_weights()
-
-
-def test_tensor_in_two_shards_is_an_error(tmp_path: Path) -> None:
-    folder = sharded(tmp_path / "c", {"a": "a.safetensors", "b": "b.safetensors"})
-    both = {name: np.ones((2, 2), np.float32) for name in "ab"}
-    write_safetensors(folder / "b.safetensors", both, "F32")
-    with (
-        Checkpoint(folder) as checkpoint,
-        pytest.raises(CheckpointError, match=r"both in a\.safetensors and in b"),
-    ):
-        checkpoint.open_weights()
-
-
-@given(
-    weight_map=st.dictionaries(
-        st.sampled_from("abc"), st.sampled_from(["a.safetensors", "b.safetensors", ".."])
-    )
-    | st.lists(st.text(max_size=3))
-    | st.dictionaries(st.text(max_size=3), st.none() | st.integers() | st.text(max_size=20))
-)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
-def test_any_index_is_read_or_refused(tmp_path: Path, weight_map: Any) -> None:
-    with Checkpoint(sharded(tmp_path / "c", weight_map)) as checkpoint:
-        try:
-            checkpoint.open_weights()
-        except CheckpointError:
-            return
-        for tensor in checkpoint.tensors.values():
-            assert isinstance(tensor, SafetensorsTensor)
-            assert tensor.file.path.parent == tmp_path / "c"
-
-
-def test_pickled_weights_get_a_sentence(tmp_path: Path) -> None:
-    folder = tmp_path / "c"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "pytorch_model.bin").write_bytes(b"pickle")
-    with Checkpoint(folder) as checkpoint, pytest.raises(CheckpointError, match=r"pickled \.bin"):
-        checkpoint.open_weights()
+from tests.support.tiny_checkpoints import Layout, TinyCheckpoint
 
 
 def test_what_is_no_checkpoint_gets_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a folder"):
-        Checkpoint(tmp_path / "none")
+        CheckpointFolder(tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"has no config\.json"):
-        Checkpoint(tmp_path)
+        CheckpointFolder(tmp_path)
     (tmp_path / "bundle.json").write_text("{}")
     with pytest.raises(CheckpointError, match="is a bundle already"):
-        Checkpoint(tmp_path)
+        CheckpointFolder(tmp_path)
 
 
-def test_equal_tensors_are_found_equal(tmp_path: Path) -> None:
-    folder = tmp_path / "c"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    ones = np.ones((3, 5), np.float32)
-    other = ones.copy()
-    other[2, 4] = 2
-    tensors = {"ones": ones, "same": ones, "other": other, "reshaped": ones.reshape(5, 3)}
-    write_safetensors(folder / "model.safetensors", tensors, "BF16")
-    with Checkpoint(folder) as checkpoint:
-        checkpoint.open_weights()
-        found = checkpoint.tensors
-        assert Checkpoint.are_equal(found["ones"], found["same"])
-        assert not Checkpoint.are_equal(found["ones"], found["other"])
-        assert not Checkpoint.are_equal(found["ones"], found["reshaped"])
+def test_what_the_tokenizer_config_says_counts_more_than_the_older_file(tmp_path: Path) -> None:
+    for name, content in {
+        "config.json": {},
+        "special_tokens_map.json": {"bos_token": "<old>", "eos_token": "<end>"},
+        "tokenizer_config.json": {"bos_token": "<new>"},
+    }.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    folder = CheckpointFolder(tmp_path)
+    assert folder.tokenizer_config == {"bos_token": "<new>", "eos_token": "<end>"}
+    assert folder.processor_config == {}
+
+
+@pytest.mark.parametrize("layout", ["v4", "v5"])
+def test_each_file_of_a_checkpoint_is_opened_once(tmp_path: Path, layout: Layout) -> None:
+    folder = TinyCheckpoint(layout=layout, n_shards=2).write(tmp_path / "c")
+    code = (
+        "import sys\n"
+        "from collections import Counter\n"
+        "from pathlib import Path\n"
+        "from acestep_gguf.convert import plan_conversion\n"
+        "folder, out = map(Path, sys.argv[1:])\n"
+        "opened = Counter()\n"
+        "sys.addaudithook(lambda event, args: opened.update([str(args[0])] if event == 'open' else ()))\n"
+        "plan_conversion(folder, out)\n"
+        "for path in folder.iterdir():\n"
+        "    print(path.name, opened[str(path)])\n"
+    )
+    command = [sys.executable, "-c", code, str(folder), str(tmp_path / "out")]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert sorted(lines) == sorted(f"{path.name} 1" for path in folder.iterdir())

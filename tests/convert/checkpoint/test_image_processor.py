@@ -6,7 +6,7 @@ import pytest
 
 from acestep_gguf.bundle.schema import ImageSpec, Size
 from acestep_gguf.convert.checkpoint.config import parse_config
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.convert.checkpoint.image_processor import read_image_spec
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError, UsageError
 from tests.support.tiny_checkpoints import TinyCheckpoint
@@ -15,9 +15,9 @@ PUBLISHED = Path(__file__).parents[1] / "published_configs"
 
 
 def read(folder: Path, image_size: int | None = None) -> ImageSpec:
-    with Checkpoint(folder) as checkpoint:
-        config = parse_config(checkpoint.config, folder / "config.json")
-        return read_image_spec(checkpoint, config, image_size)
+    checkpoint = CheckpointFolder(folder)
+    config = parse_config(checkpoint.config, folder / "config.json")
+    return read_image_spec(checkpoint, config, image_size)
 
 
 def changed(folder: Path, name: str = "preprocessor_config.json", **changes: Any) -> Path:

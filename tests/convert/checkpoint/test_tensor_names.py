@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,9 @@ from numpy.typing import NDArray
 
 from acestep_gguf.convert.checkpoint.config import parse_config
 from acestep_gguf.convert.checkpoint.families import DECODERS, TOWERS
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
 from acestep_gguf.convert.checkpoint.tensor_names import find_tensors
 from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, PROJECTOR
+from acestep_gguf.convert.checkpoint.weight_files import open_weights
 from acestep_gguf.errors import CheckpointError
 from tests.support.tiny_checkpoints import PREFIXES, Layout, TinyCheckpoint, write_safetensors
 
@@ -18,10 +19,10 @@ Weights = dict[str, NDArray[np.float32]]
 
 def find(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name here -> name in the checkpoint and shape."""
-    with Checkpoint(folder) as checkpoint:
-        checkpoint.open_weights()
-        tensors = find_tensors(checkpoint, parse_config(checkpoint.config, folder / "config.json"))
-    return {name: (tensor.name, tensor.shape) for name, tensor in (tensors.decoder | tensors.vision).items()}
+    path = folder / "config.json"
+    with open_weights(folder, None) as weights:
+        tensors = find_tensors(weights, parse_config(json.loads(path.read_text()), path))
+    return {name: (tensor.name, tensor.shape) for name, tensor in (tensors.decoder | tensors.tower).items()}
 
 
 def rewrite(folder: Path, weights: Weights) -> Path:

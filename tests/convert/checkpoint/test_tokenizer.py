@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from gguf import TokenType
 
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
+from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_vocabulary
 from acestep_gguf.errors import AceStepError, CheckpointError, UnsupportedModelError
 from tests.support.tiny_checkpoints import Layout, TinyCheckpoint
@@ -16,8 +16,7 @@ TINY = TinyCheckpoint()
 
 
 def read(folder: Path, *, vocab_size: int = TINY.vocab_size, image_token: str = "<image>") -> Vocabulary:
-    with Checkpoint(folder) as checkpoint:
-        return read_vocabulary(checkpoint, vocab_size, token_id(image_token))
+    return read_vocabulary(CheckpointFolder(folder), vocab_size, token_id(image_token))
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

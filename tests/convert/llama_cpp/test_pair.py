@@ -29,7 +29,7 @@ from acestep_gguf.convert.tower.mmproj import (
     PROJECTOR_ACT_KEY,
 )
 from acestep_gguf.errors import AceStepError, BundleError, CheckpointError, UnsupportedModelError
-from acestep_gguf.quantize.conversion_events import Event, Plan, Progress
+from acestep_gguf.quantize.conversion_events import Event, Planned, Progress
 from acestep_gguf.quantize.gguf_layout import boolean, f32, f32s, i32s, string, strings, u32
 from acestep_gguf.vision.image import pixel_values
 from scripts.checks.libmtmd import LlamaCppPair
@@ -232,7 +232,7 @@ def test_progress_comes_to_its_end(clip: Made) -> None:
         shutil.rmtree(clip.imported, ignore_errors=True)
         events: list[Event] = []
         clip.import_(copy=copy, vision=["float32", "int8"], on_event=events.append)
-        (plan,) = (event for event in events if isinstance(event, Plan))
+        (plan,) = (event for event in events if isinstance(event, Planned))
         last = [event for event in events if isinstance(event, Progress)][-1]
         assert last.bytes_written == last.bytes_total == plan.bytes_needed
         assert last.tensors_written == last.tensors_total

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 
 from acestep_gguf.convert.checkpoint.config import LlavaConfig
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
-from acestep_gguf.convert.model import read_model
+from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.tower import calibration
 from acestep_gguf.convert.tower.calibration import Calibration, calibrate, find_pictures
 from acestep_gguf.convert.tower.int8 import Int8Input, plan_input
@@ -31,12 +30,11 @@ MIDDLE = {
 
 def calibrated(folder: Path, **options: Any) -> Calibration:
     checkpoint = TinyCheckpoint(**options).write(folder / "checkpoint")
-    with Checkpoint(checkpoint) as opened:
-        model = read_model(opened, None)
+    with open_model(checkpoint, None) as model:
         assert model.image is not None
         assert isinstance(model.config, LlavaConfig)
         pictures = find_pictures(None, model.image)
-        return calibrate(model.config, model.image, model.tensors.vision, pictures, n_threads=2)
+        return calibrate(model.config, model.image, model.tensors.tower, pictures, n_threads=2)
 
 
 @contextmanager
@@ -127,8 +125,8 @@ def too_many(folder: Path) -> Path:
 def test_folders_that_do_not_do(
     tmp_path: Path, tiny_checkpoint: Path, make: Callable[[Path], Path], message: str
 ) -> None:
-    with Checkpoint(tiny_checkpoint) as opened:
-        image = read_model(opened, None).image
+    with open_model(tiny_checkpoint, None) as model:
+        image = model.image
     assert image is not None
     with pytest.raises(ImageError, match=message):
         find_pictures(make(tmp_path), image)

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.convert.checkpoint.config import LlavaConfig, parse_config
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
-from acestep_gguf.convert.checkpoint.tensor_names import find_tensors
+from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.tower.graph import check_activations
 from acestep_gguf.convert.tower.position_embedding import interpolate_positions
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
@@ -33,10 +32,10 @@ class Reference:
     """CLIPVisionModel or SiglipVisionModel and LlavaMultiModalProjector in float64."""
 
     def __init__(self, folder: Path) -> None:
-        with Checkpoint(folder) as checkpoint:
-            checkpoint.open_weights()
-            self.config: LlavaConfig = parse_config(checkpoint.config, folder / "config.json")
-            tensors = find_tensors(checkpoint, self.config).vision
+        with open_model(folder, None) as model:
+            assert isinstance(model.config, LlavaConfig)
+            self.config = model.config
+            tensors = model.tensors.tower
             self.weights = {name: tensor.read().astype(np.float64) for name, tensor in tensors.items()}
 
     def run(self, pixel_values: NDArray[np.float32]) -> dict[str, Floats]:

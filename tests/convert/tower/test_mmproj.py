@@ -16,8 +16,7 @@ from acestep_gguf.bundle.gguf_header import parse_gguf_header
 from acestep_gguf.bundle.names import MmprojFtype
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
-from acestep_gguf.convert.model import read_model
+from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.tower.mmproj import plan_mmproj
 from acestep_gguf.errors import UnsupportedModelError, UsageError
 from acestep_gguf.quantize.gguf_source import GgufFile
@@ -212,11 +211,10 @@ def test_pixels_are_scaled_as_ours(
     std: tuple[float, float, float],
     rescale_factor: float,
 ) -> None:
-    with Checkpoint(tiny_checkpoint) as opened:
-        model = read_model(opened, None)
+    with open_model(tiny_checkpoint, None) as model:
         assert model.image is not None
         image = replace(model.image, mean=mean, std=std, rescale_factor=rescale_factor)
-        planned = plan_mmproj(model.config, image, model.tensors.vision, name="Tiny", ftype="F32")  # type: ignore[arg-type]
+        planned = plan_mmproj(model.config, image, model.tensors.tower, name="Tiny", ftype="F32")  # type: ignore[arg-type]
     metadata = parse_gguf_header(planned.layout.header, tiny_checkpoint, planned.layout.n_bytes).metadata
     pixels = np.arange(256)[:, None]
     ours = (pixels * rescale_factor - np.array(mean)) / np.array(std)

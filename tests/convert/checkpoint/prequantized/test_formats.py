@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cli.info import facts_and_settings, table
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.convert.checkpoint.folder import Checkpoint
 from acestep_gguf.convert.checkpoint.prequantized.formats import read_format, unpack
 from acestep_gguf.convert.compare import compare_with_checkpoint
+from acestep_gguf.convert.model import open_model
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
-from acestep_gguf.quantize.conversion_events import Event, Plan
+from acestep_gguf.quantize.conversion_events import Event, Planned
 from tests.support.packed_tensors import METHODS, Stored, by_dtype, open_stored, write_packed, write_stored
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
@@ -29,10 +29,9 @@ def test_a_quantized_checkpoint_converts_like_what_it_stands_for(tmp_path: Path,
     tiny = TinyCheckpoint(dtype="F32")
     packed = write_packed(tiny, tmp_path / "packed", METHODS[method])
     dense = tiny.write(tmp_path / "dense")
-    with Checkpoint(packed) as checkpoint:
-        checkpoint.open_weights()
+    with open_model(packed, None) as model:
         n_packed = sum(METHODS[method].packs(name) for name in tiny.tensors())
-        read = {name: checkpoint.tensors[name].read() for name in tiny.tensors()}
+        read = {name: model.weights.tensors[name].read() for name in tiny.tensors()}
     write_stored(dense / "model.safetensors", {name: ("F32", weight) for name, weight in read.items()})
     differing = [name for name, weight in tiny.tensors().items() if not np.array_equal(read[name], weight)]
     assert len(differing) == n_packed > 0
@@ -44,7 +43,7 @@ def test_a_quantized_checkpoint_converts_like_what_it_stands_for(tmp_path: Path,
     assert not any(decoder.problems for decoder in compare_with_checkpoint(tmp_path / "a", packed))
     assert bundle.source.quantization == METHODS[method].label
     assert expected.source.quantization is None
-    (plan,) = (event for event in events if isinstance(event, Plan))
+    (plan,) = (event for event in events if isinstance(event, Planned))
     assert plan.source_quantization == METHODS[method].label
     assert Bundle.read(tmp_path / "a") == bundle
     assert f"quantized twice, first as {METHODS[method].label}" in table(facts_and_settings(tmp_path / "a"))
@@ -175,7 +174,7 @@ def test_any_damage_is_read_or_refused(tmp_path: Path, method: str, data: st.Dat
         tensors |= {} if damaged is None else {name: damaged}
     stored = open_stored(tmp_path / "a.safetensors", tensors)
     try:
-        weights = unpack(stored, read_format({"quantization_config": config}, tmp_path)).weights
+        weights = unpack(stored, read_format({"quantization_config": config}, tmp_path)).tensors
         for weight in weights.values():
             if len(weight.shape) == 2 and 0 not in weight.shape:
                 weight.check()
