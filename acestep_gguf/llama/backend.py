@@ -32,11 +32,14 @@ class Log:
         if self._level == LOG_LEVEL_ERROR and line.strip():
             self._errors.append(line.strip())
 
-    def take_errors(self) -> str:
-        """The last error lines since the last call, as one line."""
-        errors = "; ".join(self._errors)
+    def clear(self) -> None:
+        """Forget what was logged: what comes belongs to the next call."""
+        self.lines.clear()
         self._errors.clear()
-        return errors or "it gave no reason"
+
+    def errors(self) -> str:
+        """The last error lines since ``clear``, as one line."""
+        return "; ".join(self._errors) or "it gave no reason"
 
 
 _log: Log | None = None

@@ -6,6 +6,7 @@ No object of these classes may be used by two threads at once.
 
 import ctypes
 import os
+import warnings
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import DecodeError, UsageError
-from acestep_gguf.llama.backend import Handle, StopFlag, backend
+from acestep_gguf.llama.backend import Handle, Log, StopFlag, backend
 from acestep_gguf.llama.devices import cpu_overrides
 from acestep_gguf.llama.library import lib
 from acestep_gguf.llama.params import (
@@ -54,7 +55,7 @@ class Model(Handle):
         cpu_tensors: patterns of names of tensors that stay in RAM nevertheless (``--override-tensor …=CPU``).
         tensor_split: layers for each of several GPUs.
         use_mmap: map the file instead of reading it.
-        use_mlock: keep the weights from being paged out.
+        use_mlock: keep the weights from being paged out; warns where the system does not allow it.
         use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
 
     Raises:
@@ -93,11 +94,13 @@ class Model(Handle):
         if cpu_tensors:
             overrides = cpu_overrides(cpu_tensors)
             params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
-        log.take_errors()
+        log.clear()
         pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
         super().__init__(pointer)
         if pointer is None:
-            raise DecodeError(f"llama.cpp cannot load {path}: {log.take_errors()}.")
+            raise DecodeError(f"llama.cpp cannot load {path}: {log.errors()}.")
+        if use_mlock:
+            _warn_unless_locked(log)
         self._vocab = lib.llama_model_get_vocab(pointer)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = lib.llama_model_n_embd(pointer)
@@ -167,12 +170,12 @@ class Context(Handle):
         native.offload_kqv = params.offload_kqv
         native.no_perf = True
         log = backend()
-        log.take_errors()
+        log.clear()
         pointer = lib.llama_init_from_model(model.pointer, native)
         super().__init__(pointer)
         if pointer is None:
             raise DecodeError(
-                f"llama.cpp cannot make a context of {params.n_ctx} tokens: {log.take_errors()}; "
+                f"llama.cpp cannot make a context of {params.n_ctx} tokens: {log.errors()}; "
                 "try a smaller --ctx-size."
             )
         self._memory = lib.llama_get_memory(pointer)
@@ -248,9 +251,11 @@ class Context(Handle):
         Raises:
             DecodeError: llama.cpp failed.
         """
+        log = backend()
+        log.clear()
         state = np.empty(self.state_bytes(), np.uint8)
         if lib.llama_state_seq_get_data(self.pointer, _bytes_of(state), len(state), SEQUENCE) != len(state):
-            raise DecodeError(f"llama.cpp cannot copy its memory: {backend().take_errors()}.")
+            raise DecodeError(f"llama.cpp cannot copy its memory: {log.errors()}.")
         return state
 
     def restore(self, state: UInt8Array, n_past: int) -> bool:
@@ -271,7 +276,6 @@ class Context(Handle):
             return False
         done = lib.llama_state_seq_set_data(self.pointer, _bytes_of(state), len(state), SEQUENCE)
         if done != len(state) or self._n_past() != n_past:
-            backend().take_errors()
             self.keep(0)
             return False
         return True
@@ -294,13 +298,13 @@ class Context(Handle):
 
     def _decode(self, batch: Any, n_outputs: int) -> None:
         log = backend()
-        log.take_errors()
+        log.clear()
         self._n_outputs = 0
         status = lib.llama_decode(self.pointer, batch)
         if status == ABORTED and self._stop is not None:
             self._stop.check()
         if status != 0:
-            raise DecodeError(f"llama.cpp failed to decode (status {status}): {log.take_errors()}.")
+            raise DecodeError(f"llama.cpp failed to decode (status {status}): {log.errors()}.")
         self._n_outputs = n_outputs
 
 
@@ -340,6 +344,19 @@ class _Batch:
         self._outputs[count - n_outputs : count] = 1
         self._native.n_tokens = count
         return self._native
+
+
+def _warn_unless_locked(log: Log) -> None:
+    """llama.cpp goes on with weights that may be paged out, and only logs that."""
+    for line in log.lines:
+        if "failed to mlock" in line or "mlock not supported" in line:
+            reason = line.partition("bytes): ")[2].partition("\n")[0] or "not supported here"
+            warnings.warn(
+                f"the weights can be paged out, they could not be locked in memory ({reason}): "
+                "raise the limit of locked memory (ulimit -l).",
+                stacklevel=3,
+            )
+            return
 
 
 def _bytes_of(array: UInt8Array) -> Any:

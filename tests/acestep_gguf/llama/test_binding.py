@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,32 @@ def test_layers_on_a_gpu_that_is_not_there(decoder_file: Path) -> None:
     if not llama_cpp.llama_supports_gpu_offload():
         with pytest.raises(UsageError, match="without a GPU"):
             Model(decoder_file, n_gpu_layers=1)
+
+
+LOCKS_LITTLE = """
+import ctypes
+import resource
+import sys
+from pathlib import Path
+
+from acestep_gguf.llama.binding import Model
+
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (2**16, 2**16))
+# Without its privileges, which know no limit: version 3 of this process, and three sets of none.
+head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+assert ctypes.CDLL(None).capset(head, sets) == 0
+for use_mlock in (False, True):
+    Model(Path(sys.argv[1]), use_mlock=use_mlock, use_mmap=sys.argv[2] == "mapped")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="privileges are dropped as Linux does it")
+@pytest.mark.parametrize("kind", ["mapped", "read"])
+def test_weights_that_cannot_be_locked(decoder_file: Path, kind: str) -> None:
+    command = [sys.executable, "-c", LOCKS_LITTLE, str(decoder_file), kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.count("UserWarning") == 1
+    assert "could not be locked in memory (Cannot allocate memory): raise the limit" in done.stderr
 
 
 def test_a_path_with_odd_characters(decoder_file: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from acestep_gguf.plan.machine import this_machine
 from tests.support.played_card import register_card
 
 log = backend()
-log.lines = deque()
+log.lines = deque(maxlen=10_000)
 assert gpu_devices() == []
 register_card("a played card", 5 * 2**30)
 assert gpu_devices() == [("a played card", 5 * 2**30)]
@@ -23,13 +23,11 @@ assert gpu_devices() == [("a played card", 5 * 2**30)]
 assert (gpu.name, gpu.memory) == ("a played card", 5 * 2**30)
 
 for n_gpu_layers, cpu_tensors in ((0, []), (2, []), (-1, ["attn_(k|v)"])):
-    with (
-        Model(Path(sys.argv[1]), n_gpu_layers=n_gpu_layers, cpu_tensors=cpu_tensors) as model,
-        Context(model, ContextParams(n_ctx=32)) as context,
-    ):
-        context.decode_tokens([1, 2, 3], 0, n_outputs=1)
-        context.logits()
-print("\\n".join(log.lines))
+    with Model(Path(sys.argv[1]), n_gpu_layers=n_gpu_layers, cpu_tensors=cpu_tensors) as model:
+        print("\\n".join(log.lines))
+        with Context(model, ContextParams(n_ctx=32)) as context:
+            context.decode_tokens([1, 2, 3], 0, n_outputs=1)
+            context.logits()
 """
 
 
