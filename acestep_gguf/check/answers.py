@@ -16,8 +16,9 @@ from acestep_gguf.bundle.decoder_info import check_vocabulary, decoder_info
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.decoding.decoder import Decoder
-from acestep_gguf.llama.binding import Context, Model, Sampler
+from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.sampler import Sampler
 from acestep_gguf.plan.machine_settings import machine_settings
 from acestep_gguf.prompt.builder import ImageSpan, PromptBuilder
 from acestep_gguf.prompt.messages import user_message

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from acestep_gguf.decoding.kv_states import KVStates
 from acestep_gguf.errors import ContextOverflowError, DecodeError
 from acestep_gguf.llama.backend import Interrupted
-from acestep_gguf.llama.binding import Context, Sampler
+from acestep_gguf.llama.binding import Context
+from acestep_gguf.llama.sampler import Sampler
 from acestep_gguf.prompt.segments import ImageInput, Position, Segment, call_ends, positions_of, row_of
 
 FloatArray = npt.NDArray[np.float32]

@@ -15,8 +15,9 @@ from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.errors import ImageError, UsageError
 from acestep_gguf.llama.backend import StopFlag
-from acestep_gguf.llama.binding import Context, Model, Sampler
+from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.sampler import Sampler
 from acestep_gguf.plan.machine_settings import machine_settings
 from acestep_gguf.prompt.builder import Prompt
 from acestep_gguf.prompt.segments import segments_after

@@ -19,8 +19,8 @@ from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.decoding.draft_model import DraftModel
 from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.backend import StopFlag
-from acestep_gguf.llama.binding import Sampler
 from acestep_gguf.llama.params import check_integer
+from acestep_gguf.llama.sampler import Sampler
 from acestep_gguf.prompt.builder import Prompt
 from acestep_gguf.prompt.segments import Segment, positions_of
 

@@ -14,8 +14,8 @@ from acestep_gguf.decoding.speculation import Speculation
 from acestep_gguf.engine.turns import Stopwatch
 from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.backend import Interrupted, StopFlag
-from acestep_gguf.llama.binding import PENALTY_LAST_N, Sampler
 from acestep_gguf.llama.params import SamplingParams
+from acestep_gguf.llama.sampler import PENALTY_LAST_N, Sampler
 from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.messages import Message
 from acestep_gguf.prompt.segments import Segment, segments_after

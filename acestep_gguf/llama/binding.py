@@ -1,4 +1,4 @@
-"""llama.cpp behind small classes: a model, a context and a sampler.
+"""llama.cpp behind small classes: a model, and a context to compute in.
 
 llama.cpp ends the process on bad input (an assertion), so each method first checks what it is given.
 No object of these classes may be used by two threads at once.
@@ -8,7 +8,6 @@ import ctypes
 import os
 import warnings
 from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,6 @@ from acestep_gguf.llama.params import (
     CACHE_TYPES,
     FLASH_ATTENTION,
     ContextParams,
-    SamplingParams,
     check_integer,
 )
 
@@ -35,7 +33,6 @@ UInt8Array = npt.NDArray[np.uint8]
 # enum llama_load_mode by whether the file is mapped, and whether its pages are locked.
 LOAD_MODES: Final = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 SEQUENCE: Final = 0  # we only ever use one sequence
-PENALTY_LAST_N: Final = 64  # llama.cpp's default window of the repeat penalty
 ABORTED: Final = 2  # what llama_decode returns when its abort callback ended it
 
 NOT_FINITE: Final = "the decoder computed logits that are not finite: its weights are damaged."
@@ -214,7 +211,7 @@ class Context(Handle):
             DecodeError: there is no such output, or a logit is not finite.
         """
         logits = self.logits_view(index)
-        _check_finite(logits)
+        check_finite(logits)
         return logits.copy()
 
     def logits_view(self, index: int = -1) -> FloatArray:
@@ -363,7 +360,12 @@ def _bytes_of(array: UInt8Array) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
-def _check_finite(logits: FloatArray) -> None:
+def check_finite(logits: FloatArray) -> None:
+    """Refuse logits among which one is NaN or infinite.
+
+    Raises:
+        DecodeError: one is.
+    """
     if not np.isfinite(logits).all():
         raise DecodeError(NOT_FINITE)
 
@@ -380,53 +382,3 @@ def check_embeds(embeds: FloatArray, n_embd: int) -> None:
         )
     if not np.isfinite(embeds).all():
         raise DecodeError("embeds are not finite: the vision tower or its input is damaged.")
-
-
-class Sampler(Handle):
-    """llama.cpp's sampler chain, in its usual order: penalties, top-k, top-p, min-p, temperature, draw."""
-
-    def __init__(self, model: Model, params: SamplingParams) -> None:
-        backend()
-        super().__init__(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()))
-        self._model = model
-        # llama.cpp would first copy all logits: 1 % of the time of a token of a small decoder.
-        self._takes_largest = params.temperature == 0.0 and params.repeat_penalty == 1.0
-        if params.repeat_penalty != 1.0:
-            penalty = (model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, 0.0, 0.0)
-            self._add(lib.llama_sampler_init_penalties(*penalty))
-        if params.temperature == 0.0:
-            self._add(lib.llama_sampler_init_greedy())
-            return
-        self._add(lib.llama_sampler_init_top_k(params.top_k))
-        self._add(lib.llama_sampler_init_top_p(params.top_p, 1))
-        self._add(lib.llama_sampler_init_min_p(params.min_p, 1))
-        self._add(lib.llama_sampler_init_temp(params.temperature))
-        self._add(lib.llama_sampler_init_dist(0xFFFFFFFF if params.seed is None else params.seed))
-
-    def _free(self, pointer: Any) -> None:
-        lib.llama_sampler_free(pointer)
-
-    def _add(self, sampler: Any) -> None:
-        lib.llama_sampler_chain_add(self.pointer, sampler)  # the chain owns and frees it
-
-    def accept(self, tokens: Sequence[int]) -> None:
-        """Show tokens of the prompt to the repeat penalty."""
-        self._model.check_tokens(tokens)
-        for token in tokens:
-            lib.llama_sampler_accept(self.pointer, token)
-
-    def sample(self, context: Context, index: int = -1) -> int:
-        """Choose and accept the next token from the logits of one of the last outputs.
-
-        Raises:
-            DecodeError: there are no such logits, or they are not finite.
-        """
-        logits = context.logits_view(index)
-        if self._takes_largest:
-            largest = int(logits.argmax())  # NaN counts as the largest
-            if not isfinite(logits[largest]):
-                raise DecodeError(NOT_FINITE)
-            return largest
-        _check_finite(logits)
-        token: int = lib.llama_sampler_sample(self.pointer, context.pointer, index)
-        return token

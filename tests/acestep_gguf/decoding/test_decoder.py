@@ -13,8 +13,9 @@ from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.decoding.kv_states import KVStates
 from acestep_gguf.errors import ContextOverflowError, DecodeError
 from acestep_gguf.llama.backend import Interrupted, StopFlag
-from acestep_gguf.llama.binding import Context, Model, Sampler
+from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.sampler import Sampler
 from acestep_gguf.prompt.segments import ImageInput, Segment
 from acestep_gguf.storage.disk_cache import DiskCache
 

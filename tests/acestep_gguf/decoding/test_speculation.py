@@ -17,8 +17,9 @@ from acestep_gguf.decoding.speculation import (
     guess_ahead,
 )
 from acestep_gguf.errors import UsageError
-from acestep_gguf.llama.binding import Context, Model, Sampler
+from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.sampler import Sampler
 
 PROMPT = (5, 9, 200, 31, 7, 7, 100, 42)
 DRAWN = SamplingParams(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=11)

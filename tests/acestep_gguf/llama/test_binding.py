@@ -1,7 +1,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,10 @@ from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama import binding
 from acestep_gguf.llama.backend import Interrupted, StopFlag
-from acestep_gguf.llama.binding import Context, Model, Sampler, check_embeds
-from acestep_gguf.llama.params import AMX, ContextParams, SamplingParams
+from acestep_gguf.llama.binding import Context, Model, check_embeds
+from acestep_gguf.llama.params import AMX, ContextParams
 
 TOKENS = [5, 9, 200, 31, 7, 7, 100, 42, 3, 250, 11, 60]
-
-
-@pytest.fixture
-def context(weights: Model) -> Iterator[Context]:
-    params = ContextParams(n_ctx=64, n_batch=16, n_ubatch=8, n_outputs_max=16)
-    with Context(weights, params) as opened:
-        yield opened
 
 
 def token_embeddings(path: Path) -> np.ndarray:
@@ -76,8 +68,6 @@ def test_token_ids_outside_the_vocabulary(weights: Model, context: Context, toke
         context.decode_tokens(tokens, 0)
     with pytest.raises(DecodeError, match="vocabulary"):
         weights.token_bytes(tokens[-1])
-    with Sampler(weights, SamplingParams()) as sampler, pytest.raises(DecodeError):
-        sampler.accept(tokens)
 
 
 def test_batches_that_would_end_the_process(context: Context) -> None:
@@ -124,56 +114,6 @@ def test_logits_that_were_not_asked_for(context: Context) -> None:
     for index in (-2, 0, 1):
         with pytest.raises(DecodeError, match="output"):
             context.logits(index)
-
-
-def test_logits_that_are_not_finite(decoder_file: Path, tmp_path: Path) -> None:
-    header = read_gguf_header(decoder_file)
-    (norm,) = (tensor for tensor in header.tensors if tensor.name == "output_norm.weight")
-    data = bytearray(decoder_file.read_bytes())
-    data[norm.offset : norm.offset + norm.nbytes] = np.full(norm.n_elements, np.nan, np.float32).tobytes()
-    damaged = tmp_path / "damaged.gguf"
-    damaged.write_bytes(data)
-    with Model(damaged) as model, Context(model, ContextParams(n_ctx=32)) as context:
-        context.decode_tokens([1], 0, n_outputs=1)
-        with Sampler(model, SamplingParams()) as sampler, pytest.raises(DecodeError, match="not finite"):
-            sampler.sample(context)
-
-
-def test_greedy_takes_the_largest_logit(weights: Model, context: Context) -> None:
-    context.decode_tokens(TOKENS, 0, n_outputs=1)
-    with Sampler(weights, SamplingParams()) as sampler:
-        assert sampler.sample(context) == int(np.argmax(context.logits()))
-
-
-def test_the_same_seed_draws_the_same(weights: Model, context: Context) -> None:
-    context.decode_tokens(TOKENS, 0, n_outputs=1)
-
-    def draws(seed: int | None) -> list[int]:
-        params = SamplingParams(temperature=5.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed)
-        with Sampler(weights, params) as sampler:
-            return [sampler.sample(context) for _ in range(20)]
-
-    assert draws(3) == draws(3)
-    assert draws(3) != draws(4)
-    assert draws(None) != draws(None)
-    assert len(set(draws(3))) > 5
-
-
-def test_top_k_1_is_greedy(weights: Model, context: Context) -> None:
-    context.decode_tokens(TOKENS, 0, n_outputs=1)
-    with Sampler(weights, SamplingParams(temperature=5.0, top_k=1)) as sampler:
-        assert {sampler.sample(context) for _ in range(10)} == {int(np.argmax(context.logits()))}
-
-
-def test_the_repeat_penalty_sees_prompt_and_answer(weights: Model, context: Context) -> None:
-    context.decode_tokens(TOKENS, 0, n_outputs=1)
-    ranking = np.argsort(-context.logits())
-    best, second = int(ranking[0]), int(ranking[1])
-    assert context.logits()[second] > 0  # a positive logit is divided
-    with Sampler(weights, SamplingParams(repeat_penalty=100.0)) as sampler:
-        sampler.accept([best])
-        assert sampler.sample(context) == second
-        assert sampler.sample(context) not in (best, second)
 
 
 def test_a_file_that_llama_cpp_refuses(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,63 @@
+"""llama.cpp's samplers: how the next token is chosen from logits."""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any, Final
+
+from acestep_gguf.errors import DecodeError
+from acestep_gguf.llama.backend import Handle, backend
+from acestep_gguf.llama.binding import NOT_FINITE, Context, Model, check_finite
+from acestep_gguf.llama.library import lib
+from acestep_gguf.llama.params import SamplingParams
+
+PENALTY_LAST_N: Final = 64  # llama.cpp's default window of the repeat penalty
+
+
+class Sampler(Handle):
+    """llama.cpp's sampler chain, in its usual order: penalties, top-k, top-p, min-p, temperature, draw."""
+
+    def __init__(self, model: Model, params: SamplingParams) -> None:
+        backend()
+        super().__init__(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()))
+        self._model = model
+        # llama.cpp would first copy all logits: 1 % of the time of a token of a small decoder.
+        self._takes_largest = params.temperature == 0.0 and params.repeat_penalty == 1.0
+        if params.repeat_penalty != 1.0:
+            penalty = (model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, 0.0, 0.0)
+            self._add(lib.llama_sampler_init_penalties(*penalty))
+        if params.temperature == 0.0:
+            self._add(lib.llama_sampler_init_greedy())
+            return
+        self._add(lib.llama_sampler_init_top_k(params.top_k))
+        self._add(lib.llama_sampler_init_top_p(params.top_p, 1))
+        self._add(lib.llama_sampler_init_min_p(params.min_p, 1))
+        self._add(lib.llama_sampler_init_temp(params.temperature))
+        self._add(lib.llama_sampler_init_dist(0xFFFFFFFF if params.seed is None else params.seed))
+
+    def _free(self, pointer: Any) -> None:
+        lib.llama_sampler_free(pointer)
+
+    def _add(self, sampler: Any) -> None:
+        lib.llama_sampler_chain_add(self.pointer, sampler)  # the chain owns and frees it
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Show tokens of the prompt to the repeat penalty."""
+        self._model.check_tokens(tokens)
+        for token in tokens:
+            lib.llama_sampler_accept(self.pointer, token)
+
+    def sample(self, context: Context, index: int = -1) -> int:
+        """Choose and accept the next token from the logits of one of the last outputs.
+
+        Raises:
+            DecodeError: there are no such logits, or they are not finite.
+        """
+        logits = context.logits_view(index)
+        if self._takes_largest:
+            largest = int(logits.argmax())  # NaN counts as the largest
+            if not isfinite(logits[largest]):
+                raise DecodeError(NOT_FINITE)
+            return largest
+        check_finite(logits)
+        token: int = lib.llama_sampler_sample(self.pointer, context.pointer, index)
+        return token
