@@ -107,6 +107,7 @@ def test_a_file_that_was_replaced_has_other_states(bundle_copy: Path, picture: P
     assert ask(bundle_copy, cache, "What is this?", [picture]).usage.cached_tokens == 0
 
 
+@pytest.mark.slow
 def test_a_known_picture_needs_no_tower(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
     code = (
         "import json, sys\n"
@@ -220,10 +221,17 @@ def test_cancelling(tiny_bundle: Path, picture: Path, after: int) -> None:
 def test_another_thread_cancels_while_the_prompt_is_read(tiny_bundle: Path) -> None:
     question = "word " * 100
     with AceStep(tiny_bundle, quant="F32", n_ctx=512, n_threads=1, n_batch=1) as model:
-        timer = threading.Timer(0.01, model.cancel)
-        timer.start()
+        ended = threading.Event()
+
+        def cancel_as_soon_as_there_is_an_answer() -> None:
+            while not ended.wait(0.001):
+                model.cancel()
+
+        canceller = threading.Thread(target=cancel_as_soon_as_there_is_an_answer, daemon=True)
+        canceller.start()
         answer = model.generate(question, max_tokens=5)
-        timer.join()
+        ended.set()
+        canceller.join()
         assert (answer.finish_reason, answer.text, answer.tokens) == ("cancelled", "", ())
         assert model.generate(question, max_tokens=5).finish_reason != "cancelled"
 
