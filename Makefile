@@ -11,9 +11,9 @@ demo: .venv/runtime
 test: .venv/dev
 	$(BIN)/pytest --cov
 
-# For the minute before a commit.
+# For the minute before a commit, on two cores.
 quick: .venv/dev
-	$(BIN)/pytest -m 'not parity and not slow'
+	$(BIN)/pytest -n 2 -m 'not parity and not slow'
 
 # Compares with transformers, live.
 parity: .venv/reference

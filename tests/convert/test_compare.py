@@ -122,6 +122,7 @@ def verify(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_line(tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     sound = verify(tiny_bundle, "--checkpoint", tiny_checkpoint)
     assert (sound.returncode, sound.stderr) == (0, "")

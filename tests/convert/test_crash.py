@@ -174,6 +174,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
 def test_a_disk_that_fills_up(
     small_disk: Path, checkpoint: Path, expected: dict[str, bytes], share: float

@@ -95,6 +95,7 @@ def test_bundle_records_what_is_there(bundle_folder: Path) -> None:
     assert list(bundle.decoders.files) == ["Q4_K_M", "Q5_K_M", "Q8_0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["v4", "v4.52", "v5"])
 @pytest.mark.parametrize("n_shards", [1, 3])
 def test_every_layout_gives_the_same_files(tmp_path: Path, layout: Layout, n_shards: int) -> None:
@@ -161,6 +162,7 @@ def test_nothing_is_done_twice(tmp_path: Path) -> None:
     assert isinstance(finished, Finished)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "suffix", [".gguf", "float32.onnx", "float32.onnx.data", "int8.onnx", "int8.onnx.data"]
 )
@@ -369,6 +371,7 @@ def test_damage_found_on_the_way_leaves_the_bundle_as_it_was(tmp_path: Path) -> 
     assert contents(tmp_path / "bundle") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["v4", "v5"])
 @pytest.mark.parametrize("options", [{}, {"tied": True}, {"yarn": True, "n_shards": 2}])
 def test_a_decoder_alone_becomes_a_bundle_without_a_tower(

@@ -62,6 +62,7 @@ def assert_as_llama_cpp(
     return qtypes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_tensor_is_byte_for_byte_llama_cpps(tmp_path: Path, shape: str) -> None:
     options, qtypes = SHAPES[shape]
@@ -69,6 +70,7 @@ def test_every_tensor_is_byte_for_byte_llama_cpps(tmp_path: Path, shape: str) ->
     assert assert_as_llama_cpp(checkpoint, tmp_path) >= qtypes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("decoder", "n_kv_heads", "is_70b"), [("qwen2", 1, True), ("llama", 1, True), ("llama", 4, False)]
 )
@@ -82,6 +84,7 @@ def test_the_rule_for_80_layers_is_llama_cpps(
     assert ("Q5_K" in qtypes) == is_70b
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DEMO / "model.safetensors").exists(), reason="the demo checkpoint is not there")
 def test_every_tensor_of_the_demo_is_byte_for_byte_llama_cpps(tmp_path: Path) -> None:
     assert assert_as_llama_cpp(DEMO, tmp_path) >= {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}
@@ -113,6 +116,7 @@ def test_a_steered_and_weighed_conversion_is_byte_for_byte_llama_cpps(tmp_path: 
         assert read_tensors(tmp_path / "bundle" / record.file) == read_tensors(expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_threads_change_nothing(tmp_path: Path, n_threads: int) -> None:
     checkpoint = TinyCheckpoint(n_layers=3).write(tmp_path / "checkpoint")
@@ -184,6 +188,7 @@ def write(folder: Path, tensors: dict[str, CountingSource], steps: Sequence[int]
     return [(folder / f"{number}.gguf").read_bytes() for number in range(len(layouts))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [(1, 3, 2), (4, 4, 1), (4, 4, 4)])
 def test_each_file_is_carried_on_with_from_its_own_last_tensor(
     tmp_path: Path, steps: tuple[int, ...]

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType as QType
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.errors import BundleError, ImatrixError, UsageError
-from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Plan, Progress
+from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Planned, Progress
 from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
 from acestep_gguf.quantize.steering import parse_steering
 from tests.quantize.conftest import MakeSource
@@ -163,7 +163,7 @@ def test_what_is_planned_is_what_is_written_and_planning_writes_nothing(
     assert not list(tmp_path.iterdir())
     events: list[Event] = []
     quantize_gguf(source, out, "Q4_K_M", on_event=events.append)
-    assert isinstance(events[0], Plan)
+    assert isinstance(events[0], Planned)
     # Other processes fill and empty the disk meanwhile.
     assert replace(events[0], bytes_free=planned.bytes_free) == planned
     (file,) = planned.files

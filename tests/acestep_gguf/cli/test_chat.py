@@ -144,6 +144,7 @@ def test_a_full_context_does_not_end_the_chat(chat: Chat, capsys: pytest.Capture
     assert len(chat.conversation.exchanges) == 1
 
 
+@pytest.mark.slow
 def test_lines_from_a_pipe(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
     def talk(stdin: bytes, *options: object) -> subprocess.CompletedProcess[bytes]:
         command = [*PROGRAM, str(tiny_bundle), "-t", "1", "-n", "4", "--no-cache", *map(str, options)]
@@ -243,6 +244,7 @@ def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 STATISTICS = r"\[load .*? known from before\) .*?answer (\d+) tokens .*?\| (\w+)\]\r\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_chat(slow_bundle: Path) -> None:
     with terminal(slow_bundle, "-t", 1, "-n", 450, "--no-cache") as at:
         at.wait_for(r"/help.*> ")

@@ -62,6 +62,7 @@ def test_the_question_may_come_from_standard_input(tiny_bundle: Path) -> None:
     assert by_argument.stdout == by_stdin.stdout != ""
 
 
+@pytest.mark.slow
 def test_the_options_of_llama_cpp(tiny_bundle: Path) -> None:
     options = "-q f32 --temp 2 --top-k 9 --top-p 0.9 --min-p 0 -s 7 --repeat-penalty 1.2 -c 128 -b 64 -ub 32"
     more = "-ngl 0 -ctk f32 -ctv f32 -fa off -sys brief --n-predict 9 --json"
@@ -86,6 +87,7 @@ def test_info_as_table_and_as_json(tiny_bundle: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["info"]])
 def test_it_starts_fast(tiny_bundle: Path, arguments: list[str]) -> None:
     # Seconds of processor time: other programs on the machine do not count.
@@ -118,6 +120,7 @@ def test_version() -> None:
     assert done.stdout.strip()[0].isdigit()
 
 
+@pytest.mark.slow
 def test_convert_makes_a_bundle_that_runs(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = acestep("convert", tiny_checkpoint, out, "-q", "Q4_K_M", "--name", "Tiny")
@@ -128,6 +131,7 @@ def test_convert_makes_a_bundle_that_runs(tiny_checkpoint: Path, tmp_path: Path)
     assert acestep("run", out, "hello", "-q", "Q8_0", "-n", 3).stdout
 
 
+@pytest.mark.slow
 def test_a_bundle_gets_an_mmproj_file_and_is_made_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out, imported = tmp_path / "out", tmp_path / "imported"
     options = ("--name", "Tiny", "--vision", "float32")
@@ -148,6 +152,7 @@ def test_a_bundle_gets_an_mmproj_file_and_is_made_again(tiny_checkpoint: Path, t
 # Errors: what was given, and words of the one line that says so.
 
 
+@pytest.mark.slow
 def test_wrong_paths(tiny_checkpoint: Path, tmp_path: Path, picture: Path) -> None:
     for verb in (["run"], ["info"]):
         question = ["x"] if verb == ["run"] else []
@@ -166,6 +171,7 @@ def change_json(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     (folder / "bundle.json").write_text(json.dumps(raw))
 
 
+@pytest.mark.slow
 def test_a_damaged_bundle_json(bundle_copy: Path) -> None:
     change_json(bundle_copy, lambda raw: raw.update(min_reader_version=99))
     check_is_one_line(acestep("run", bundle_copy, "x"), "upgrade")
@@ -204,6 +210,7 @@ def test_a_decoder_that_the_bundle_has_not(tiny_bundle: Path) -> None:
         check_is_one_line(acestep("run", tiny_bundle, "x", "-q", quant), quant, "Q4_K_M, Q8_0, F32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -238,6 +245,7 @@ def test_a_damaged_checkpoint_leaves_nothing_behind(tiny_checkpoint: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_convert_options_out_of_range(tiny_checkpoint: Path, tmp_path: Path) -> None:
     check_is_one_line(acestep("convert", tiny_checkpoint, tmp_path / "out", "-q", "Q3_X"), "Q3_X")
     check_is_one_line(acestep("convert", tiny_checkpoint, tmp_path / "out", "--image-size", 15))
@@ -254,6 +262,7 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999)))
 
 
+@pytest.mark.slow
 def test_what_is_no_picture(tiny_bundle: Path, tmp_path: Path, picture: Path) -> None:
     def ask(path: Path) -> subprocess.CompletedProcess[str]:
         return acestep("run", tiny_bundle, "x", "--image", path)
@@ -271,12 +280,14 @@ def test_what_is_no_picture(tiny_bundle: Path, tmp_path: Path, picture: Path) ->
     check_is_one_line(ask(tmp_path), "not a file")
 
 
+@pytest.mark.slow
 def test_prompts_that_do_not_fit(tiny_bundle: Path, picture: Path) -> None:
     check_is_one_line(acestep("run", tiny_bundle, stdin=b"word " * 2000), "context holds 512")
     small = acestep("run", tiny_bundle, "x", "--image", picture, "-c", 8)
     check_is_one_line(small, "context holds 8", "--ctx-size (n_ctx) up to 512")
 
 
+@pytest.mark.slow
 def test_questions_that_are_none(tiny_bundle: Path) -> None:
     for question in ([], [""], [" \n"]):
         check_is_one_line(acestep("run", tiny_bundle, *question), "empty")
@@ -284,6 +295,7 @@ def test_questions_that_are_none(tiny_bundle: Path) -> None:
     check_is_one_line(acestep("run", tiny_bundle, stdin=b"x" * (5 << 20)), "longer than")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option",
     [
@@ -365,6 +377,7 @@ def test_output_that_is_lost_is_an_error(tiny_bundle: Path, verb: str, redirecti
     check_is_one_line(done, words)
 
 
+@pytest.mark.slow
 def test_quantize_plans_then_writes_then_replaces(decoder_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     options = ["--tensor-type", "ffn_up=Q6_K", "--output-tensor-type", "q5_0", "--pure", "-t", "1"]
@@ -383,6 +396,7 @@ def test_quantize_plans_then_writes_then_replaces(decoder_file: Path, tmp_path: 
     assert {"Q4_K", "Q5_0", "Q6_K", "F32"} == set(file["types"])
 
 
+@pytest.mark.slow
 def test_quantize_fails_in_one_line_and_writes_nothing(decoder_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     check_is_one_line(acestep("quantize", decoder_file, out, "Q3_K_M"), "Q3_K_M", "Q4_K_M")

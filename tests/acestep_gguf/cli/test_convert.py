@@ -143,6 +143,7 @@ def test_a_dry_run_writes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_quiet_without_a_terminal_but_for_the_table(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = convert(tiny_checkpoint, tmp_path / "out", "-q", "Q8_0")
     assert (done.returncode, done.stderr) == (0, "")

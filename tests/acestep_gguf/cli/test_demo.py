@@ -38,6 +38,7 @@ def keep_ctrl_c() -> Iterator[None]:
     signal.signal(signal.SIGINT, handler)
 
 
+@pytest.mark.slow
 def test_three_answers_with_their_speed_and_a_bundle_that_is_reused(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,6 +29,7 @@ def drafted(tiny_bundle: Path) -> Iterator[AceStep]:
         yield opened
 
 
+@pytest.mark.slow
 def test_answers_are_those_without_a_draft(model: AceStep, drafted: AceStep, picture: Path) -> None:
     for images in ([], [picture], [picture, picture]):
         plain = model.generate(QUESTION, images, max_tokens=24)
@@ -47,6 +48,7 @@ def test_a_drawn_answer_is_the_same(model: AceStep, drafted: AceStep, picture: P
     assert guessed.usage.drafted_tokens > 0
 
 
+@pytest.mark.slow
 def test_it_is_silent_where_its_context_ends(tiny_bundle: Path) -> None:
     with AceStep(tiny_bundle, quant="F32", n_threads=1, n_ctx=64, draft=tiny_bundle) as model:
         answer = model.generate("hello", max_tokens=100)

@@ -25,6 +25,7 @@ def machine(ram: float, *vram: float) -> Machine:
     return Machine(ram=int(ram * GB), n_threads=4, gpus=gpus)
 
 
+@pytest.mark.slow
 def test_with_room_nothing_is_given_up(large: BundleModel) -> None:
     plan = make_plan(large, machine(64), defaults=Defaults(n_ubatch=256, use_extra_bufts=True))
     assert plan.given_up == ()
@@ -139,6 +140,7 @@ def test_a_plan_for_32b_takes_under_a_second(large_folder: Path) -> None:
     assert time.process_time() - started < 1
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     quant=st.sampled_from(["Q4_K_M", "Q8_0"]),

@@ -43,6 +43,7 @@ with Model(Path(sys.argv[1]), use_extra_bufts=False) as model, Context(model, pa
 """
 
 
+@pytest.mark.slow
 # The first has a large cache; the second is full, so that the compute buffer is used to its end.
 @pytest.mark.parametrize(
     ("shape", "options", "n_tokens"),
@@ -110,6 +111,7 @@ def run_in(group: Path, limit: int, bundle: Path, options: list[str]) -> "subpro
     return subprocess.run([*enter, *command, "What is it?"], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["--mmap", "--no-mmap"])
 def test_a_run_stays_inside_its_group_or_is_refused(
     hollow_folder: Path, picture: Path, memory_group: Path, mapping: str

@@ -37,6 +37,7 @@ print(max(peak, anonymous()) - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells anonymous memory")
 @pytest.mark.parametrize(("precision", "batch"), [("float32", 1), ("float32", 4), ("int8", 1)])
 def test_the_peak_is_predicted(wide_tower: BundleModel, precision: str, batch: int) -> None:

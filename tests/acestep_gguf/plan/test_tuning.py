@@ -59,6 +59,7 @@ def test_repacking_is_left_for_a_faster_request_but_never_for_slower_prefill() -
     assert not worth_leaving(default, trial(77, 40, 0.1), 64)
 
 
+@pytest.mark.slow
 def test_a_search_over_a_tiny_bundle(tiny_bundle: Path) -> None:
     tuning = tune(tiny_bundle, quant="F32", budget_s=60)
     bundle = Bundle.read(tiny_bundle)

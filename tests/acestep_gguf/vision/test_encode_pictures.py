@@ -117,6 +117,7 @@ def test_a_bundle_without_a_tower(tiny_bundle: Path, encoded: Path, tmp_path: Pa
         model.generate("What is this?", [EmbedsFile(encoded)])
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [*PROGRAM, *map(str, arguments), "-t", "1"]

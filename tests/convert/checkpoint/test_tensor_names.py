@@ -68,6 +68,7 @@ def test_buffers_of_old_versions_are_dropped(tmp_path: Path) -> None:
     assert found == find(tiny.write(tmp_path / "plain"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(TinyCheckpoint().tensors()))
 def test_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
     tiny = TinyCheckpoint()

@@ -94,6 +94,7 @@ def relative_error(one: NDArray[np.float32], other: NDArray[np.float32]) -> floa
     return float(np.linalg.norm(one - other) / np.linalg.norm(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["demo", *sorted(set(TINY) - {"tanh-full-padded", "siglip-default-v5"})])
 @pytest.mark.parametrize(("mmproj", "limit"), [("F32", 1e-5), ("F16", 1e-3)])
 def test_round_trip(tmp_path: Path, name: str, mmproj: MmprojFtype, limit: float) -> None:

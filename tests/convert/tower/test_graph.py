@@ -102,6 +102,7 @@ def run(bundle: Path, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[np
     return dict(zip(names, session.run(names, {"pixel_values": pixel_values}), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "image_size"),
     [

@@ -80,6 +80,7 @@ def square(bundle: Bundle, seed: int = 0) -> Image.Image:
     return drawing((image.size.width, image.size.height), seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mmproj", "converted_size", "options"),
     [

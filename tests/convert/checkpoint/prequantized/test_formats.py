@@ -24,6 +24,7 @@ from tests.support.packed_tensors import METHODS, Stored, by_dtype, open_stored,
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_quantized_checkpoint_converts_like_what_it_stands_for(tmp_path: Path, method: str) -> None:
     tiny = TinyCheckpoint(dtype="F32")
