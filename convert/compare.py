@@ -6,6 +6,7 @@ Blocks are dequantized by gguf-py's numpy code, not by the library that made the
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from math import inf, prod, sqrt
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from acestep_gguf.bundle.names import DecoderFtype
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.bundle.verify import DecoderComparison, QtypeError
+from acestep_gguf.convert.checkpoint.identity import tensors_sha256
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.quantize.gguf_source import GgufSource, GgufTensor
@@ -64,12 +66,15 @@ def compare_with_checkpoint(folder: Path, checkpoint: Path) -> tuple[DecoderComp
         ExitStack() as stack,
         ThreadPoolExecutor(usable_cpus()) as executor,
     ):
+        is_same = model.source == replace(bundle.source, tensors_sha256=None)
+        if is_same and bundle.source.tensors_sha256:
+            is_same = tensors_sha256(model.weights.stored, executor) == bundle.source.tensors_sha256
         decoders = {
             ftype: _Comparison(ftype, stack.enter_context(GgufSource(folder / record.file)))
             for ftype, record in bundle.decoders.files.items()
         }
         for decoder in decoders.values():
-            if model.source != bundle.source:
+            if not is_same:
                 decoder.problems.append(
                     f"{decoder.source.path} was not made from {checkpoint}: give its own checkpoint."
                 )

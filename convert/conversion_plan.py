@@ -186,7 +186,7 @@ def plan_bundle(model: CheckpointModel, out: Path, options: Options) -> Conversi
             choices=choices[ftype],
             identity=identity(layout, importance, model.source.config_sha256, model.source.weights_sha256),
         )
-    return ConversionPlan(
+    plan = ConversionPlan(
         name=name,
         model=model,
         output=output,
@@ -196,6 +196,9 @@ def plan_bundle(model: CheckpointModel, out: Path, options: Options) -> Conversi
         importance=importance,
         n_threads=options.n_threads,
     )
+    if not plan.is_empty:
+        output.check_can_be_added_to()
+    return plan
 
 
 def _check_will_run(layout: GgufLayout, model: CheckpointModel) -> None:

@@ -1,6 +1,6 @@
 """What an earlier conversion left in the output folder, and whether it may be added to."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -120,8 +120,32 @@ class OutputFolder:
                 f"{self.path} was made for pictures of {self.bundle.image.size.height} pixels, not "
                 f"{image.size.height}: give another output folder."
             )
-        if (self.bundle.source, self.bundle.image, self.bundle.prompt) != (source, image, prompt):
+        quickly_known = replace(self.bundle.source, tensors_sha256=None)
+        if (quickly_known, self.bundle.image, self.bundle.prompt) != (source, image, prompt):
             raise BundleError(f"{self.path} was made from another checkpoint: give another output folder.")
+
+    def check_can_be_added_to(self) -> None:
+        """Refuse to add to a bundle that does not say which training it was made from.
+
+        Raises:
+            BundleError: it was made before bundles did.
+        """
+        if self.bundle and not self.bundle.source.tensors_sha256:
+            raise BundleError(
+                f"{self.path} was made by an older version, which did not look at every weight of the "
+                "checkpoint: it can be used, but not added to; give another output folder."
+            )
+
+    def check_same_weights(self, tensors_sha256: str) -> None:
+        """Refuse to add to a bundle what was made from another training of the same model.
+
+        Raises:
+            BundleError: its checkpoint had other weights.
+        """
+        if self.bundle and self.bundle.source.tensors_sha256 != tensors_sha256:
+            raise BundleError(
+                f"{self.path} was made from another training of this checkpoint: give another output folder."
+            )
 
     def check_no_foreign_files(self, name: str, size_label: str) -> None:
         """A conversion that was killed may have left files, but only files that this one writes again.

@@ -1,6 +1,7 @@
 """checkpoint -> bundle: a conversion, step by step."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Final
@@ -12,8 +13,10 @@ from acestep_gguf.bundle.schema import (
     DecoderFile,
     Decoders,
     FileRecord,
+    Source,
     VisionFile,
 )
+from acestep_gguf.convert.checkpoint.identity import HASHES_FILE, hashing
 from acestep_gguf.convert.conversion_plan import ConversionPlan, Options, plan_bundle
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.output_folder import OutputFolder
@@ -92,7 +95,10 @@ def convert_checkpoint(
         plan = plan_bundle(model, out, options)
         planned = plan.event()
         on_event(planned)
-        if plan.is_empty and plan.output.bundle and not leftovers(out):
+        if plan.is_empty and plan.output.bundle:
+            if leftovers(out):
+                with Staging(out):
+                    _remove_leftovers(plan)
             on_event(Finished(folder=str(out), seconds=perf_counter() - started))
             return plan.output.bundle
 
@@ -101,11 +107,22 @@ def convert_checkpoint(
             _check_nobody_else_wrote(plan)
             check_disk(planned)
             _remove_leftovers(plan)
-            decoders, decoder_seconds = _write_decoders(staging, plan)
-            towers, tower_seconds = _write_towers(staging, plan, progress)
-            mmproj_files, mmproj_seconds = _write_mmproj(staging, plan)
+            with hashing(model.weights.stored, staging, plan.n_threads) as tensors_sha256:
+                decoders, decoder_seconds = _write_decoders(staging, plan)
+                towers, tower_seconds = _write_towers(staging, plan, progress)
+                mmproj_files, mmproj_seconds = _write_mmproj(staging, plan)
+                source = replace(model.source, tensors_sha256=tensors_sha256.result())
+            model.weights.check_unchanged()
+            plan.output.check_same_weights(tensors_sha256.result())
             staging.publish()
-            bundle = _bundle(plan, decoders, options.ftypes[0], towers, mmproj_files)
+            bundle = _bundle(
+                plan,
+                source=source,
+                default=options.ftypes[0],
+                decoders=decoders,
+                towers=towers,
+                mmproj=mmproj_files,
+            )
             bundle.write(out)
     for file in planned.files:
         record = next(record for record in bundle.records() if record.file == file.file)
@@ -159,8 +176,9 @@ def _check_nobody_else_wrote(plan: ConversionPlan) -> None:
 def _remove_leftovers(plan: ConversionPlan) -> None:
     """Remove what another command left unfinished."""
     folder = plan.output.path
-    own = {LOCK_FILE, *(partial_name(decoder.file) for decoder in plan.decoders.values())}
-    own |= {journal_path(folder / decoder.file).name for decoder in plan.decoders.values()}
+    resumable = [] if plan.is_empty else [HASHES_FILE, *(decoder.file for decoder in plan.decoders.values())]
+    own = {LOCK_FILE, *map(partial_name, resumable)}
+    own |= {journal_path(folder / file).name for file in resumable}
     for path in leftovers(folder):
         if path.name not in own:
             path.unlink()
@@ -210,8 +228,10 @@ def _write_mmproj(staging: Staging, plan: ConversionPlan) -> tuple[dict[MmprojFt
 
 def _bundle(
     plan: ConversionPlan,
-    decoders: Mapping[Ftype, DecoderFile],
+    *,
+    source: Source,
     default: Ftype,
+    decoders: Mapping[Ftype, DecoderFile],
     towers: Mapping[VisionPrecision, VisionFile],
     mmproj: dict[MmprojFtype, FileRecord],
 ) -> Bundle:
@@ -219,7 +239,7 @@ def _bundle(
         schema_version=SCHEMA_VERSION,
         min_reader_version=SCHEMA_VERSION,
         name=plan.name,
-        source=plan.model.source,
+        source=source,
         decoders=Decoders(
             default=plan.output.bundle.decoders.default if plan.output.bundle else default,
             files={ftype: decoders[ftype] for ftype in FTYPES if ftype in decoders},

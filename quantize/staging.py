@@ -189,6 +189,14 @@ class ResumableFile(StagedFile):
         return left == 0
 
 
+class Notes(ResumableFile):
+    """A file that is of use to a later run only: when the others are published, it is removed."""
+
+    def publish(self) -> None:
+        """Remove the file, which is closed."""
+        self.partial_path.unlink()
+
+
 class Staging:
     """Context in which the files of a folder are made; no other process can enter it for the same folder.
 
@@ -248,6 +256,12 @@ class Staging:
     def create_resumable(self, name: str, *, identity: str, stamps: Sequence[str]) -> StagedFile:
         """Begin the file ``name``, or carry on with it; see ResumableFile."""
         file = ResumableFile(self.folder / name, self._on_write, identity=identity, stamps=stamps)
+        self._files.append(file)
+        return file
+
+    def create_notes(self, name: str, *, identity: str, stamps: Sequence[str]) -> StagedFile:
+        """Begin the notes ``name``, or carry on with them; they are no part of what ``on_write`` counts."""
+        file = Notes(self.folder / name, lambda _n_bytes, _n_steps: None, identity=identity, stamps=stamps)
         self._files.append(file)
         return file
 

@@ -195,7 +195,8 @@ class Source:
     """What the bundle was made from.
 
     ``weights_sha256`` is over the checkpoint's tensor names, dtypes and shapes and the first 4 KiB of each
-    tensor: enough to tell two fine-tunes of one model apart without reading all of a large checkpoint.
+    tensor: it tells most trainings of one model apart without reading all of a large checkpoint.
+    ``tensors_sha256`` is over the SHA-256 of each whole tensor, and tells all apart; older bundles have none.
     ``vision_model_type`` is None for a decoder without a vision tower. ``quantization`` tells how the
     checkpoint was quantized already, as "AWQ 4-bit, groups of 128"; None if it was not. Where llama.cpp's
     files took the place of a checkpoint, ``architecture`` is ``IMPORTED``, and the hashes are over their
@@ -207,6 +208,7 @@ class Source:
     text_model_type: str
     config_sha256: str
     weights_sha256: str
+    tensors_sha256: str | None = None
     quantization: str | None = None
 
     @property

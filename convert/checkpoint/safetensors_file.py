@@ -117,9 +117,8 @@ class SafetensorsFile:
         except OSError as error:
             raise self._damaged(f"cannot be read, {error.strerror}") from error
         try:
-            status = os.fstat(self._fd)
-            self.n_bytes = status.st_size
-            self.stamp = f"{path.name} {status.st_size} {status.st_mtime_ns}"
+            self.n_bytes = os.fstat(self._fd).st_size
+            self.stamp = self._read_stamp()
             self.header = self._read_header()
             self.tensors = self._parse_header()
         except CheckpointError:
@@ -135,6 +134,15 @@ class SafetensorsFile:
     def close(self) -> None:
         """Close the file; its tensors can no longer be read."""
         os.close(self._fd)
+
+    def check_unchanged(self) -> None:
+        """Check that the file has not been written to since it was opened.
+
+        Raises:
+            SourceLostError: it has.
+        """
+        if self._read_stamp() != self.stamp:
+            raise SourceLostError(f"{self.path} was changed while it was read: give the command again.")
 
     def read_into(self, array: NDArray[Any], offset: int) -> None:
         """Fill ``array``, which must be contiguous, with the bytes at ``offset``.
@@ -152,6 +160,10 @@ class SafetensorsFile:
             if n_read == 0:
                 raise self._lost("it ended early")
             done += n_read
+
+    def _read_stamp(self) -> str:
+        status = os.fstat(self._fd)
+        return f"{self.path.name} {status.st_size} {status.st_mtime_ns}"
 
     def _read_header(self) -> bytes:
         if self.n_bytes < 8:

@@ -60,6 +60,15 @@ class CheckpointWeights:
     zero_biases: frozenset[str] = frozenset()
     held_bytes: int = 0
 
+    def check_unchanged(self) -> None:
+        """Check that no file has been written to since it was opened.
+
+        Raises:
+            SourceLostError: one has.
+        """
+        for file in {tensor.file for tensor in self.stored.values()}:
+            file.check_unchanged()
+
 
 def are_equal(left: Weight, right: Weight) -> bool:
     """Whether two matrices hold the same weights."""

@@ -17,7 +17,7 @@ from acestep_gguf.convert.compare import MARGIN, NORMAL_ERROR, compare_with_chec
 from acestep_gguf.errors import CheckpointError
 from acestep_gguf.quantize.ggml import quantize_rows
 from acestep_gguf.quantize.steering import STEERABLE_TYPES
-from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_checkpoints import TinyCheckpoint, write_safetensors
 
 
 def test_every_type_that_can_be_made_has_a_limit() -> None:
@@ -61,6 +61,18 @@ def test_another_checkpoint_of_the_same_shape(tiny_bundle: Path, tmp_path: Path)
         text = " ".join(found.problems)
         assert "blk.0.attn_q.weight is off by 1.4" in text
         assert "blk.1.ffn_down.weight is off by 1.4" in text
+
+
+def test_another_training_that_quantization_hides(tmp_path: Path) -> None:
+    """One weight differs by less than Q8_0 costs."""
+    tiny = TinyCheckpoint(has_tower=False, n_layers=1, dtype="F32")
+    checkpoint = tiny.write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ("Q8_0",))
+    weights = tiny.tensors()
+    weights["lm_head.weight"][-1, -1] += 1e-6
+    write_safetensors(checkpoint / "model.safetensors", weights, "F32")
+    ((problem,),) = (found.problems for found in compare_with_checkpoint(tmp_path / "bundle", checkpoint))
+    assert "was not made from" in problem
 
 
 def test_another_shape_and_other_names(tiny_bundle: Path, tmp_path: Path) -> None:

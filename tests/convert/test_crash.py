@@ -139,7 +139,7 @@ def test_the_last_whole_tensor_is_where_it_carries_on(
         convert_checkpoint(
             checkpoint, tmp_path, FTYPES, name="Tiny", threads=2, on_event=Interruption(n_bytes, stop)
         )
-    partial = {path.name: path.stat().st_size for path in tmp_path.glob(".*.partial")}
+    partial = {path.name: path.stat().st_size for path in tmp_path.glob(".*.gguf.partial")}
     assert set(partial) == {f".{name}.partial" for name in expected if name.endswith(".gguf")}
     largest_tensor = 512 * 256 * 4
     # The first progress is about the first of the two files.

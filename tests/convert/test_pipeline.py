@@ -18,6 +18,7 @@ from acestep_gguf.errors import (
     BundleError,
     CheckpointError,
     ImageError,
+    SourceLostError,
     UnsupportedModelError,
     UsageError,
 )
@@ -193,6 +194,71 @@ def test_bundle_of_another_checkpoint_is_refused(tmp_path: Path, other: dict[str
     with pytest.raises(BundleError, match="was made from another checkpoint"):
         convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M"], name="Tiny")
     assert contents(tmp_path / "bundle") == before
+
+
+@pytest.mark.parametrize("options", [{"ftypes": ["Q4_K_M"]}, {"ftypes": ["Q8_0"], "mmproj": ["F16"]}])
+@pytest.mark.parametrize("tensor", ["model.layers.1.mlp.up_proj.weight", "layers.2.mlp.fc2.weight"])
+def test_bundle_of_another_training_of_the_checkpoint_is_refused(
+    tmp_path: Path, tensor: str, options: dict[str, Any]
+) -> None:
+    """One weight differs, be it needed or not, and not among the first of its tensor."""
+    tiny = TinyCheckpoint(dtype="F32")
+    checkpoint = tiny.write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], vision=["float32"])
+    before = contents(tmp_path / "bundle")
+    weights = tiny.tensors()
+    (name,) = (name for name in weights if name.endswith(tensor))
+    weights[name][-1, -1] += 1
+    write_safetensors(checkpoint / "model.safetensors", weights, "F32")
+    plan_conversion(checkpoint, tmp_path / "bundle", vision=["float32"], **options)  # reads a sample only
+    with pytest.raises(BundleError, match="was made from another training of this checkpoint"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", vision=["float32"], **options)
+    assert contents(tmp_path / "bundle") == before
+
+
+def test_the_same_weights_in_other_files_are_the_same_checkpoint(tmp_path: Path) -> None:
+    convert_checkpoint(TinyCheckpoint().write(tmp_path / "one"), tmp_path / "bundle", ["Q8_0"])
+    shards = TinyCheckpoint(n_shards=3).write(tmp_path / "shards")
+    added = convert_checkpoint(shards, tmp_path / "bundle", ["Q4_K_M"])
+    assert list(added.decoders.files) == ["Q4_K_M", "Q8_0"]
+
+
+def test_a_bundle_that_does_not_say_which_training_it_is_from_is_used_but_not_added_to(
+    tmp_path: Path,
+) -> None:
+    checkpoint = TinyCheckpoint(has_tower=False).write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    path = tmp_path / "bundle" / "bundle.json"
+    raw = json.loads(path.read_text())
+    del raw["source"]["tensors_sha256"]
+    path.write_text(json.dumps(raw))
+    old = contents(tmp_path / "bundle")
+    with AceStep(tmp_path / "bundle", n_threads=1, n_ctx=256) as model:
+        model.generate("Hello", max_tokens=2)
+    assert convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"]) == Bundle.read(tmp_path / "bundle")
+    for work in (plan_conversion, convert_checkpoint):
+        with pytest.raises(BundleError, match="it can be used, but not added to"):
+            work(checkpoint, tmp_path / "bundle", ["Q4_K_M"])
+    assert contents(tmp_path / "bundle") == old
+
+
+def test_weights_that_change_while_they_are_converted_are_read_again(tmp_path: Path) -> None:
+    tiny = TinyCheckpoint(dtype="F32")
+    checkpoint, out = tiny.write(tmp_path / "checkpoint"), tmp_path / "bundle"
+    weights = tiny.tensors()
+    weights["language_model.lm_head.weight"][-1, -1] += 1
+    write_safetensors(tmp_path / "changed", weights, "F32")
+
+    def train(event: Event) -> None:
+        if isinstance(event, Progress) and event.bytes_written == event.bytes_total:
+            (checkpoint / "model.safetensors").write_bytes((tmp_path / "changed").read_bytes())
+
+    with pytest.raises(SourceLostError, match="was changed while it was read: give the command again"):
+        convert_checkpoint(checkpoint, out, ["Q8_0"], name="Tiny", on_event=train)
+    assert not (out / "bundle.json").exists()
+    convert_checkpoint(checkpoint, out, ["Q8_0"], name="Tiny")
+    convert_checkpoint(checkpoint, tmp_path / "expected", ["Q8_0"], name="Tiny")
+    assert contents(out) == contents(tmp_path / "expected")
 
 
 def test_bundle_for_another_picture_size_is_refused(tmp_path: Path) -> None:

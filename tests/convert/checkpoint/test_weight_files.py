@@ -7,7 +7,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acestep_gguf.convert.checkpoint.identity import sampled_sha256
 from acestep_gguf.convert.checkpoint.safetensors_file import SafetensorsTensor
 from acestep_gguf.convert.checkpoint.weight import are_equal
 from acestep_gguf.convert.checkpoint.weight_files import INDEX_FILE, open_weights
@@ -34,15 +33,8 @@ def test_shards_are_read_as_one(tmp_path: Path) -> None:
     shards = TinyCheckpoint(n_shards=3).write(tmp_path / "shards")
     with open_weights(single, None) as one, open_weights(shards, None) as many:
         assert sorted(one.tensors) == sorted(many.tensors)
-        assert sampled_sha256(one.stored) == sampled_sha256(many.stored)
-
-
-def test_weights_hash_tells_other_weights_apart(tmp_path: Path) -> None:
-    hashes = []
-    for seed in (0, 1):
-        with open_weights(TinyCheckpoint(seed=seed).write(tmp_path / str(seed)), None) as weights:
-            hashes.append(sampled_sha256(weights.stored))
-    assert hashes[0] != hashes[1]
+        for name, tensor in one.tensors.items():
+            assert np.array_equal(tensor.read(), many.tensors[name].read())
 
 
 @pytest.mark.parametrize(
