@@ -31,8 +31,8 @@ from acestep_gguf.quantize.imatrix import Importance, read_imatrix
 from acestep_gguf.quantize.one_pass import buffer_bytes
 from acestep_gguf.quantize.planning import bytes_free, check_ftype, identity, planned_gguf, worker_threads
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice, choose_types
-from acestep_gguf.quantize.staging import leftovers
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
+from acestep_gguf.storage.unfinished import leftovers
 
 # Measured with Qwen2's vocabulary: Python, numpy, onnx, and the vocabulary while it is read.
 BASE_MEMORY: Final = 160 * 2**20

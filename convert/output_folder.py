@@ -28,7 +28,7 @@ from acestep_gguf.bundle.schema import (
     check_file,
 )
 from acestep_gguf.errors import BundleError, UsageError
-from acestep_gguf.quantize.staging import leftovers
+from acestep_gguf.storage.unfinished import leftovers
 
 # File names have 255 bytes: this leaves room for size, ftype, and the suffix of a partial file.
 MAX_NAME_LENGTH: Final = 200

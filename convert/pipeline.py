@@ -25,9 +25,10 @@ from acestep_gguf.errors import BundleError
 from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned
 from acestep_gguf.quantize.one_pass import GgufOutput, write_ggufs
 from acestep_gguf.quantize.planning import OnEvent, ProgressTally, check_disk
-from acestep_gguf.quantize.staging import LOCK_FILE, Staging, journal_path, leftovers
+from acestep_gguf.quantize.staging import Staging
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
 from acestep_gguf.storage.atomic_file import partial_name
+from acestep_gguf.storage.unfinished import LOCK_FILE, journal_path, leftovers
 
 DEFAULT_FTYPES: Final[tuple[Ftype, ...]] = ("Q4_K_M", "Q5_K_M", "Q8_0")
 

@@ -17,8 +17,8 @@ from acestep_gguf.quantize.conversion_events import Event, Planned, PlannedFile,
 from acestep_gguf.quantize.gguf_layout import GgufLayout
 from acestep_gguf.quantize.imatrix import Importance
 from acestep_gguf.quantize.recipes import FLOAT_TYPES, TypeChoice
-from acestep_gguf.quantize.staging import journal_path
 from acestep_gguf.storage.atomic_file import partial_name
+from acestep_gguf.storage.unfinished import journal_path
 
 OnEvent = Callable[[Event], None]
 

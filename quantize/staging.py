@@ -16,14 +16,13 @@ from typing import Final, Self
 from acestep_gguf.errors import BundleError, MissingPackageError, SourceLostError
 from acestep_gguf.quantize.journal import Journal, Step
 from acestep_gguf.storage.atomic_file import partial_name
+from acestep_gguf.storage.unfinished import LOCK_FILE, journal_path
 
 try:
     from filelock import FileLock, Timeout
 except ModuleNotFoundError as error:
     raise MissingPackageError("filelock") from error
 
-LOCK_FILE: Final = ".acestep-gguf.lock"
-JOURNAL_SUFFIX: Final = ".journal"
 HASHED_AT_ONCE: Final = 2**22
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -300,14 +299,3 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def journal_path(path: Path) -> Path:
-    """Where the journal of the file that will be ``path`` lies."""
-    return path.with_name(f".{path.name}{JOURNAL_SUFFIX}")
-
-
-def leftovers(folder: Path) -> list[Path]:
-    """What a killed process may have left in ``folder``: partial files, journals and its lock."""
-    hidden = [partial_name("*"), f".*{JOURNAL_SUFFIX}", LOCK_FILE]
-    return sorted(path for pattern in hidden for path in folder.glob(pattern))

@@ -15,6 +15,7 @@ import msgspec
 from acestep_gguf.bundle.names import BUNDLE_FILE, DecoderFtype, MmprojFtype, VisionPrecision, ftype_from
 from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.storage.atomic_file import partial_name
+from acestep_gguf.storage.unfinished import leftovers
 
 SCHEMA_VERSION = 2
 MAX_BUNDLE_JSON_BYTES = 16 * 2**20
@@ -260,8 +261,7 @@ class Bundle:
                 raise BundleError(f"{path} is too large to be a bundle.json: convert the checkpoint again.")
             raw = msgspec.json.decode(path.read_bytes())
         except FileNotFoundError:
-            hint = "run `acestep-gguf convert` first" if is_checkpoint(folder) else "check the path"
-            raise BundleError(f"{folder} is not a bundle, it has no {BUNDLE_FILE}: {hint}.") from None
+            raise BundleError(_why_no_bundle(folder)) from None
         except OSError as error:
             raise BundleError(
                 f"{path} cannot be read ({error.strerror}): check the path and its permissions."
@@ -356,6 +356,17 @@ def check_file(folder: Path, record: FileRecord) -> Path:
 def is_checkpoint(folder: Path) -> bool:
     """Whether ``folder`` looks like a Hugging Face checkpoint."""
     return (folder / "config.json").is_file()
+
+
+def _why_no_bundle(folder: Path) -> str:
+    """What to say of a folder without bundle.json."""
+    if leftovers(folder):
+        return (
+            f"{folder} is not a bundle yet, its conversion was interrupted or is still running: "
+            "the same `acestep-gguf convert` command carries on with it."
+        )
+    hint = "run `acestep-gguf convert` first" if is_checkpoint(folder) else "check the path"
+    return f"{folder} is not a bundle, it has no {BUNDLE_FILE}: {hint}."
 
 
 def _check_version(path: Path, raw: Any) -> None:

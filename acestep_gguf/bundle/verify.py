@@ -18,9 +18,8 @@ from acestep_gguf.bundle.onnx_file import read_onnx
 from acestep_gguf.bundle.schema import Bundle, FileRecord, ImageSpec, VisionFile, check_file
 from acestep_gguf.bundle.vision_info import check_graph
 from acestep_gguf.errors import AceStepError, BundleError
+from acestep_gguf.storage.unfinished import leftovers
 
-# Hidden files that conversion leaves when it is interrupted.
-LEFTOVER_SUFFIXES: Final = (".partial", ".journal", ".lock")
 MAX_NOTES: Final = 20
 
 Check = Callable[[], None]
@@ -209,11 +208,11 @@ def _notes(folder: Path, bundle: Bundle) -> Iterator[str]:
     """What lies in the folder and is no part of the bundle."""
     known = {BUNDLE_FILE, *(record.file for record in bundle.records())}
     unknown = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    left = {path.name for path in leftovers(folder)}
     for name in unknown[:MAX_NOTES]:
-        is_leftover = name.startswith(".") and name.endswith(LEFTOVER_SUFFIXES)
         yield f"{name} " + (
             "is left of an interrupted conversion: the same `convert` carries on with it."
-            if is_leftover
+            if name in left
             else "is no part of the bundle."
         )
     if len(unknown) > MAX_NOTES:

@@ -13,10 +13,11 @@ from time import perf_counter
 import pytest
 
 from acestep_gguf.bundle.names import BUNDLE_FILE, Ftype
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError, CheckpointError
 from acestep_gguf.quantize.conversion_events import Event, Planned, Progress
-from acestep_gguf.quantize.staging import LOCK_FILE
+from acestep_gguf.storage.unfinished import LOCK_FILE
 from tests.support.killed_processes import contents, die_before_operation, run
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
@@ -139,6 +140,8 @@ def test_the_last_whole_tensor_is_where_it_carries_on(
         convert_checkpoint(
             checkpoint, tmp_path, FTYPES, name="Tiny", threads=2, on_event=Interruption(n_bytes, stop)
         )
+    with pytest.raises(BundleError, match="the same `acestep-gguf convert` command"):
+        Bundle.read(tmp_path)
     partial = {path.name: path.stat().st_size for path in tmp_path.glob(".*.gguf.partial")}
     assert set(partial) == {f".{name}.partial" for name in expected if name.endswith(".gguf")}
     largest_tensor = 512 * 256 * 4

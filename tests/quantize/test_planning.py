@@ -17,8 +17,8 @@ from acestep_gguf.quantize.planning import (
     worker_threads,
 )
 from acestep_gguf.quantize.recipes import TensorShape, choose_types
-from acestep_gguf.quantize.staging import journal_path
 from acestep_gguf.storage.atomic_file import partial_name
+from acestep_gguf.storage.unfinished import journal_path
 
 TENSORS = [
     TensorShape("token_embd.weight", (512, 288)),

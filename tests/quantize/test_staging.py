@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acestep_gguf.errors import BundleError, CheckpointError, SourceLostError
-from acestep_gguf.quantize.staging import LOCK_FILE, Staging, journal_path, leftovers
+from acestep_gguf.quantize.staging import Staging
+from acestep_gguf.storage.unfinished import LOCK_FILE, journal_path, leftovers
 
 
 @contextmanager

@@ -95,6 +95,19 @@ def test_reads_back_what_it_wrote(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", [".a.gguf.partial", ".a.gguf.journal", ".acestep-gguf.lock"])
+def test_an_interrupted_conversion_is_no_bundle_yet(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(BundleError, match="the same `acestep-gguf convert` command carries"):
+        Bundle.read(tmp_path)
+    (tmp_path / name).rename(tmp_path / "other")
+    with pytest.raises(BundleError, match="check the path"):
+        Bundle.read(tmp_path)
+    write(tmp_path, VALID)
+    (tmp_path / "other").rename(tmp_path / name)
+    assert Bundle.read(tmp_path).name == "Demo"
+
+
 def test_a_bundle_without_a_tower(tmp_path: Path) -> None:
     write(
         tmp_path,

@@ -20,8 +20,8 @@ from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import BundleError
 from acestep_gguf.quantize.gguf_layout import i32s, lay_out, strings, u32
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice
-from acestep_gguf.quantize.staging import LOCK_FILE, journal_path
 from acestep_gguf.storage.atomic_file import partial_name
+from acestep_gguf.storage.unfinished import LOCK_FILE, journal_path
 from tests.support.gguf_files import retype
 from tests.support.tiny_checkpoints import TinyCheckpoint
 

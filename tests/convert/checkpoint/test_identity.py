@@ -14,7 +14,8 @@ from acestep_gguf.convert.checkpoint.identity import (
 from acestep_gguf.convert.checkpoint.safetensors_file import SafetensorsFile
 from acestep_gguf.convert.checkpoint.weight_files import open_weights
 from acestep_gguf.errors import SourceLostError
-from acestep_gguf.quantize.staging import Staging, leftovers
+from acestep_gguf.quantize.staging import Staging
+from acestep_gguf.storage.unfinished import leftovers
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 TINY = TinyCheckpoint(n_layers=11)
