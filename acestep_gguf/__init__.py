@@ -12,17 +12,33 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from acestep_gguf.answer import Answer, Chunk, Timings, Usage
     from acestep_gguf.engine.engine import AceStep
+    from acestep_gguf.engine.question import Question
     from acestep_gguf.errors import AceStepError
+    from acestep_gguf.options import AnswerOptions, EngineOptions
     from acestep_gguf.vision.embeds_file import EmbedsFile
 
-__all__ = ["AceStep", "AceStepError", "Answer", "Chunk", "EmbedsFile", "Timings", "Usage"]
+__all__ = [
+    "AceStep",
+    "AceStepError",
+    "Answer",
+    "AnswerOptions",
+    "Chunk",
+    "EmbedsFile",
+    "EngineOptions",
+    "Question",
+    "Timings",
+    "Usage",
+]
 
 _MODULES = {
     "AceStep": "engine.engine",
     "AceStepError": "errors",
     "Answer": "answer",
+    "AnswerOptions": "options",
     "Chunk": "answer",
     "EmbedsFile": "vision.embeds_file",
+    "EngineOptions": "options",
+    "Question": "engine.question",
     "Timings": "answer",
     "Usage": "answer",
 }

@@ -1,8 +1,18 @@
 """Every error that this software raises on purpose; the command line prints its one line and exits with 1."""
 
+from collections.abc import Sequence
+
 
 class AceStepError(Exception):
-    """Root of all errors: its message is one sentence that says what to do."""
+    """Root of all errors: its message is one sentence that says what to do.
+
+    ``settings`` are the options that the message names, as options.py calls them; one that it advises is
+    written ``n_ctx=4096``. The command line puts its flags in their place.
+    """
+
+    def __init__(self, message: str, *, settings: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.settings = tuple(settings)
 
 
 class CheckpointError(AceStepError):

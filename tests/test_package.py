@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "answer", "cpus"),
+    ("errors", "answer", "cpus", "options"),
     ("storage",),
     ("bundle",),
     ("llama",),

@@ -17,8 +17,9 @@ from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.llama.binding import Context, Model
-from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.params import ModelParams
 from acestep_gguf.llama.sampler import Sampler
+from acestep_gguf.options import SamplingParams
 from acestep_gguf.plan.machine_settings import machine_settings
 from acestep_gguf.prompt.builder import ImageSpan, PromptBuilder
 from acestep_gguf.prompt.messages import user_message
@@ -83,15 +84,9 @@ class BundleAnswerer:
         self._stop_ids = frozenset(control[token] for token in bundle.prompt.stop_tokens)
         self._stack = ExitStack()
         settings, _ = machine_settings(bundle, record, pictures=True)
-        self._model = self._stack.enter_context(Model(path, use_extra_bufts=settings.use_extra_bufts))
-        params = ContextParams(
-            n_ctx=min(info.context_length, MAX_N_CTX),
-            n_threads=settings.n_threads,
-            n_threads_batch=settings.n_threads_batch,
-            n_ubatch=settings.n_ubatch,
-            flash_attn=settings.flash_attn,
-            n_outputs_max=max_tokens,
-        )
+        loading = ModelParams(use_extra_bufts=settings.use_extra_bufts)
+        self._model = self._stack.enter_context(Model(path, loading))
+        params = settings.context_params(n_ctx=min(info.context_length, MAX_N_CTX), n_outputs_max=max_tokens)
         self._context = self._stack.enter_context(Context(self._model, params))
         self._decoder = Decoder(self._context)
         self._prompts = PromptBuilder(bundle.prompt, self._model.tokenize, self._model.token_bytes)

@@ -19,7 +19,7 @@ from acestep_gguf.check.measures import agreement, n_alike
 from acestep_gguf.check.report import Asked, Candidate, CheckReport, Given
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
-from acestep_gguf.llama.params import check_integer
+from acestep_gguf.options import check_integer
 from acestep_gguf.vision.embeds import cosines
 from acestep_gguf.vision.image import pixel_values
 from acestep_gguf.vision.tower import VisionTower

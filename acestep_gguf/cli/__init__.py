@@ -22,6 +22,7 @@ from acestep_gguf.cli import (
     tune,
     verify,
 )
+from acestep_gguf.cli.option_groups import in_flags
 from acestep_gguf.errors import AceStepError
 
 # In the order of --help.
@@ -64,7 +65,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()  # at shutdown it would be too late for an error
     except AceStepError as error:
-        _fail(error)
+        _fail(in_flags(error))
     except OSError as error:
         if error.filename is not None:  # writing to standard output names no file, so this is a bug
             raise

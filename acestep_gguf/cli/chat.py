@@ -5,11 +5,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from acestep_gguf.cli.option_groups import AnswerOptions, EngineOptions, takes_groups
+from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import BundleFolder, EmbedsFiles, Images, SystemPrompt
 from acestep_gguf.cli.terminal import (
     end_at_once_on_ctrl_c,
@@ -21,6 +21,7 @@ from acestep_gguf.cli.terminal import (
     typed_lines,
 )
 from acestep_gguf.errors import AceStepError, ContextOverflowError, PromptError
+from acestep_gguf.options import AnswerOptions, EngineOptions
 
 if TYPE_CHECKING:
     from acestep_gguf.engine.conversation import Attachment, AttachmentKind, Conversation
@@ -43,14 +44,11 @@ def chat(
     from acestep_gguf.engine.conversation import Conversation
     from acestep_gguf.engine.engine import AceStep
     from acestep_gguf.plan.report import plan_line
-    from acestep_gguf.vision.embeds_file import EmbedsFile
 
     end_at_once_on_ctrl_c()  # while it loads
-    # Embeds alone let the plan do without the tower.
-    pictures = list(map(EmbedsFile, embeds)) if embeds and not image else None
-    with AceStep(bundle, pictures=pictures, **asdict(engine)) as model:
+    with AceStep(bundle, engine) as model:
         print(plan_line(model.plan), file=sys.stderr)
-        chat = Chat(model, Conversation(system_prompt), asdict(answer))
+        chat = Chat(model, Conversation(system_prompt), answer)
         for picture in image or []:
             chat.attach("picture", picture)
         for file in embeds or []:
@@ -71,16 +69,14 @@ class Chat:
     Args:
         model: what answers.
         conversation: what was said so far.
-        answer_options: arguments of ``AceStep.stream``.
+        answer_options: how each answer is written.
     """
 
-    def __init__(
-        self, model: "AceStep", conversation: "Conversation", answer_options: dict[str, Any]
-    ) -> None:
+    def __init__(self, model: "AceStep", conversation: "Conversation", answer_options: AnswerOptions) -> None:
         self.conversation = conversation
         self.failed = False
         self._model = model
-        self._answer_options = answer_options
+        self._answer_options = replace(answer_options, exact=False)
         self._attachments: list[Attachment] = []  # to the next message
         self._is_cancelled = False
         self._ended = False
@@ -133,7 +129,7 @@ class Chat:
         from acestep_gguf.engine.conversation import Exchange
 
         messages = self.conversation.messages(question, self._attachments)
-        stream = self._model.stream(messages, exact=False, **self._answer_options)
+        stream = self._model.stream(messages, options=self._answer_options)
         with closing(from_a_thread(stream, self._model.cancel, lambda: self._is_cancelled)) as chunks:
             answer = print_chunks(chunks)
         print(statistics(answer), file=sys.stderr)

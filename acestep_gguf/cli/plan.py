@@ -1,13 +1,14 @@
 """``acestep-gguf plan``: what would go where, on this machine or another."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acestep_gguf.cli.option_groups import EngineOptions, takes_groups
+from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import AsJson, BundleFolder
 from acestep_gguf.cli.terminal import json_text
+from acestep_gguf.options import EngineOptions
 
 if TYPE_CHECKING:
     from acestep_gguf.plan.machine import Machine
@@ -42,12 +43,9 @@ def plan(
     from acestep_gguf.plan.machine_settings import machine_settings
     from acestep_gguf.plan.planner import make_plan
     from acestep_gguf.plan.report import plan_facts, plan_table
-    from acestep_gguf.plan.search import Defaults
-    from acestep_gguf.plan.settings import Wish
+    from acestep_gguf.plan.settings import Workload
     from acestep_gguf.plan.speed import Rates, measured_rates
 
-    wishes = {field.name for field in fields(Wish)}
-    wish = Wish(images=images, **{name: value for name, value in asdict(engine).items() if name in wishes})
     rates = Rates(
         ram=_size(ram_bandwidth),
         vram=_size(vram_bandwidth),
@@ -62,11 +60,11 @@ def plan(
         machine = this_machine()
         measured = measured_rates(machine.n_threads)
         rates = replace(rates, ram=rates.ram or measured.ram, cpu_flops=rates.cpu_flops or measured.cpu_flops)
-        record = model.bundle.decoder(wish.quant)
-        defaults = Defaults.of(machine_settings(model.bundle, record, pictures=wish.images > 0)[0])
+        record = model.bundle.decoder(engine.quant)
+        defaults, _ = machine_settings(model.bundle, record, pictures=images > 0)
     else:
         machine = _told_machine(ram, vram or [])
-    made = make_plan(model, machine, wish, rates=rates, defaults=defaults)
+    made = make_plan(model, machine, engine, Workload(images=images), rates=rates, defaults=defaults)
     print(json_text(plan_facts(made)) if as_json else plan_table(made))
 
 

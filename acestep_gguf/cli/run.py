@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acestep_gguf.cli.option_groups import AnswerOptions, EngineOptions, takes_groups
+from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import AsJson, BundleFolder, EmbedsFiles, Images, SystemPrompt
 from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c, print_chunks, read_stdin, statistics
 from acestep_gguf.errors import PromptError
+from acestep_gguf.options import AnswerOptions, EngineOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ def run(
     import sys
 
     from acestep_gguf.engine.engine import AceStep
+    from acestep_gguf.engine.question import Question
     from acestep_gguf.plan.report import plan_line
     from acestep_gguf.prompt.messages import user_message
     from acestep_gguf.vision.embeds_file import EmbedsFile
@@ -40,12 +42,11 @@ def run(
         raise PromptError("the question is empty: give it after the bundle, or on standard input.")
     pictures: list[Path | EmbedsFile] = [*(image or []), *map(EmbedsFile, embeds or [])]
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    messages = [*system, user_message(question, pictures)]
+    asked = Question([*system, user_message(question, pictures)], options=answer)
     end_at_once_on_ctrl_c()
-    n_text = len(f"{system_prompt or ''}{question}".encode()) + answer.max_tokens  # a byte a token
-    with AceStep(bundle, pictures=pictures, n_text=n_text, **asdict(engine)) as model:
+    with AceStep(bundle, engine, first=asked) as model:
         if as_json:
-            print(json.dumps(asdict(model.generate(messages, **asdict(answer))), ensure_ascii=False))
+            print(json.dumps(asdict(model.generate(asked)), ensure_ascii=False))
             return
-        given = print_chunks(model.stream(messages, **asdict(answer)))
+        given = print_chunks(model.stream(asked))
     print(plan_line(model.plan), statistics(given), sep="\n", file=sys.stderr)

@@ -56,10 +56,11 @@ class Decoder:
         """
         if n_prompt >= self.n_ctx:
             most = self.context.model.n_ctx_train
-            larger = f", or raise --ctx-size (n_ctx) up to {most}" if self.n_ctx < most else ""
+            larger = f", or raise n_ctx, up to {most}" if self.n_ctx < most else ""
             raise ContextOverflowError(
                 f"the prompt has {n_prompt} tokens, the context holds {self.n_ctx}: "
-                f"ask with fewer pictures or words{larger}."
+                f"ask with fewer pictures or words{larger}.",
+                settings=["n_ctx"],
             )
 
     def reset(self) -> None:

@@ -16,8 +16,9 @@ from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.errors import ImageError, UsageError
 from acestep_gguf.llama.backend import StopFlag
 from acestep_gguf.llama.binding import Context, Model
-from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.params import ModelParams
 from acestep_gguf.llama.sampler import Sampler
+from acestep_gguf.options import SamplingParams
 from acestep_gguf.plan.machine_settings import machine_settings
 from acestep_gguf.prompt.builder import Prompt
 from acestep_gguf.prompt.segments import segments_after
@@ -48,7 +49,8 @@ class DraftModel:
         bundle = Bundle.read(folder)
         if pictures and bundle.vision is None:
             raise UsageError(
-                f"{folder} has no vision tower, so it cannot see pictures: choose another --draft."
+                f"{folder} has no vision tower, so it cannot see pictures: choose another draft.",
+                settings=["draft"],
             )
         record = bundle.decoder()
         path = check_file(folder, record)
@@ -57,15 +59,9 @@ class DraftModel:
         check_vocabulary(header, bundle.prompt, bundle.image)
         self._n_common = _n_common_tokens(header, target)
         settings, _ = machine_settings(bundle, record, pictures=pictures)
-        params = ContextParams(
-            n_ctx=min(n_ctx, info.context_length),
-            n_ubatch=settings.n_ubatch,
-            n_threads=settings.n_threads,
-            n_threads_batch=settings.n_threads_batch,
-            flash_attn=settings.flash_attn,
-        )
+        params = settings.context_params(n_ctx=min(n_ctx, info.context_length))
         self._encoder = ImageEncoder(folder, bundle, n_threads=settings.tower_threads, cache=cache)
-        self._model = Model(path, use_extra_bufts=settings.use_extra_bufts)
+        self._model = Model(path, ModelParams(use_extra_bufts=settings.use_extra_bufts))
         self._context = Context(self._model, params)
         self._decoder = Decoder(self._context)
         self._sampler = Sampler(self._model, SamplingParams())
@@ -139,7 +135,10 @@ def _n_common_tokens(draft: GGUFHeader, target: GGUFHeader) -> int:
     texts = [_tokens(header) for header in (draft, target)]
     n_common = min(map(len, texts))
     if texts[0][:n_common] != texts[1][:n_common]:
-        raise UsageError(f"{draft.path} has another vocabulary than {target.path}: choose another --draft.")
+        raise UsageError(
+            f"{draft.path} has another vocabulary than {target.path}: choose another draft.",
+            settings=["draft"],
+        )
     return n_common
 
 

@@ -1,7 +1,7 @@
 """The decoder's memory after the last picture of a prompt, kept on disk for the next question about it."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from acestep_gguf.bundle.names import BUNDLE_FILE
 from acestep_gguf.llama.backend import build_id
 from acestep_gguf.llama.binding import Context
-from acestep_gguf.llama.params import ContextParams
+from acestep_gguf.llama.params import ContextParams, ModelParams
 from acestep_gguf.prompt.segments import ImageInput, Segment
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.storage.file_identity import file_identity
@@ -27,15 +27,15 @@ UInt8Array = npt.NDArray[np.uint8]
 NO_MATTER: Final = ("n_ctx", "n_outputs_max", "use_mmap", "use_mlock")
 
 
-def decoder_facts(path: Path, params: ContextParams, loading: Mapping[str, Any]) -> dict[str, Any]:
+def decoder_facts(path: Path, loading: ModelParams, params: ContextParams) -> dict[str, Any]:
     """What decides which numbers a decoder computes, beside what it reads.
 
     Args:
         path: of the decoder, in its bundle.
+        loading: how it was loaded.
         params: of its context.
-        loading: arguments of its Model.
     """
-    settings = {**asdict(params), **loading}
+    settings = asdict(loading) | asdict(params)
     return {
         "bundle": hashlib.sha256((path.parent / BUNDLE_FILE).read_bytes()).hexdigest(),
         "decoder": file_identity(path),

@@ -11,25 +11,17 @@ from itertools import accumulate, repeat
 from operator import mul
 from statistics import median
 from time import perf_counter
-from typing import Final, Literal, Protocol, get_args
+from typing import Final, Protocol
 
 import numpy as np
 
 from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.decoding.draft_model import DraftModel
-from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.backend import StopFlag
-from acestep_gguf.llama.params import check_integer
 from acestep_gguf.llama.sampler import Sampler
+from acestep_gguf.options import SpecType
 from acestep_gguf.prompt.builder import Prompt
 from acestep_gguf.prompt.segments import Segment, positions_of
-
-# llama.cpp's --spec-type, as far as it needs no second model.
-SpecType = Literal["none", "ngram-simple"]
-SPEC_TYPES: Final[tuple[SpecType, ...]] = get_args(SpecType)
-
-DEFAULT_DRAFT_MAX: Final = 15  # llama.cpp computes a call of 16 in about the time of one of 8
-MOST_DRAFT_MAX: Final = 64
 
 NGRAM_SIZES: Final = (3, 2)  # the longest that was seen before is followed
 LEAST_GAIN: Final = 1.03  # tokens a second, relative to plain decoding: less is not worth the noise
@@ -191,22 +183,12 @@ class Speculation:
     Args:
         spec_type: without a second model.
         draft_max: tokens to guess at a time at most.
-        with_draft: whether a ``draft`` will be set.
-
-    Raises:
-        UsageError: a setting is out of its range, or there are two ways to guess.
+        draft: a second model that guesses instead.
     """
 
-    def __init__(self, spec_type: SpecType, draft_max: int, *, with_draft: bool) -> None:
-        if spec_type not in SPEC_TYPES:
-            raise UsageError(f"spec_type is {spec_type!r}: choose from {', '.join(SPEC_TYPES)}.")
-        if spec_type != "none" and with_draft:
-            raise UsageError(f"spec_type {spec_type} and a draft are two ways to guess: choose one.")
-        check_integer("draft_max", draft_max, 1, MOST_DRAFT_MAX)
+    def __init__(self, spec_type: SpecType, draft_max: int, draft: DraftModel | None) -> None:
         self._spec_type = spec_type
-        self._draft_max = draft_max
-        self.draft: DraftModel | None = None
-        self.n_outputs_max = 1 + draft_max if spec_type != "none" or with_draft else 1
+        self.draft = draft
         self.pace = Pace(draft_max)
 
     def tokens(

@@ -1,8 +1,6 @@
 """From a question to the chunks of its answer: build the prompt, encode pictures, prefill, decode."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,31 +9,18 @@ from acestep_gguf.answer import Answer, Chunk, FinishReason, Timings, Usage
 from acestep_gguf.bundle.schema import PromptSpec
 from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.decoding.speculation import Speculation
+from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.turns import Stopwatch
 from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.backend import Interrupted, StopFlag
-from acestep_gguf.llama.params import SamplingParams
 from acestep_gguf.llama.sampler import PENALTY_LAST_N, Sampler
 from acestep_gguf.prompt.builder import PromptBuilder
-from acestep_gguf.prompt.messages import Message
 from acestep_gguf.prompt.segments import Segment, segments_after
 from acestep_gguf.prompt.text_stream import TextStream
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.encoder import ImageEncoder, Picture
 
 FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What ``AceStep.generate`` was asked; see there."""
-
-    messages: Sequence[Message]
-    images: Sequence[Any]
-    sampling: SamplingParams
-    max_tokens: int
-    stop: Sequence[str]
-    exact: bool
 
 
 class AnswerWriter:
@@ -78,11 +63,12 @@ class AnswerWriter:
 
     def chunks(self, question: Question) -> Generator[Chunk, None, None]:
         """The answer as it is written; the last chunk has the whole of it, and no text."""
-        prompt = self._prompts.build(question.messages, question.images)
+        prompt = self._prompts.build(*question.as_messages())
         n_image_tokens = self._encoder.n_tokens * len(prompt.images)
         n_prompt = len(prompt.text_tokens) + n_image_tokens
         self._decoder.check_fits(n_prompt)
-        text = TextStream(question.stop, strip_space=self._strip_space)
+        options = question.options
+        text = TextStream(options.stop, strip_space=self._strip_space)
         encoding, prefilling, decoding = Stopwatch(), Stopwatch(), Stopwatch()
         n_cached, tokens = 0, list[int]()
         finish_reason: FinishReason = "cancelled"
@@ -93,12 +79,12 @@ class AnswerWriter:
                 pictures = [self._encoder.prepare(image) for image in prompt.images]
             segments = prompt.segments([picture.input for picture in pictures])
             with prefilling:
-                n_cached = self._decoder.reuse(segments, exact=question.exact)
+                n_cached = self._decoder.reuse(segments, exact=options.exact)
                 self._decoder.prefill(segments)  # the tower may still be loading
             embeds = self._encode(segments, pictures, encoding)
             with prefilling:
                 self._decoder.prefill(segments, embeds)
-            with Sampler(self._model, question.sampling) as sampler:
+            with Sampler(self._model, options) as sampler:
                 sampler.accept(prompt.text_tokens[-PENALTY_LAST_N:])
                 chosen = self._speculation.tokens(
                     self._decoder,
@@ -108,7 +94,7 @@ class AnswerWriter:
                     self._stop_flag,
                     reading_s=encoding.seconds + prefilling.seconds * n_prompt / (n_prompt - n_cached),
                 )
-                finish_reason = yield from self._write(chosen, tokens, text, question.max_tokens, decoding)
+                finish_reason = yield from self._write(chosen, tokens, text, options.max_tokens, decoding)
         except Interrupted:
             pass
         finally:

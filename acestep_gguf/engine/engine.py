@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from acestep_gguf.answer import Answer, Chunk
 from acestep_gguf.bundle.decoder_info import check_vocabulary
@@ -15,21 +15,20 @@ from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.decoding.draft_model import DraftModel
 from acestep_gguf.decoding.kv_states import KVStates, decoder_facts
-from acestep_gguf.decoding.speculation import DEFAULT_DRAFT_MAX, SpecType, Speculation
-from acestep_gguf.engine.answer_writer import AnswerWriter, Question
+from acestep_gguf.decoding.speculation import Speculation
+from acestep_gguf.engine.answer_writer import AnswerWriter
+from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.turns import Stopwatch, Turnstile
 from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.binding import Context, Model
-from acestep_gguf.llama.params import CacheType, FlashAttention, SamplingParams, check_integer
+from acestep_gguf.options import AnswerOptions, EngineOptions, changed
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.machine import this_machine
 from acestep_gguf.plan.machine_settings import machine_settings
 from acestep_gguf.plan.planner import make_plan
-from acestep_gguf.plan.search import Defaults
-from acestep_gguf.plan.settings import Wish
-from acestep_gguf.prompt.messages import Message, user_message
-from acestep_gguf.storage import disk_cache
-from acestep_gguf.storage.disk_cache import DiskCache
+from acestep_gguf.plan.settings import Settings, Workload
+from acestep_gguf.prompt.messages import Message
+from acestep_gguf.storage.disk_cache import DiskCache, default_folder
 from acestep_gguf.vision.embeds_file import EmbedsFile
 from acestep_gguf.vision.encoder import REMEMBERED, ImageEncoder, Picture, PictureSource
 
@@ -49,36 +48,20 @@ class AceStep:
 
     Args:
         bundle: folder that ``acestep-gguf convert`` wrote.
-        quant: decoder to use, such as "Q5_K_M", in any case; by default the bundle's default.
-        vision: precision of the tower, "float32" or "int8"; by default the bundle's default.
-        n_ctx: tokens that prompt and answer may have together, at most what the model was made for; that is
-            the default up to 8192, since memory for all of them is reserved at once.
-        n_threads: threads of tower and decoder.
-        n_threads_batch: threads that read the prompt, if not as many.
-        use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
-        n_batch, n_ubatch, n_gpu_layers, offload_kqv, type_k, type_v, flash_attn, use_mmap, use_mlock: as in
-            llama.cpp.
-        allow_paging: run even if weights do not fit into memory and are read from disk again and again.
-        pictures: those that the first question is about, if they are known. Where memory has no room for
-            tower and decoder together, they are encoded before the decoder is loaded, and the tower is freed.
-        n_text: tokens of messages and answers together that there will be at most, beside ``pictures``, if it
-            is known: by default, the context is made no larger.
-        image_tokens: tokens of a picture at most: those that say most of it are kept. By default all.
-        spec_type: "ngram-simple" guesses ahead what followed the last tokens before (see speculation.py).
-        draft: folder of a smaller bundle of the same vocabulary, which guesses ahead instead.
-        draft_max: tokens to guess at a time at most.
-        cache: whether image embeds, and the decoder's state after a picture, are kept on disk for later
-            processes, which then answer much faster; or the folder for them. They tell what was in the
-            pictures. See docs/cache.md.
+        options: how it is loaded.
+        first: what will be asked first, if it is known: the context is made no larger than it needs, its
+            pictures are opened before anything is loaded, and where memory has no room for tower and decoder
+            together, they are encoded before the decoder is loaded, and the tower is freed.
+        changes: fields of ``options`` by their names, such as ``n_ctx=4096``.
 
-    What is None is planned, so that it fits this machine and suits it (see plan/planner.py and
-    machine_settings.py); ``plan`` and ``settings_reason`` say what and why.
+    What the options leave open is planned, so that it fits this machine and suits it (see plan/planner.py and
+    plan/machine_settings.py); ``plan`` and ``settings_reason`` say what and why.
 
     Raises:
         BundleError: no bundle, or a damaged one.
         UnsupportedModelError: a decoder of another architecture.
-        UsageError: a setting is out of its range.
-        ImageError, PromptError: one of ``pictures`` is damaged, or the bundle cannot see.
+        UsageError: an option is out of its range.
+        ImageError, PromptError: a picture of ``first`` is damaged, or the bundle cannot see.
         MemoryShortageError: it cannot fit this machine; the message says what would.
         DecodeError: llama.cpp cannot load the decoder.
     """
@@ -86,119 +69,37 @@ class AceStep:
     def __init__(
         self,
         bundle: str | os.PathLike[str],
+        options: EngineOptions | None = None,
         *,
-        quant: str | None = None,
-        vision: str | None = None,
-        n_ctx: int | None = None,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        use_extra_bufts: bool | None = None,
-        n_batch: int | None = None,
-        n_ubatch: int | None = None,
-        n_gpu_layers: int | None = None,
-        offload_kqv: bool | None = None,
-        type_k: CacheType | None = None,
-        type_v: CacheType | None = None,
-        flash_attn: FlashAttention | None = None,
-        use_mmap: bool | None = None,
-        use_mlock: bool | None = None,
-        allow_paging: bool = False,
-        pictures: Sequence[PictureSource] | None = None,
-        n_text: int | None = None,
-        image_tokens: int | None = None,
-        spec_type: SpecType = "none",
-        draft: str | os.PathLike[str] | None = None,
-        draft_max: int = DEFAULT_DRAFT_MAX,
-        cache: bool | str | os.PathLike[str] = False,
+        first: Question | None = None,
+        **changes: Any,
     ) -> None:
+        options = changed(options or EngineOptions(), changes)
         self._turnstile = Turnstile()
         self._streams: weakref.WeakSet[Generator[Chunk, None, None]] = weakref.WeakSet()
         self._closed = False
         self._loading = Stopwatch()
         with self._loading:
-            folder = _folder(bundle)
-            if quant is not None and not isinstance(quant, str):
-                raise UsageError(f"quant is {quant!r}: give the name of a decoder, such as 'Q4_K_M'.")
-            bundle_model = BundleModel(folder)
-            self.bundle = bundle_model.bundle
-            precision = None if vision is None else vision_precision_from(vision)
-            if precision is not None:
-                self.bundle.vision_file(precision)
-            tuned, self.settings_reason = machine_settings(
-                self.bundle, self.bundle.decoder(quant), pictures=self.bundle.vision is not None
+            files = BundleModel(_folder(bundle))
+            self.bundle = files.bundle
+            defaults, self.settings_reason = machine_settings(
+                self.bundle, self.bundle.decoder(options.quant), pictures=self.bundle.vision is not None
             )
-            self._speculation = Speculation(spec_type, draft_max, with_draft=draft is not None)
-            self.plan = make_plan(
-                bundle_model,
-                this_machine(),
-                Wish(
-                    quant=quant,
-                    n_ctx=n_ctx,
-                    n_ctx_needed=_n_ctx_needed(pictures, n_text, bundle_model),
-                    n_threads=n_threads,
-                    n_threads_batch=n_threads_batch if n_threads_batch is not None else n_threads,
-                    use_extra_bufts=use_extra_bufts,
-                    n_batch=n_batch,
-                    n_ubatch=n_ubatch,
-                    n_gpu_layers=n_gpu_layers,
-                    offload_kqv=offload_kqv,
-                    type_k=type_k,
-                    type_v=type_v,
-                    flash_attn=flash_attn,
-                    use_mmap=use_mmap,
-                    use_mlock=use_mlock,
-                    vision=precision,
-                    n_outputs_max=self._speculation.n_outputs_max,
-                    images=_n_to_encode(pictures, folder, self.bundle),
-                    staged=None if pictures and len(pictures) <= REMEMBERED else False,
-                    allow_paging=allow_paging,
-                ),
-                defaults=Defaults.of(tuned),
-            )
-            planned = self.plan.settings
-            self.settings = tuned.by_hand(
-                use_extra_bufts=planned.use_extra_bufts,
-                n_threads=planned.n_threads,
-                n_threads_batch=planned.n_threads_batch,
-                n_ubatch=planned.n_ubatch,
-                flash_attn=planned.flash_attn,
-                tower_threads=n_threads,
-            )
-            path = check_file(folder, self.bundle.decoder(planned.quant))
-            if image_tokens is not None:
-                check_integer("image_tokens", image_tokens, 1, 2**20)
-            self._cache = _cache(cache)
+            self.plan = make_plan(files, this_machine(), options, _workload(files, first), defaults=defaults)
+            self._cache = _cache(options.cache)
             self._encoder = ImageEncoder(
-                folder,
+                files.folder,
                 self.bundle,
                 n_threads=self.settings.tower_threads,
-                precision=precision,
-                image_tokens=image_tokens,
+                precision=None if options.vision is None else vision_precision_from(options.vision),
+                image_tokens=options.image_tokens,
                 cache=self._cache,
             )
-            if planned.staged and pictures:
-                self._encoder.encode_ahead(pictures)
-            elif pictures:  # loading keeps one thread busy, be it of tower or decoder
-                self._encoder.load_beside(pictures)
-            header = bundle_model.decoder(planned.quant).header
-            self.info = bundle_model.decoder(planned.quant).info
-            check_vocabulary(header, self.bundle.prompt, self.bundle.image)
-            params = planned.context_params()
-            loading = planned.loading(self.info.block_count)
-            self._model = Model(path, **loading)
-            self._context = Context(self._model, params)
-            states = None
-            if self._cache is not None:
-                states = KVStates(self._cache, decoder_facts(path, params, loading))
-            self._decoder = Decoder(self._context, states)
-            if draft is not None:
-                self._speculation.draft = DraftModel(
-                    _folder(draft),
-                    header,
-                    pictures=self.bundle.vision is not None,
-                    n_ctx=params.n_ctx,
-                    cache=self._cache,
-                )
+            self.info = files.decoder(self.settings.quant).info
+            self._begin_with(first)
+            self._decoder = self._load_decoder(files)
+            draft = None if options.draft is None else self._load_draft(files, _folder(options.draft))
+            self._speculation = Speculation(options.spec_type, options.draft_max, draft)
             self._writer = AnswerWriter(
                 spec=self.bundle.prompt,
                 encoder=self._encoder,
@@ -208,94 +109,54 @@ class AceStep:
                 loading=self._loading,
             )
 
+    @property
+    def settings(self) -> Settings:
+        """All settings that are in force."""
+        return self.plan.settings
+
     def generate(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Sequence[Message] | Question,
         images: Sequence[PictureSource] = (),
-        *,
-        max_tokens: int = 512,
-        temperature: float = 0.0,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        seed: int | None = None,
-        repeat_penalty: float = 1.0,
-        stop: Sequence[str] = (),
-        exact: bool = True,
+        options: AnswerOptions | None = None,
+        **changes: Any,
     ) -> Answer:
         """The whole answer to ``prompt``.
 
         Args:
-            prompt: a question, or messages (see messages.py).
+            prompt: a question, or messages (see messages.py); or a Question, which has all of this.
             images: pictures, each a path, bytes, a PIL image, an EmbedsFile or what ``prepare_image`` gave;
                 with messages, for image parts without one.
-            max_tokens: length of the answer at most.
-            temperature: 0 takes the most probable token each time, so that answers repeat.
-            top_k, top_p, min_p, seed, repeat_penalty: as in llama.cpp, see params.SamplingParams.
-            stop: strings that end the answer, and are no part of it.
-            exact: go on from what was computed for earlier answers only where that changes nothing, not even
-                the last bit. Otherwise from the longest common beginning, which is faster in a chat: an
-                answer can come out otherwise where two tokens are about equally probable.
+            options: how the answer is written.
+            changes: fields of ``options`` by their names, such as ``max_tokens=64``.
 
         Raises:
             ImageError: a picture is missing, damaged or too large.
             PromptError: the messages are not sound, or too long (ContextOverflowError).
-            UsageError: a setting is out of its range, or the model is closed.
+            UsageError: an option is out of its range, or the model is closed.
             DecodeError: llama.cpp or onnxruntime failed.
         """
-        *_, last = self.stream(
-            prompt,
-            images,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            repeat_penalty=repeat_penalty,
-            stop=stop,
-            exact=exact,
-        )
+        *_, last = self.stream(prompt, images, options, **changes)
         assert last.answer is not None  # noqa: S101 (so it is in the last chunk)
         return last.answer
 
     def stream(
         self,
-        prompt: str | Sequence[Message],
+        prompt: str | Sequence[Message] | Question,
         images: Sequence[PictureSource] = (),
-        *,
-        max_tokens: int = 512,
-        temperature: float = 0.0,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        seed: int | None = None,
-        repeat_penalty: float = 1.0,
-        stop: Sequence[str] = (),
-        exact: bool = True,
+        options: AnswerOptions | None = None,
+        **changes: Any,
     ) -> Iterator[Chunk]:
         """The same answer in chunks, as it is written; the last chunk has the whole answer.
 
         Closing the iterator ends the answer. Errors are those of ``generate``; all but UsageError are raised
         at the first chunk.
         """
-        check_integer("max_tokens", max_tokens, 1, 2**31 - 1)
-        for name, given in (("images", images), ("stop", stop)):
-            if not isinstance(given, list | tuple):
-                raise UsageError(f"{name} is no list: put even a single one into a list.")
-        if not all(isinstance(text, str) for text in stop):
-            raise UsageError("stop has something that is no string: give a list of strings.")
-        sampling = SamplingParams(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=seed,
-            repeat_penalty=repeat_penalty,
-        )
-        if isinstance(prompt, str):
-            prompt, images = [user_message(prompt, images)], ()
-        chunks = self._answer(Question(prompt, images, sampling, max_tokens, stop, exact))
+        if not isinstance(prompt, Question):
+            prompt = Question(prompt, images, changed(options or AnswerOptions(), changes))
+        elif images or options is not None or changes:
+            raise UsageError("a Question has its pictures and options already: give it alone.")
+        chunks = self._answer(prompt)
         self._streams.add(chunks)
         return chunks
 
@@ -323,8 +184,8 @@ class AceStep:
                     stream.close()
         with self._turnstile.turn():
             self._closed = True
-            self._context.close()
-            self._model.close()
+            self._decoder.context.close()
+            self._decoder.context.model.close()
             self._encoder.close()
             if self._speculation.draft is not None:
                 self._speculation.draft.close()
@@ -342,6 +203,34 @@ class AceStep:
         if self._closed:
             raise UsageError("this AceStep is closed: make a new one.")
 
+    def _begin_with(self, first: Question | None) -> None:
+        """Open the pictures of the first question, and load the tower beside or before the decoder."""
+        if first is None:
+            return
+        if self.settings.staged:
+            self._encoder.encode_ahead(first.pictures())
+        else:  # loading keeps one thread busy, be it of tower or decoder
+            self._encoder.load_beside(first.pictures())
+
+    def _load_decoder(self, files: BundleModel) -> Decoder:
+        model = files.decoder(self.settings.quant)
+        check_vocabulary(model.header, self.bundle.prompt, self.bundle.image)
+        path = check_file(files.folder, self.bundle.decoder(self.settings.quant))
+        loading, params = self.settings.model_params(), self.settings.context_params()
+        states = None
+        if self._cache is not None:
+            states = KVStates(self._cache, decoder_facts(path, loading, params))
+        return Decoder(Context(Model(path, loading), params), states)
+
+    def _load_draft(self, files: BundleModel, folder: Path) -> DraftModel:
+        return DraftModel(
+            folder,
+            files.decoder(self.settings.quant).header,
+            pictures=self.bundle.vision is not None,
+            n_ctx=self.settings.n_ctx,
+            cache=self._cache,
+        )
+
     def _answer(self, question: Question) -> Generator[Chunk, None, None]:
         with self._turnstile.turn():
             self._check_open()
@@ -353,28 +242,28 @@ class AceStep:
         yield chunk  # the next answer may be asked for from here
 
 
-def _n_to_encode(pictures: Sequence[PictureSource] | None, folder: Path, bundle: Bundle) -> int:
-    """Pictures to plan the tower for; none where its files were left out, for answers from embeds only."""
-    if pictures is not None:
-        return sum(not isinstance(picture, EmbedsFile) for picture in pictures)
+def _workload(files: BundleModel, first: Question | None) -> Workload:
+    """What to plan for: the first question, or any about one picture."""
+    if first is None:
+        return Workload(images=_n_towers(files.folder, files.bundle), may_stage=False)
+    turns, pictures = first.turns(), first.pictures()
+    n_template = TEMPLATE_TOKENS * len(turns) + len(files.bundle.prompt.chat_template) // 2
+    return Workload(
+        images=sum(not isinstance(picture, EmbedsFile) for picture in pictures),
+        # A token is a byte at least.
+        n_text=n_template + sum(len(turn.text.encode()) for turn in turns) + first.options.max_tokens,
+        may_stage=0 < len(pictures) <= REMEMBERED,
+    )
+
+
+def _n_towers(folder: Path, bundle: Bundle) -> int:
+    """1 if there is a tower to plan for; 0 where its files were left out, for answers from embeds only."""
     return int(bundle.vision is not None and (folder / bundle.vision_file().file).exists())
-
-
-def _n_ctx_needed(
-    pictures: Sequence[PictureSource] | None, n_text: int | None, bundle: BundleModel
-) -> int | None:
-    if n_text is None:
-        return None
-    check_integer("n_text", n_text, 1, 2**31 - 1)
-    n_template = TEMPLATE_TOKENS + len(bundle.bundle.prompt.chat_template) // 2
-    return n_text + n_template + bundle.image_tokens(len(pictures or ()))
 
 
 def _cache(where: bool | str | os.PathLike[str]) -> DiskCache | None:
     if isinstance(where, bool):
-        return DiskCache(disk_cache.default_folder()) if where else None
-    if not isinstance(where, str | os.PathLike):
-        raise UsageError(f"cache is {where!r}: give True, False or the path of a folder.")
+        return DiskCache(default_folder()) if where else None
     return DiskCache(Path(where))
 
 

@@ -24,7 +24,7 @@ from acestep_gguf.llama.params import (
     CACHE_TYPES,
     FLASH_ATTENTION,
     ContextParams,
-    check_integer,
+    ModelParams,
 )
 
 FloatArray = npt.NDArray[np.float32]
@@ -48,55 +48,42 @@ class Model(Handle):
 
     Args:
         path: a GGUF file whose header was checked (see decoder_info).
-        n_gpu_layers: layers to keep on a GPU, -1 for all.
-        cpu_tensors: patterns of names of tensors that stay in RAM nevertheless (``--override-tensor …=CPU``).
-        tensor_split: layers for each of several GPUs.
-        use_mmap: map the file instead of reading it.
-        use_mlock: keep the weights from being paged out; warns where the system does not allow it.
-        use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
+        params: how it is loaded.
 
     Raises:
         UsageError: layers on a GPU that llama.cpp does not have, or repacking on a CPU with AMX.
         DecodeError: llama.cpp refuses the file.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        n_gpu_layers: int = 0,
-        cpu_tensors: Sequence[str] = (),
-        tensor_split: Sequence[int] = (),
-        use_mmap: bool = True,
-        use_mlock: bool = False,
-        use_extra_bufts: bool = False,
-    ) -> None:
+    def __init__(self, path: Path, params: ModelParams | None = None) -> None:
         log = backend()
-        check_integer("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
-        if n_gpu_layers and not lib.llama_supports_gpu_offload():
+        params = params or ModelParams()
+        if params.n_gpu_layers and not lib.llama_supports_gpu_offload():
             raise UsageError(
-                "this llama-cpp-python was built without a GPU: build it with one, or use no layers."
+                "n_gpu_layers cannot be used: this llama-cpp-python was built without a GPU.",
+                settings=["n_gpu_layers"],
             )
-        if use_extra_bufts and AMX in cpu_flags():
+        if params.use_extra_bufts and AMX in cpu_flags():
             raise UsageError(
-                "use_extra_bufts cannot be used on this CPU: llama.cpp would crash in its AMX kernels."
+                "use_extra_bufts cannot be used on this CPU: llama.cpp would crash in its AMX kernels.",
+                settings=["use_extra_bufts"],
             )
-        params = lib.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
-        params.load_mode = LOAD_MODES[use_mmap, use_mlock]
-        params.use_extra_bufts = use_extra_bufts
-        if len(tensor_split) > 1:
-            shares = (ctypes.c_float * lib.llama_max_devices())(*tensor_split)
-            params.tensor_split = shares
-        if cpu_tensors:
-            overrides = cpu_overrides(cpu_tensors)
-            params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+        native = lib.llama_model_default_params()
+        native.n_gpu_layers = params.n_gpu_layers
+        native.load_mode = LOAD_MODES[params.use_mmap, params.use_mlock]
+        native.use_extra_bufts = params.use_extra_bufts
+        if len(params.tensor_split) > 1:
+            shares = (ctypes.c_float * lib.llama_max_devices())(*params.tensor_split)
+            native.tensor_split = shares
+        if params.cpu_tensors:
+            overrides = cpu_overrides(params.cpu_tensors)
+            native.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
         log.clear()
-        pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
+        pointer = lib.llama_model_load_from_file(os.fsencode(path), native)
         super().__init__(pointer)
         if pointer is None:
             raise DecodeError(f"llama.cpp cannot load {path}: {log.errors()}.")
-        if use_mlock:
+        if params.use_mlock:
             _warn_unless_locked(log)
         self._vocab = lib.llama_model_get_vocab(pointer)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
@@ -173,7 +160,8 @@ class Context(Handle):
         if pointer is None:
             raise DecodeError(
                 f"llama.cpp cannot make a context of {params.n_ctx} tokens: {log.errors()}; "
-                "try a smaller --ctx-size."
+                "try a smaller n_ctx.",
+                settings=["n_ctx"],
             )
         self._memory = lib.llama_get_memory(pointer)
         self._batch = _Batch(self.n_batch)

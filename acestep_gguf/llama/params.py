@@ -1,13 +1,11 @@
-"""Settings of a context and of sampling, under llama.cpp's names, checked when they are made."""
+"""All settings of a model and of a context, under llama.cpp's names, checked when they are made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from acestep_gguf.errors import UsageError
-
-FlashAttention = Literal["auto", "on", "off"]
-CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+from acestep_gguf.options import CacheType, FlashAttention, check_integer
 
 # enum llama_flash_attn_type and enum ggml_type.
 FLASH_ATTENTION: Final[dict[FlashAttention, int]] = {"auto": -1, "off": 0, "on": 1}
@@ -17,9 +15,34 @@ CACHE_TYPES: Final[dict[CacheType, int]] = {
 # Flag of CPUs for which llama.cpp repacks weights into AMX's layout. Built by GCC up to 12, its first call of
 # several tokens crashes: GCC takes seven eighths of the tile configuration for stores that nobody reads.
 AMX: Final = "amx_int8"
+MOST_THREADS: Final = 512  # GGML_MAX_N_THREADS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class ModelParams:
+    """llama.cpp's settings of a model.
+
+    Args:
+        n_gpu_layers: layers to keep on GPUs, -1 for all.
+        cpu_tensors: patterns of names of tensors that stay in RAM nevertheless (``--override-tensor …=CPU``).
+        tensor_split: layers for each of several GPUs.
+        use_mmap: map the file instead of reading it.
+        use_mlock: keep the weights from being paged out.
+        use_extra_bufts: repack weights for the CPU while loading (``--repack``).
+    """
+
+    n_gpu_layers: int = 0
+    cpu_tensors: tuple[str, ...] = ()
+    tensor_split: tuple[int, ...] = ()
+    use_mmap: bool = True
+    use_mlock: bool = False
+    use_extra_bufts: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("n_gpu_layers", self.n_gpu_layers, -1, 2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContextParams:
     """llama.cpp's settings of a context, under llama.cpp's names.
 
@@ -43,8 +66,8 @@ class ContextParams:
             ("n_ctx", 1, 2**24),
             ("n_batch", 1, 2**20),
             ("n_ubatch", 1, 2**20),
-            ("n_threads", 1, 512),
-            ("n_threads_batch", 1, 512),
+            ("n_threads", 1, MOST_THREADS),
+            ("n_threads_batch", 1, MOST_THREADS),
             ("n_outputs_max", 1, 2**20),
         ):
             check_integer(name, getattr(self, name), least, most)
@@ -52,48 +75,12 @@ class ContextParams:
         _check_choice("type_v", self.type_v, CACHE_TYPES)
         _check_choice("flash_attn", self.flash_attn, FLASH_ATTENTION)
         if self.type_v not in ("f32", "f16", "bf16") and self.flash_attn == "off":
-            raise UsageError(f"a V cache of {self.type_v} needs flash attention: leave it on, or use f16.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How the next token is chosen, under llama.cpp's names; ``temperature`` 0 takes the most probable one.
-
-    ``seed`` None draws a new one each time. ``repeat_penalty`` 1 is off; it looks at the last 64 tokens.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    seed: int | None = None
-    repeat_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, least, most in (
-            ("temperature", 0.0, 100.0),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("repeat_penalty", 1e-3, 100.0),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not least <= value <= most:  # NaN fails both
-                raise UsageError(f"{name} is {value!r}: give a number from {least:g} to {most:g}.")
-        check_integer("top_k", self.top_k, 0, 2**31 - 1)
-        if self.seed is not None:
-            check_integer("seed", self.seed, 0, 2**32 - 2)
-
-
-def check_integer(name: str, value: object, least: int, most: int) -> None:
-    """Check a setting called ``name``.
-
-    Raises:
-        UsageError: it is no integer, or out of its range.
-    """
-    if not isinstance(value, int) or not least <= value <= most:
-        raise UsageError(f"{name} is {value!r}: give a whole number from {least} to {most}.")
+            raise UsageError(
+                f"type_v {self.type_v} needs flash attention: leave flash_attn on, or use f16.",
+                settings=["type_v", "flash_attn"],
+            )
 
 
 def _check_choice(name: str, value: object, choices: Mapping[Any, int]) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise UsageError(f"{name} is {value!r}: choose from {', '.join(choices)}.")
+        raise UsageError(f"{name} is {value!r}: choose from {', '.join(choices)}.", settings=[name])

@@ -8,7 +8,7 @@ from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.backend import Handle, backend
 from acestep_gguf.llama.binding import NOT_FINITE, Context, Model, check_finite
 from acestep_gguf.llama.library import lib
-from acestep_gguf.llama.params import SamplingParams
+from acestep_gguf.options import SamplingParams
 
 PENALTY_LAST_N: Final = 64  # llama.cpp's default window of the repeat penalty
 

@@ -1,12 +1,11 @@
 """What planning needs to know of a bundle's files, read from their headers when it is asked for."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from acestep_gguf.bundle.decoder_info import DecoderInfo, decoder_info
 from acestep_gguf.bundle.gguf_header import GGUFHeader, read_gguf_header
-from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
+from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision, vision_precision_from
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.plan.decoder_memory import DecoderShape, DecoderWeights, decoder_shape, decoder_weights
 from acestep_gguf.plan.tower_memory import TowerMemory, tower_memory
@@ -68,9 +67,15 @@ class BundleModel:
         smaller = sorted((f.bytes, quant) for quant, f in files.items() if f.bytes < default.bytes)
         return [self.bundle.decoders.default, *(quant for _, quant in reversed(smaller))]
 
-    @cached_property
-    def vision(self) -> VisionPrecision | None:
-        """Precision of the tower that is used, None without a tower."""
+    def vision(self, wanted: str | None = None) -> VisionPrecision | None:
+        """The precision of the tower that is used: the one ``wanted``, or the default; None without a tower.
+
+        Raises:
+            BundleError: there is no such tower.
+        """
+        if wanted is not None:
+            self.bundle.vision_file(precision := vision_precision_from(wanted))
+            return precision
         return self.bundle.vision.default if self.bundle.vision else None
 
     def tower(self, precision: VisionPrecision) -> TowerMemory:

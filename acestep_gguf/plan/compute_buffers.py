@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from acestep_gguf.bundle.gguf_header import TensorInfo
-from acestep_gguf.llama.params import CacheType, ContextParams
+from acestep_gguf.llama.params import ContextParams
+from acestep_gguf.options import CacheType
 from acestep_gguf.plan.decoder_memory import (
     DecoderShape,
     DecoderWeights,

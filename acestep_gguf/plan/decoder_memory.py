@@ -7,7 +7,8 @@ from typing import Final, Self
 
 from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, GGUFHeader, TensorInfo
 from acestep_gguf.errors import BundleError, UsageError
-from acestep_gguf.llama.params import CACHE_TYPES, CacheType
+from acestep_gguf.llama.params import CACHE_TYPES
+from acestep_gguf.options import CacheType
 
 N_CTX_STEP: Final = 256  # llama.cpp pads a context to a multiple
 EMBEDDINGS: Final = "token_embd.weight"

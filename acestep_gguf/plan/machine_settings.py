@@ -4,7 +4,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import msgspec
 import psutil
@@ -12,7 +12,8 @@ import psutil
 from acestep_gguf.bundle.schema import Bundle, DecoderFile
 from acestep_gguf.cpus import cpu_flags, cpu_name, usable_cpus
 from acestep_gguf.errors import UsageError
-from acestep_gguf.llama.params import AMX, ContextParams, FlashAttention
+from acestep_gguf.llama.params import AMX, MOST_THREADS, ContextParams
+from acestep_gguf.options import FlashAttention, check_integer
 from acestep_gguf.plan.cgroup import cgroup_limits
 from acestep_gguf.plan.machine import thread_count
 from acestep_gguf.storage.atomic_file import write_atomically
@@ -41,19 +42,20 @@ class MachineSettings:
     flash_attn: FlashAttention = "auto"
     tower_threads: int
 
-    def by_hand(self, **values: Any) -> Self:
-        """These settings with ``values`` that somebody gave, by name; None is what nobody gave."""
-        return replace(self, **{name: value for name, value in values.items() if value is not None})
-
     def __post_init__(self) -> None:
-        ContextParams(
-            n_ctx=1,
+        self.context_params(n_ctx=1)  # refuses what is out of its range
+        check_integer("tower_threads", self.tower_threads, 1, MOST_THREADS)
+
+    def context_params(self, *, n_ctx: int, n_outputs_max: int = 1) -> ContextParams:
+        """A context with these settings; see ContextParams."""
+        return ContextParams(
+            n_ctx=n_ctx,
+            n_outputs_max=n_outputs_max,
+            n_ubatch=self.n_ubatch,
             n_threads=self.n_threads,
             n_threads_batch=self.n_threads_batch,
-            n_ubatch=self.n_ubatch,
             flash_attn=self.flash_attn,
         )
-        ContextParams(n_ctx=1, n_threads=self.tower_threads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,15 +143,19 @@ def _read(subject: Subject) -> Tuned:
 
 def guess(decoder_bytes: int, *, pictures: bool) -> tuple[MachineSettings, str]:
     """Settings from what is known without measuring, and why repacking is on or off."""
-    n_threads = thread_count(cgroup_limits().cpus)
-    settings = MachineSettings(
-        use_extra_bufts=False, n_threads=n_threads, n_threads_batch=n_threads, tower_threads=n_threads
-    )
+    settings = plain_settings(thread_count(cgroup_limits().cpus))
     if obstacle := repacking_obstacle(decoder_bytes):
         return settings, f"no repacking, {obstacle}"
     if pictures and SLOW_REPACKING & cpu_flags():
         return settings, "no repacking, it slows reading pictures on CPUs with AVX-512 VNNI"
     return replace(settings, use_extra_bufts=True), "repacking, llama.cpp's default"
+
+
+def plain_settings(n_threads: int) -> MachineSettings:
+    """llama.cpp's defaults without repacking, on so many threads."""
+    return MachineSettings(
+        use_extra_bufts=False, n_threads=n_threads, n_threads_batch=n_threads, tower_threads=n_threads
+    )
 
 
 def repacking_obstacle(decoder_bytes: int) -> str | None:

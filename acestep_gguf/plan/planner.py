@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Final
 
 from acestep_gguf.bundle.names import DecoderFtype
 from acestep_gguf.errors import MemoryShortageError, UsageError
+from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.machine import Machine
+from acestep_gguf.plan.machine_settings import MachineSettings, plain_settings
 from acestep_gguf.plan.memory import Memory
-from acestep_gguf.plan.search import SMALLER_CACHE_TYPES, SMALLER_N_UBATCH, Defaults, Fit, Search, Task
-from acestep_gguf.plan.settings import Settings, Wish
+from acestep_gguf.plan.search import SMALLER_CACHE_TYPES, SMALLER_N_UBATCH, Fit, Search, Task
+from acestep_gguf.plan.settings import Settings, Workload
 from acestep_gguf.plan.sizes import show_size
 from acestep_gguf.plan.speed import Rates, Speed, expected_speed
 
@@ -40,12 +43,21 @@ class Plan:
 def make_plan(
     bundle: BundleModel,
     machine: Machine,
-    wish: Wish | None = None,
+    options: EngineOptions | None = None,
+    workload: Workload | None = None,
     *,
     rates: Rates | None = None,
-    defaults: Defaults | None = None,
+    defaults: MachineSettings | None = None,
 ) -> Plan:
-    """The best plan that fits ``machine``; without wishes, rates or defaults, everything is open.
+    """The best plan that fits ``machine``.
+
+    Args:
+        bundle: the model.
+        machine: what there is.
+        options: what was set by hand, and is kept.
+        workload: what will be asked; by default, about one picture.
+        rates: how fast memory and processors are, as far as it is known.
+        defaults: what suits the machine if there is room; by default llama.cpp's defaults.
 
     Raises:
         MemoryShortageError: none does; the message names the nearest ones that would.
@@ -55,41 +67,40 @@ def make_plan(
     task = Task(
         bundle=bundle,
         machine=machine,
-        wish=wish or Wish(),
+        options=options or EngineOptions(),
+        workload=workload or Workload(),
         rates=rates or Rates(),
-        defaults=defaults or Defaults(),
+        defaults=defaults or plain_settings(machine.n_threads),
     )
     for search in _searches(task):
         if fit := search.fit():
             return _made(search, fit)
-    raise MemoryShortageError(_refusal(task))
+    raise _refusal(task)
 
 
 def _searches(task: Task) -> Iterator[Search]:
     """The wanted decoder, or the default and smaller ones; each with the contexts to try."""
-    for quant in task.bundle.quants(task.wish.quant):
+    for quant in task.bundle.quants(task.options.quant):
         for n_ctx in _contexts(task, quant):
             yield Search(task, quant, n_ctx)
 
 
 def _contexts(task: Task, quant: DecoderFtype) -> list[int]:
-    """The wanted context, or the default and its halves while pictures and an answer fit.
-
-    The default is no larger than what will be needed, where that is known.
-    """
-    most, wanted = task.bundle.decoder(quant).shape.n_ctx_train, task.wish.n_ctx
+    """The wanted context; or what will be needed, or the default, and halves of it while pictures fit."""
+    most, wanted = task.bundle.decoder(quant).shape.n_ctx_train, task.options.n_ctx
     if wanted is not None:
-        if not 1 <= wanted <= most:
+        if not isinstance(wanted, int) or not 1 <= wanted <= most:
             raise UsageError(
-                f"n_ctx (--ctx-size) is {wanted}: this model was made for {most} tokens at most."
+                f"n_ctx is {wanted!r}: this model was made for 1 to {most} tokens.", settings=["n_ctx"]
             )
         return [wanted]
-    least = task.bundle.image_tokens(task.wish.images) + ANSWER_TOKENS
-    power_of_two = 1 << (least - 1).bit_length()
-    default = max(DEFAULT_N_CTX, power_of_two)
-    if task.wish.n_ctx_needed is not None:
-        default = min(default, max(least, -(-task.wish.n_ctx_needed // N_CTX_STEP) * N_CTX_STEP))
-    contexts = [min(most, default)]
+    n_images = task.bundle.image_tokens(task.workload.images)
+    least = n_images + ANSWER_TOKENS
+    if task.workload.n_text is None:
+        needed = max(DEFAULT_N_CTX, 1 << (least - 1).bit_length())
+    else:
+        needed = max(least, -(-(n_images + task.workload.n_text) // N_CTX_STEP) * N_CTX_STEP)
+    contexts = [min(most, needed)]
     while contexts[-1] // 2 >= max(LEAST_N_CTX, least):
         contexts.append(contexts[-1] // 2)
     return contexts
@@ -98,7 +109,7 @@ def _contexts(task: Task, quant: DecoderFtype) -> list[int]:
 def _made(search: Search, fit: Fit) -> Plan:
     task, settings = search.task, fit.settings
     memory = search.memory(settings)
-    n_past = min(settings.n_ctx, task.bundle.image_tokens(task.wish.images) + ANSWER_TOKENS)
+    n_past = min(settings.n_ctx, task.bundle.image_tokens(task.workload.images) + ANSWER_TOKENS)
     return Plan(
         settings=settings,
         memory=memory,
@@ -121,47 +132,51 @@ def _limit(task: Task, settings: Settings, memory: Memory, paged: int) -> str:
     return f"RAM's bandwidth in decoding, the CPU in prefill; {free} of RAM stay free"
 
 
-def _refusal(task: Task) -> str:
+def _refusal(task: Task) -> MemoryShortageError:
     """What is missing at the smallest that was tried, and what would fit."""
     *_, smallest = _searches(task)
     n_ctx, quant = smallest.best.n_ctx, smallest.best.quant
     missing, kind = smallest.shortage()
     if kind == "RAM" and task.machine.limited_by != "memory":
         kind = f"RAM than its {task.machine.limited_by} has left"
-    nearest = list(_alternatives(task, n_ctx))[:N_ALTERNATIVES]
-    advice = f"{' or '.join(nearest)} fits" if nearest else "free memory, or take a smaller model"
-    return f"context {n_ctx} with {quant} needs {show_size(missing)} more {kind}; {advice}."
+    nearest = list(islice(_alternatives(task, n_ctx), N_ALTERNATIVES))
+    phrases = [" ".join(f"{name}={value}" for name, value in changes.items()) for changes in nearest]
+    advice = f"{' or '.join(phrases)} would fit" if nearest else "free memory, or take a smaller model"
+    return MemoryShortageError(
+        f"context {n_ctx} with {quant} needs {show_size(missing)} more {kind}; {advice}.",
+        settings=[name for changes in nearest for name in changes],
+    )
 
 
-def _alternatives(task: Task, n_ctx: int) -> Iterator[str]:
+def _alternatives(task: Task, n_ctx: int) -> Iterator[dict[str, Any]]:
     """Options that, in the place of those that were given, make it fit."""
-    wish = task.wish
+    options = task.options
 
     def fits(**changes: Any) -> bool:
-        changed = replace(task, wish=replace(wish, **changes))
-        return any(search.fit() is not None for search in _searches(changed))
+        tried = replace(task, options=replace(options, **changes))
+        return any(search.fit() is not None for search in _searches(tried))
 
     steps = (n_ctx - 1) // LEAST_N_CTX
     if most := _largest(steps, lambda n: fits(n_ctx=n * LEAST_N_CTX)):
-        yield f"--ctx-size {most * LEAST_N_CTX}"
-    if wish.type_k is not None or wish.type_v is not None:
-        for smaller in SMALLER_CACHE_TYPES:
-            if smaller not in (wish.type_k, wish.type_v) and fits(type_k=smaller, type_v=smaller):
-                yield f"--cache-type-k {smaller} --cache-type-v {smaller}"
-                break
-    if wish.quant is not None:
-        for quant in task.bundle.quants(None):
-            if fits(quant=quant):
-                yield f"--quant {quant}"
-                break
-    if wish.n_ubatch is not None and fits(n_ubatch=SMALLER_N_UBATCH[-1]):
-        yield f"--ubatch-size {SMALLER_N_UBATCH[-1]}"
-    if wish.use_mmap is False and fits(use_mmap=None):
-        yield "without --no-mmap"
-    if wish.n_gpu_layers and fits(n_gpu_layers=None):
-        yield "fewer --n-gpu-layers"
-    if not wish.allow_paging and fits(allow_paging=True):
-        yield "--allow-paging (slow)"
+        yield {"n_ctx": most * LEAST_N_CTX}
+    candidates: list[list[dict[str, Any]]] = []
+    if options.type_k is not None or options.type_v is not None:
+        given = (options.type_k, options.type_v)
+        smaller = [kind for kind in SMALLER_CACHE_TYPES if kind not in given]
+        candidates.append([{"type_k": kind, "type_v": kind} for kind in smaller])
+    if options.quant is not None:
+        candidates.append([{"quant": quant} for quant in task.bundle.quants(None)])
+    if options.n_ubatch is not None:
+        candidates.append([{"n_ubatch": SMALLER_N_UBATCH[-1]}])
+    if options.use_mmap is False:
+        candidates.append([{"use_mmap": True}])
+    if options.n_gpu_layers:
+        candidates.append([{"n_gpu_layers": 0}])
+    if not options.allow_paging:
+        candidates.append([{"allow_paging": True}])
+    for kind in candidates:
+        if fitting := next((changes for changes in kind if fits(**changes)), None):
+            yield fitting
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:

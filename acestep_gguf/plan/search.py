@@ -1,69 +1,45 @@
 """The settings for one decoder and one context: what is best, and what is given up until it fits.
 
-First come the settings that are best if there is room. While they do not fit, the levers are pulled in their
-order; then each is let go again as far as there turns out to be room. On each try, as much as possible goes
-to the GPUs. What was set by hand is never touched.
+First come the settings that are best if there is room. While they do not fit, concessions are made in their
+order; then each is taken back as far as there turns out to be room. On each try, as much as possible goes to
+the GPUs. What was set by hand is never touched.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final
 
 from acestep_gguf.bundle.names import DecoderFtype
-from acestep_gguf.llama.params import CacheType, FlashAttention
+from acestep_gguf.options import CacheType, EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.decoder_memory import kv_layer_bytes
 from acestep_gguf.plan.machine import Machine
 from acestep_gguf.plan.machine_settings import MachineSettings
 from acestep_gguf.plan.memory import GPU_RESERVE, Memory, placement_of, plan_memory
 from acestep_gguf.plan.placement import RAM
-from acestep_gguf.plan.settings import Settings, Wish
+from acestep_gguf.plan.settings import Settings, Workload
 from acestep_gguf.plan.speed import Rates, Work
 
-T = TypeVar("T")
-
 N_BATCH: Final = 2048
-N_UBATCH: Final = 512
 SMALLER_N_UBATCH: Final = (256, 128)
 SMALLER_CACHE_TYPES: Final[tuple[CacheType, ...]] = ("q8_0", "q4_0")
 CACHE_BLOCK: Final = 32  # llama.cpp wants a head to fill whole blocks of a quantized cache
-VRAM_TO_RAM: Final = 10  # how many times faster, where nobody tells
+VRAM_TO_RAM: Final = 10  # how many times faster, where it is not known
 # How much faster a KV cache in RAM must seem: attention on the CPU slows prefill down, too.
 KV_IN_RAM_COST: Final = 1.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What is best on this machine if there is room, such as ``tune`` found it."""
-
-    n_threads: int | None = None
-    n_threads_batch: int | None = None
-    n_ubatch: int = N_UBATCH
-    use_extra_bufts: bool = False
-    flash_attn: FlashAttention = "auto"
-
-    @classmethod
-    def of(cls, settings: MachineSettings) -> Self:
-        """What suits this machine."""
-        return cls(
-            n_threads=settings.n_threads,
-            n_threads_batch=settings.n_threads_batch,
-            n_ubatch=settings.n_ubatch,
-            use_extra_bufts=settings.use_extra_bufts,
-            flash_attn=settings.flash_attn,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is to be planned, for what machine."""
+    """What is to be planned, for what machine; ``defaults`` are best there if there is room."""
 
     bundle: BundleModel
     machine: Machine
-    wish: Wish
+    options: EngineOptions
+    workload: Workload
     rates: Rates
-    defaults: Defaults
+    defaults: MachineSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,15 +52,15 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
-class Lever:
-    """Something that can be given up: changes of settings, the best first, and how each is told."""
+class Concession:
+    """Something that can be given up: changes of settings, the smallest first, and a phrase for each."""
 
-    values: Sequence[Mapping[str, Any]]
-    told: Callable[[Mapping[str, Any]], str]
+    changes: Sequence[Mapping[str, Any]]
+    phrase: Callable[[Mapping[str, Any]], str]
 
 
 class Search:
-    """One decoder and one context: the levers, and what fits.
+    """One decoder and one context: what can be given up, and what fits.
 
     Raises:
         UsageError: what was set by hand contradicts itself.
@@ -95,27 +71,27 @@ class Search:
         self.model = task.bundle.decoder(quant)
         self.best = self._best(quant, n_ctx)
         self.best.context_params()  # refuses what contradicts itself
-        self.levers = tuple(self._levers())
+        self.concessions = tuple(self._concessions())
 
     def fit(self) -> Fit | None:
-        """Settings with the fewest levers pulled, None if all of them are not enough."""
-        pulled = [0] * len(self.levers)
-        while (settings := self._fitting(pulled)) is None:
-            lever = next((i for i, n in enumerate(pulled) if n + 1 < len(self.levers[i].values)), None)
-            if lever is None:
-                return self._paged() if self.task.wish.allow_paging else None
-            pulled[lever] += 1
-        for lever, last in enumerate(pulled):
+        """Settings with the fewest concessions, None if all of them are not enough."""
+        made = [0] * len(self.concessions)  # for each, the number of its change
+        while (settings := self._fitting(made)) is None:
+            next_one = next((i for i, n in enumerate(made) if n < self._all_made()[i]), None)
+            if next_one is None:
+                return self._paged() if self.task.options.allow_paging else None
+            made[next_one] += 1
+        for index, last in enumerate(made):
             for less in range(last):
-                tried = [*pulled[:lever], less, *pulled[lever + 1 :]]
-                if let_go := self._fitting(tried):
-                    pulled, settings = tried, let_go
+                tried = [*made[:index], less, *made[index + 1 :]]
+                if taken_back := self._fitting(tried):
+                    made, settings = tried, taken_back
                     break
-        return Fit(settings, self._given_up(pulled))
+        return Fit(settings, self._given_up(made))
 
     def shortage(self) -> tuple[int, str]:
-        """Bytes that are missing with all levers pulled, and of what kind of memory."""
-        machine, memory = self.task.machine, self.memory(self._with_gpus(self._settings(self._all_pulled())))
+        """Bytes that are missing with all concessions made, and of what kind of memory."""
+        machine, memory = self.task.machine, self.memory(self._with_gpus(self._settings(self._all_made())))
         missing = [
             (memory.gpu(number) - gpu.memory, f"memory of {gpu.name}")
             for number, gpu in enumerate(machine.gpus, 1)
@@ -125,7 +101,7 @@ class Search:
     def memory(self, settings: Settings) -> Memory:
         """What they take."""
         n_gpus = len(self.task.machine.gpus)
-        return plan_memory(self.task.bundle, settings, n_gpus=n_gpus, n_images=self.task.wish.images)
+        return plan_memory(self.task.bundle, settings, n_gpus=n_gpus, n_images=self.task.workload.images)
 
     def work(self, settings: Settings, *, n_past: int, paged: int = 0) -> Work:
         """What a token costs after ``n_past`` others, and a micro-batch of a prompt."""
@@ -151,66 +127,64 @@ class Search:
         )
 
     def _best(self, quant: DecoderFtype, n_ctx: int) -> Settings:
-        wish, defaults = self.task.wish, self.task.defaults
-        threads = _first(wish.n_threads, defaults.n_threads, self.task.machine.n_threads)
-        n_batch = _first(wish.n_batch, N_BATCH)
+        """What was set by hand, and beside it what suits the machine."""
+        task, options = self.task, self.task.options
+        names = {field.name for field in fields(Settings)} - {"quant", "n_ctx", "vision"}
+        chosen = {"n_batch": N_BATCH, **asdict(task.defaults)}
+        if options.n_threads is not None:
+            chosen |= dict.fromkeys(("n_threads_batch", "tower_threads"), options.n_threads)
+        chosen |= {name: value for name in names if (value := getattr(options, name, None)) is not None}
+        chosen["n_ubatch"] = min(chosen["n_ubatch"], chosen["n_batch"])
         return Settings(
             quant=quant,
             n_ctx=n_ctx,
-            n_batch=n_batch,
-            n_ubatch=min(_first(wish.n_ubatch, defaults.n_ubatch), n_batch),
-            type_k=_first(wish.type_k, "f16"),
-            type_v=_first(wish.type_v, "f16"),
-            flash_attn=_first(wish.flash_attn, defaults.flash_attn),
-            n_threads=threads,
-            n_threads_batch=_first(wish.n_threads_batch, defaults.n_threads_batch, threads),
-            use_mmap=_first(wish.use_mmap, True),
-            use_mlock=_first(wish.use_mlock, False),
-            use_extra_bufts=_first(wish.use_extra_bufts, defaults.use_extra_bufts),
-            vision=(wish.vision or self.task.bundle.vision) if wish.images else None,
-            staged=_first(wish.staged, False),
-            n_outputs_max=wish.n_outputs_max,
+            vision=task.bundle.vision(options.vision) if task.workload.images else None,
+            **chosen,
         )
 
-    def _levers(self) -> Iterator[Lever]:
+    def _concessions(self) -> Iterator[Concession]:
         """What can be given up, in the order in which it is."""
-        wish, best = self.task.wish, self.best
-        yield Lever(self._cache_types(), lambda change: f"KV cache {change.get('type_k', change['type_v'])}")
-        if wish.n_ubatch is None:
+        options, best = self.task.options, self.best
+        yield Concession(
+            self._cache_types(), lambda change: f"KV cache {change.get('type_k', change['type_v'])}"
+        )
+        if options.n_ubatch is None:
             sizes = [best.n_ubatch, *(size for size in SMALLER_N_UBATCH if size < best.n_ubatch)]
-            yield Lever(
+            yield Concession(
                 [{"n_ubatch": size} for size in sizes], lambda change: f"micro-batch {change['n_ubatch']}"
             )
-        if wish.staged is None and best.vision is not None:
-            yield Lever([{}, {"staged": True}], lambda _: "tower staged: freed before the decoder is loaded")
-        if wish.use_extra_bufts is None and best.use_extra_bufts:
-            yield Lever([{}, {"use_extra_bufts": False}], lambda _: "weights not repacked")
+        if self.task.workload.may_stage and best.vision is not None:
+            yield Concession(
+                [{}, {"staged": True}], lambda _: "tower staged: freed before the decoder is loaded"
+            )
+        if options.use_extra_bufts is None and best.use_extra_bufts:
+            yield Concession([{}, {"use_extra_bufts": False}], lambda _: "weights not repacked")
 
     def _cache_types(self) -> list[Mapping[str, Any]]:
-        wish = self.task.wish
-        free = [name for name in ("type_k", "type_v") if getattr(wish, name) is None]
-        if not free or wish.flash_attn == "off" or self.model.shape.n_embd_head % CACHE_BLOCK:
+        options = self.task.options
+        free = [name for name in ("type_k", "type_v") if getattr(options, name) is None]
+        if not free or options.flash_attn == "off" or self.model.shape.n_embd_head % CACHE_BLOCK:
             return [{}]
         needed = {"flash_attn": "on"} if self.best.flash_attn == "off" else {}
         return [{}, *(dict.fromkeys(free, smaller) | needed for smaller in SMALLER_CACHE_TYPES)]
 
-    def _settings(self, pulled: Sequence[int]) -> Settings:
-        """The settings with so many notches of each lever, nothing on a GPU."""
+    def _settings(self, made: Sequence[int]) -> Settings:
+        """The settings with these concessions, nothing on a GPU."""
         changes: dict[str, Any] = {}
-        for lever, notch in zip(self.levers, pulled, strict=True):
-            changes |= lever.values[notch]
+        for concession, number in zip(self.concessions, made, strict=True):
+            changes |= concession.changes[number]
         return replace(self.best, **changes)
 
-    def _all_pulled(self) -> list[int]:
-        return [len(lever.values) - 1 for lever in self.levers]
+    def _all_made(self) -> list[int]:
+        return [len(concession.changes) - 1 for concession in self.concessions]
 
-    def _given_up(self, pulled: Sequence[int]) -> tuple[str, ...]:
-        notches = zip(self.levers, pulled, strict=True)
-        return tuple(lever.told(lever.values[notch]) for lever, notch in notches if notch)
+    def _given_up(self, made: Sequence[int]) -> tuple[str, ...]:
+        pairs = zip(self.concessions, made, strict=True)
+        return tuple(concession.phrase(concession.changes[number]) for concession, number in pairs if number)
 
-    def _fitting(self, pulled: Sequence[int]) -> Settings | None:
+    def _fitting(self, made: Sequence[int]) -> Settings | None:
         """The same with as much on the GPUs as fits, None if RAM or a GPU has no room for its part."""
-        settings, machine = self._settings(pulled), self.task.machine
+        settings, machine = self._settings(made), self.task.machine
         everything = machine.ram + sum(gpu.memory - GPU_RESERVE for gpu in machine.gpus)
         if self.memory(settings).ram > everything:
             return None  # wherever it lies: this saves trying
@@ -220,12 +194,12 @@ class Search:
 
     def _paged(self) -> Fit | None:
         """With everything given up, and weights read from disk for every token."""
-        pulled, ram = self._all_pulled(), self.task.machine.ram
-        settings = self._with_gpus(self._settings(pulled))
+        made, ram = self._all_made(), self.task.machine.ram
+        settings = self._with_gpus(self._settings(made))
         memory = self.memory(settings)
         if memory.anonymous > ram or not self._fits_gpus(settings) or not settings.use_mmap:
             return None
-        return Fit(settings, self._given_up(pulled), paged=min(memory.mapped, memory.ram - ram))
+        return Fit(settings, self._given_up(made), paged=min(memory.mapped, memory.ram - ram))
 
     def _fits_gpus(self, settings: Settings) -> bool:
         gpus = self.task.machine.gpus
@@ -238,7 +212,7 @@ class Search:
         """As many layers on the GPUs as fit, then the attention of more; KV there unless RAM is faster."""
         if not self.task.machine.gpus:
             return settings
-        wanted = self.task.wish.offload_kqv
+        wanted = self.task.options.offload_kqv
         tried = [
             self._most_layers(replace(settings, offload_kqv=choice))
             for choice in ((True, False) if wanted is None else (wanted,))
@@ -257,7 +231,7 @@ class Search:
         def whole(n_gpu_layers: int) -> Settings:
             return replace(settings, n_gpu_layers=n_gpu_layers, tensor_split=self._split(n_gpu_layers))
 
-        wanted = self.task.wish.n_gpu_layers
+        wanted = self.task.options.n_gpu_layers
         if wanted is not None:
             return whole(n_layer + 1 if wanted < 0 else min(wanted, n_layer + 1))
         most = self._largest_fitting(whole, n_layer + 1)
@@ -265,7 +239,11 @@ class Search:
             return whole(most)
 
         def with_attention(extra: int) -> Settings:
-            return replace(whole(most + extra), n_attention_only=extra)
+            return replace(
+                whole(most + extra),
+                n_attention_only=extra,
+                cpu_tensors=_mlp_tensors(range(n_layer + 1 - most - extra, n_layer + 1 - most)),
+            )
 
         return with_attention(self._largest_fitting(with_attention, n_layer - most))
 
@@ -298,6 +276,7 @@ class Search:
         return tuple(end - start for start, end in pairwise(round(n_gpu_layers * share) for share in shares))
 
 
-def _first(*values: T | None) -> T:
-    """The first value that is not None."""
-    return next(value for value in values if value is not None)
+def _mlp_tensors(layers: range) -> tuple[str, ...]:
+    """The pattern of the names of these layers' MLP matrices."""
+    numbers = "|".join(map(str, layers))
+    return (rf"blk\.({numbers})\.ffn_(gate|up|down)\.weight",) if numbers else ()

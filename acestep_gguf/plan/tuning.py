@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from acestep_gguf.bundle.decoder_info import decoder_info
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.llama.binding import Context, Model
-from acestep_gguf.llama.params import ContextParams
+from acestep_gguf.llama.params import ModelParams
 from acestep_gguf.plan.machine_settings import (
     SCHEMA_VERSION,
     MachineSettings,
@@ -136,7 +136,7 @@ class _Search:
         fewer = _halves(settings.n_threads)
         large = min(self._n_prompt, max(MICRO_BATCHES))
         batches = [n_ubatch for n_ubatch in MICRO_BATCHES if n_ubatch <= large]
-        with Model(self._decoder, use_extra_bufts=settings.use_extra_bufts) as model:
+        with Model(self._decoder, ModelParams(use_extra_bufts=settings.use_extra_bufts)) as model:
             bench = _Bench(model)
             n = self._n_prefill
             settings = self._choose(bench, settings, _Step("n_threads_batch", fewer, "prefill", n))
@@ -159,7 +159,7 @@ class _Search:
     def _try_repacking(self, settings: MachineSettings) -> Trial:
         """Speeds with or without repacking; the first time, also how many tokens suit this machine."""
         began = perf_counter()
-        with Model(self._decoder, use_extra_bufts=settings.use_extra_bufts) as model:
+        with Model(self._decoder, ModelParams(use_extra_bufts=settings.use_extra_bufts)) as model:
             load_s = perf_counter() - began
             bench = _Bench(model)
             with bench.open(settings):
@@ -179,7 +179,8 @@ class _Search:
 
     def _choose(self, bench: "_Bench", settings: MachineSettings, step: "_Step") -> MachineSettings:
         """Settings with the best value of one of them, which may be the one that it has."""
-        candidates = [settings.by_hand(**{step.setting: value}) for value in step.values]
+        changes: list[dict[str, Any]] = [{step.setting: value} for value in step.values]
+        candidates = [replace(settings, **change) for change in changes]
         known = max(speed for trial in self.trials if (speed := getattr(trial, step.goal)) is not None)
         if not self._has_time(step.setting, (1 + len(candidates)) * step.n_tokens / known):
             return settings
@@ -237,18 +238,10 @@ class _Bench:
     @contextmanager
     def open(self, settings: MachineSettings) -> Iterator[None]:
         """Make a context, for as long as it is needed."""
-        n_ctx = min(max(MICRO_BATCHES), self._model.n_ctx_train)
-        params = ContextParams(
-            n_ctx=n_ctx,
-            n_ubatch=settings.n_ubatch,
-            n_threads=settings.n_threads,
-            n_threads_batch=settings.n_threads_batch,
-            flash_attn=settings.flash_attn,
-        )
+        params = settings.context_params(n_ctx=min(max(MICRO_BATCHES), self._model.n_ctx_train))
         with Context(self._model, params) as self._contexts[settings]:
-            self.prefill(
-                settings, PROBE_TOKENS
-            )  # the first call is slower: memory is touched, files are read
+            # The first call is slower: memory is touched, files are read.
+            self.prefill(settings, PROBE_TOKENS)
             yield
         del self._contexts[settings]
 

@@ -10,7 +10,8 @@ from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import ImageError, UsageError
-from acestep_gguf.llama.params import check_integer
+from acestep_gguf.llama.params import MOST_THREADS
+from acestep_gguf.options import check_integer
 from acestep_gguf.vision.embeds_file import SUFFIX, read_embeds, write_embeds
 from acestep_gguf.vision.encoder import ImageEncoder, Picture
 
@@ -49,7 +50,7 @@ def encode_pictures(
     _, image = bundle.tower()
     precision = None if vision is None else vision_precision_from(vision)
     n_threads = n_threads if n_threads is not None else usable_cpus()
-    check_integer("n_threads", n_threads, 1, 512)
+    check_integer("n_threads", n_threads, 1, MOST_THREADS)
     paths = _paths(pictures, out)
     try:
         out.mkdir(parents=True, exist_ok=True)

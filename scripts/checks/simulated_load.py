@@ -22,7 +22,8 @@ from gguf import Keys
 
 from acestep_gguf.bundle.gguf_header import TensorInfo, read_gguf_header
 from acestep_gguf.bundle.names import FTYPES, LLAMA_FTYPE, Ftype
-from acestep_gguf.llama.params import CACHE_TYPES, FLASH_ATTENTION, CacheType, ContextParams, FlashAttention
+from acestep_gguf.llama.params import CACHE_TYPES, FLASH_ATTENTION, ContextParams
+from acestep_gguf.options import CacheType, FlashAttention
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
 from acestep_gguf.plan.decoder_memory import (
     DecoderWeights,

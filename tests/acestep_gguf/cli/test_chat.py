@@ -24,6 +24,7 @@ from acestep_gguf.engine.conversation import Conversation
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import PromptError
 from acestep_gguf.llama.binding import Model
+from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.builder import PromptBuilder, TokenSpan
 from acestep_gguf.prompt.messages import user_message
 from tests.support.tiny_checkpoints import TinyCheckpoint
@@ -33,7 +34,7 @@ PROGRAM = [sys.executable, "-m", "acestep_gguf.cli", "chat"]
 
 @pytest.fixture
 def chat(model: AceStep) -> Chat:
-    return Chat(model, Conversation(), {"max_tokens": 5})
+    return Chat(model, Conversation(), AnswerOptions(max_tokens=5))
 
 
 def answers(chat: Chat) -> list[Answer]:

@@ -7,29 +7,42 @@ import typer
 from typer.testing import CliRunner
 
 from acestep_gguf.cli.chat import chat
-from acestep_gguf.cli.option_groups import AnswerOptions, EngineOptions, takes_groups
+from acestep_gguf.cli.option_groups import in_flags, options_of, takes_groups
 from acestep_gguf.cli.run import run
-from acestep_gguf.engine.engine import AceStep
+from acestep_gguf.errors import UsageError
+from acestep_gguf.options import AnswerOptions, EngineOptions
 
-# Arguments that are no options: they come from what is asked, and from how.
-NO_OPTIONS = {"self", "bundle", "pictures", "n_text", "prompt", "images", "stop", "exact"}
+
+def test_the_command_line_has_every_option() -> None:
+    def flags(group: type) -> set[str]:
+        return {parameter.name for parameter in options_of(group)}
+
+    assert flags(EngineOptions) == {field.name for field in fields(EngineOptions)}
+    assert flags(AnswerOptions) == {field.name for field in fields(AnswerOptions)} - {"stop", "exact"}
+
+
+def test_defaults_are_those_of_python() -> None:
+    for group in (EngineOptions, AnswerOptions):
+        defaults = asdict(group())
+        differing = {option.name for option in options_of(group) if option.default != defaults[option.name]}
+        # A program leaves nothing on disk unless it is told to.
+        assert differing == ({"cache"} if group is EngineOptions else set())
 
 
 @pytest.mark.parametrize(
-    ("group", "function"),
-    [(EngineOptions, AceStep), (AnswerOptions, AceStep.generate), (AnswerOptions, AceStep.stream)],
+    ("message", "settings", "shown"),
+    [
+        ("n_ctx is 0: raise n_ctx.", ["n_ctx"], "--ctx-size is 0: raise --ctx-size."),
+        ("n_ctx_train is left, n_ctx=4096 fits.", ["n_ctx"], "n_ctx_train is left, --ctx-size 4096 fits."),
+        ("type_k=q8_0 type_v=q8_0", ["type_k", "type_v"], "--cache-type-k q8_0 --cache-type-v q8_0"),
+        ("use_mmap=True; use_mmap=False", ["use_mmap"], "--mmap; --no-mmap"),
+        ("allow_paging=True or max_tokens", ["allow_paging", "max_tokens"], "--allow-paging or --n-predict"),
+        ("temperature is hot", [], "temperature is hot"),
+        ("chat_template is missing", ["chat_template"], "--chat-template is missing"),
+    ],
 )
-def test_a_group_has_the_arguments_of_its_function(group: type, function: object) -> None:
-    arguments = inspect.signature(function).parameters  # type: ignore[arg-type]
-    assert {field.name for field in fields(group)} == arguments.keys() - NO_OPTIONS
-
-
-def test_defaults_are_those_of_the_function() -> None:
-    arguments = inspect.signature(AceStep.generate).parameters
-    assert asdict(AnswerOptions()) == {name: arguments[name].default for name in asdict(AnswerOptions())}
-    arguments = inspect.signature(AceStep).parameters
-    differing = {name for name, value in asdict(EngineOptions()).items() if arguments[name].default != value}
-    assert differing == {"cache"}  # a library writes nothing to disk unless it is told to
+def test_errors_name_flags(message: str, settings: list[str], shown: str) -> None:
+    assert in_flags(UsageError(message, settings=settings)) == shown
 
 
 def test_a_verb_gets_its_groups_from_options() -> None:
@@ -51,12 +64,12 @@ def test_a_verb_gets_its_groups_from_options() -> None:
     done = CliRunner().invoke(app, ["hello", "-c", "77", "-x", "5", "--temp", "0.5", "-ctk", "f32"])
     assert done.exit_code == 0, done.output
     assert got == [
-        ("hello", 5, EngineOptions(n_ctx=77, type_k="f32"), AnswerOptions(temperature=0.5)),
+        ("hello", 5, EngineOptions(n_ctx=77, type_k="f32", cache=True), AnswerOptions(temperature=0.5)),
     ]
     assert "What it does." in CliRunner().invoke(app, ["--help"]).output
 
 
 def test_run_and_chat_have_the_same_options_of_both_groups() -> None:
-    shared = {field.name for group in (EngineOptions, AnswerOptions) for field in fields(group)}
+    shared = {option.name for group in (EngineOptions, AnswerOptions) for option in options_of(group)}
     for verb in (run, chat):
         assert shared < inspect.signature(verb).parameters.keys()

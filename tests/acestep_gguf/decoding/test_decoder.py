@@ -14,8 +14,9 @@ from acestep_gguf.decoding.kv_states import KVStates
 from acestep_gguf.errors import ContextOverflowError, DecodeError
 from acestep_gguf.llama.backend import Interrupted, StopFlag
 from acestep_gguf.llama.binding import Context, Model
-from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.llama.sampler import Sampler
+from acestep_gguf.options import SamplingParams
 from acestep_gguf.prompt.segments import ImageInput, Segment
 from acestep_gguf.storage.disk_cache import DiskCache
 
@@ -76,7 +77,7 @@ def test_a_prompt_may_end_with_a_picture(decoder: Decoder, context: Context) -> 
 
 
 def test_overflow_is_found_before_anything_is_computed(decoder: Decoder) -> None:
-    with pytest.raises(ContextOverflowError, match=r"48 tokens.* 48.*--ctx-size \(n_ctx\) up to 512"):
+    with pytest.raises(ContextOverflowError, match=r"48 tokens.* 48.*raise n_ctx, up to 512"):
         decoder.prefill([(1,) * 38, A], EMBEDS)
     assert decoder.n_past == 0
     decoder.prefill([(1,) * 37, A], EMBEDS)

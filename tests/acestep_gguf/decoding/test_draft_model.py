@@ -75,7 +75,7 @@ def test_a_draft_that_cannot_guess(
 ) -> None:
     draft = tmp_path / "draft"
     convert_checkpoint(checkpoint.write(tmp_path / "checkpoint"), draft, ("Q8_0",))
-    with pytest.raises(UsageError, match=f"{problem}.*--draft"):
+    with pytest.raises(UsageError, match=f"{problem}.*another draft"):
         AceStep(tiny_bundle, n_threads=1, draft=draft)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.decoding.kv_states import KVStates, decoder_facts
-from acestep_gguf.llama.params import ContextParams
+from acestep_gguf.llama.params import ContextParams, ModelParams
 from acestep_gguf.prompt.segments import ImageInput, Segment
 from acestep_gguf.storage.disk_cache import DiskCache
 
@@ -43,8 +43,8 @@ def test_names_are_the_same_in_every_process() -> None:
 )
 def test_settings_that_change_the_numbers(tiny_bundle: Path, settings: dict[str, Any]) -> None:
     path = tiny_bundle / Bundle.read(tiny_bundle).decoder().file
-    facts = decoder_facts(path, ContextParams(n_ctx=100), {"n_gpu_layers": 0})
-    assert decoder_facts(path, ContextParams(n_ctx=100, **settings), {"n_gpu_layers": 0}) != facts
-    assert decoder_facts(path, ContextParams(n_ctx=100), {"n_gpu_layers": 1}) != facts
-    loading = {"n_gpu_layers": 0, "use_mmap": False}
-    assert decoder_facts(path, ContextParams(n_ctx=200, n_outputs_max=9), loading) == facts
+    facts = decoder_facts(path, ModelParams(), ContextParams(n_ctx=100))
+    assert decoder_facts(path, ModelParams(), ContextParams(n_ctx=100, **settings)) != facts
+    assert decoder_facts(path, ModelParams(n_gpu_layers=1), ContextParams(n_ctx=100)) != facts
+    loading, params = ModelParams(use_mmap=False), ContextParams(n_ctx=200, n_outputs_max=9)
+    assert decoder_facts(path, loading, params) == facts

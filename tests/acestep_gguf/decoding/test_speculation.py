@@ -13,13 +13,12 @@ from acestep_gguf.decoding.speculation import (
     Drafter,
     Pace,
     PromptLookup,
-    Speculation,
     guess_ahead,
 )
-from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.binding import Context, Model
-from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.llama.sampler import Sampler
+from acestep_gguf.options import SamplingParams
 
 PROMPT = (5, 9, 200, 31, 7, 7, 100, 42)
 DRAWN = SamplingParams(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=11)
@@ -265,12 +264,3 @@ def test_a_short_answer_does_not_wait_for_the_drafter(decoder: Decoder, weights:
     with Sampler(weights, SamplingParams()) as sampler:
         tokens = guess_ahead(decoder, sampler, Unwilling(answer, []), Always(8), patience_s=60)
         assert list(tokens) == answer
-
-
-@pytest.mark.parametrize(
-    ("spec_type", "draft_max", "with_draft"),
-    [("ngram", 8, False), ("none", 0, True), ("none", 65, True), ("ngram-simple", 8, True)],
-)
-def test_settings_that_make_no_sense(spec_type: str, draft_max: int, with_draft: bool) -> None:
-    with pytest.raises(UsageError):
-        Speculation(spec_type, draft_max, with_draft=with_draft)  # type: ignore[arg-type]

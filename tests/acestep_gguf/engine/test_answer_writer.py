@@ -191,7 +191,7 @@ def test_a_chat_computes_nothing_twice(tiny_bundle: Path, picture: Path) -> None
 def test_what_was_asked_before_changes_no_answer(tiny_bundle: Path, picture: Path) -> None:
     def logits(model: AceStep, question: str) -> npt.NDArray[np.float32]:
         model.generate(question, [picture], max_tokens=1)
-        return model._context.logits()  # those that the first token was chosen from
+        return model._decoder.context.logits()  # those that the first token was chosen from
 
     with AceStep(tiny_bundle, quant="F32", n_ctx=256, n_threads=1) as model:
         plain = logits(model, "What is this?")
@@ -274,7 +274,7 @@ def test_cache_is_a_folder_or_yes_or_no(
     ask(tiny_bundle, True, "What is this?", [picture])
     assert len(list((tmp_path / "acestep-gguf" / "pictures").glob("state-*"))) == 1
     with pytest.raises(UsageError, match="cache is 5"):
-        AceStep(tiny_bundle, cache=5)  # type: ignore[arg-type]
+        AceStep(tiny_bundle, cache=5)
 
 
 def test_a_state_beyond_the_limit_is_not_kept(
@@ -304,7 +304,7 @@ def test_answers_of_the_demo_with_the_cache_and_without(tmp_path: Path) -> None:
             for picture, question in product(pictures, questions):
                 model._decoder.reset()  # as in a new process
                 answer = model.generate(question, [picture], max_tokens=1)
-                logits = model._context.logits().tobytes()
+                logits = model._decoder.context.logits().tobytes()
                 text = model.generate(question, [picture], max_tokens=24).text
                 found.append((text, logits, answer.usage.cached_tokens))
         return found

@@ -48,7 +48,9 @@ def test_a_question_about_two_pictures(model: AceStep) -> None:
 
 def test_answers_of_sentencepiece_begin_without_its_space(model: AceStep) -> None:
     answer = model.generate("Who?", max_tokens=6)
-    spelled = b"".join(map(model._model.token_bytes, answer.tokens)).decode("utf-8", "replace")
+    spelled = b"".join(map(model._decoder.context.model.token_bytes, answer.tokens)).decode(
+        "utf-8", "replace"
+    )
     has_space = model.bundle.prompt.space_prefix != "never"
     assert answer.text == (spelled.removeprefix(" ") if has_space else spelled)
 

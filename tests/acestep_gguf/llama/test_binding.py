@@ -16,7 +16,7 @@ from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama import binding
 from acestep_gguf.llama.backend import Interrupted, StopFlag
 from acestep_gguf.llama.binding import Context, Model, check_embeds
-from acestep_gguf.llama.params import AMX, ContextParams
+from acestep_gguf.llama.params import AMX, ContextParams, ModelParams
 
 TOKENS = [5, 9, 200, 31, 7, 7, 100, 42, 3, 250, 11, 60]
 
@@ -127,10 +127,10 @@ def test_a_file_that_llama_cpp_refuses(tmp_path: Path, capfd: pytest.CaptureFixt
 def test_layers_on_a_gpu_that_is_not_there(decoder_file: Path) -> None:
     for n_gpu_layers in (-2, 2**31, "2", None, 1.5):
         with pytest.raises(UsageError, match="n_gpu_layers"):
-            Model(decoder_file, n_gpu_layers=n_gpu_layers)  # type: ignore[arg-type]
+            ModelParams(n_gpu_layers=n_gpu_layers)  # type: ignore[arg-type]
     if not llama_cpp.llama_supports_gpu_offload():
         with pytest.raises(UsageError, match="without a GPU"):
-            Model(decoder_file, n_gpu_layers=1)
+            Model(decoder_file, ModelParams(n_gpu_layers=1))
 
 
 LOCKS_LITTLE = """
@@ -140,13 +140,14 @@ import sys
 from pathlib import Path
 
 from acestep_gguf.llama.binding import Model
+from acestep_gguf.llama.params import ModelParams
 
 resource.setrlimit(resource.RLIMIT_MEMLOCK, (2**16, 2**16))
 # Without its privileges, which know no limit: version 3 of this process, and three sets of none.
 head, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
 assert ctypes.CDLL(None).capset(head, sets) == 0
 for use_mlock in (False, True):
-    Model(Path(sys.argv[1]), use_mlock=use_mlock, use_mmap=sys.argv[2] == "mapped")
+    Model(Path(sys.argv[1]), ModelParams(use_mlock=use_mlock, use_mmap=sys.argv[2] == "mapped"))
 """
 
 
@@ -283,4 +284,4 @@ def test_weights_are_not_repacked_where_it_would_crash(
 ) -> None:
     monkeypatch.setattr(binding, "cpu_flags", lambda: frozenset({AMX}))
     with pytest.raises(UsageError, match="use_extra_bufts"):
-        Model(decoder_file, use_extra_bufts=True)
+        Model(decoder_file, ModelParams(use_extra_bufts=True))

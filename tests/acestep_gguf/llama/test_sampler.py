@@ -6,8 +6,9 @@ import pytest
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.binding import Context, Model
-from acestep_gguf.llama.params import ContextParams, SamplingParams
+from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.llama.sampler import Sampler
+from acestep_gguf.options import SamplingParams
 
 TOKENS = [5, 9, 200, 31, 7, 7, 100, 42, 3, 250, 11, 60]
 

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acestep_gguf.errors import MemoryShortageError, UsageError
+from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.machine import Gpu, Machine
+from acestep_gguf.plan.machine_settings import plain_settings
 from acestep_gguf.plan.planner import make_plan
-from acestep_gguf.plan.search import Defaults
-from acestep_gguf.plan.settings import Wish
+from acestep_gguf.plan.settings import Workload
 from acestep_gguf.plan.speed import Rates
 
 GB = 10**9
@@ -27,7 +28,9 @@ def machine(ram: float, *vram: float) -> Machine:
 
 @pytest.mark.slow
 def test_with_room_nothing_is_given_up(large: BundleModel) -> None:
-    plan = make_plan(large, machine(64), defaults=Defaults(n_ubatch=256, use_extra_bufts=True))
+    plan = make_plan(
+        large, machine(64), defaults=replace(plain_settings(4), n_ubatch=256, use_extra_bufts=True)
+    )
     assert plan.given_up == ()
     assert (plan.settings.n_ctx, plan.settings.type_k, plan.settings.n_ubatch) == (8192, "f16", 256)
     assert plan.settings.use_extra_bufts
@@ -37,18 +40,21 @@ def test_with_room_nothing_is_given_up(large: BundleModel) -> None:
     assert plan.memory.ram == sum(part.n_bytes for part in plan.memory.parts)
 
 
-@pytest.mark.parametrize(("needed", "n_ctx"), [(3000, 3072), (3072, 3072), (8000, 8192), (10**6, 8192)])
-def test_a_context_is_no_larger_than_needed(large: BundleModel, needed: int, n_ctx: int) -> None:
-    assert make_plan(large, machine(64), Wish(n_ctx_needed=needed)).settings.n_ctx == n_ctx
-    assert make_plan(large, machine(64), Wish(n_ctx_needed=needed, n_ctx=5000)).settings.n_ctx == 5000
+@pytest.mark.parametrize(
+    ("n_text", "n_ctx"), [(3000, 3072), (3072, 3072), (8000, 8192), (20_000, 20_224), (10**6, 131_072)]
+)
+def test_a_context_is_as_large_as_needed(large: BundleModel, n_text: int, n_ctx: int) -> None:
+    workload = Workload(images=0, n_text=n_text)
+    assert make_plan(large, machine(640), workload=workload).settings.n_ctx == n_ctx
+    assert make_plan(large, machine(640), EngineOptions(n_ctx=5000), workload).settings.n_ctx == 5000
 
 
 def test_however_little_is_needed_pictures_and_an_answer_have_room(large: BundleModel) -> None:
-    plan = make_plan(large, machine(64), Wish(n_ctx_needed=1, images=8))
+    plan = make_plan(large, machine(64), workload=Workload(n_text=1, images=8))
     assert plan.settings.n_ctx == large.image_tokens(8) + 512
 
 
-def test_levers_are_pulled_in_their_order(large: BundleModel) -> None:
+def test_concessions_are_made_in_their_order(large: BundleModel) -> None:
     room = make_plan(large, machine(64)).memory.ram / GB
     assert make_plan(large, machine(room - 0.01)).given_up == ("KV cache q8_0",)
     assert make_plan(large, machine(room - 1.1)).given_up[0] == "KV cache q4_0"
@@ -57,41 +63,42 @@ def test_levers_are_pulled_in_their_order(large: BundleModel) -> None:
     assert len(least.given_up) > 1
 
 
-def test_a_lever_that_was_not_needed_is_let_go(large: BundleModel) -> None:
+def test_a_concession_that_was_not_needed_is_taken_back(large: BundleModel) -> None:
     # KV types and micro-batches are tried first, but only staging is enough here, and is enough by itself.
-    wish = Wish(n_ctx=256, images=64)
-    room = make_plan(large, machine(64), wish).memory
+    asked = (EngineOptions(n_ctx=256), Workload(images=64))
+    room = make_plan(large, machine(64), *asked).memory
     tower = sum(part.n_bytes for part in room.parts if part.phase == "tower")
-    plan = make_plan(large, machine((room.ram - tower + 10**6) / GB), wish)
+    plan = make_plan(large, machine((room.ram - tower + 10**6) / GB), *asked)
     assert plan.given_up == ("tower staged: freed before the decoder is loaded",)
     assert plan.settings.type_k == "f16"
 
 
 def test_what_was_set_by_hand_is_kept(large: BundleModel) -> None:
-    wish = Wish(n_ctx=4096, type_k="f16", type_v="f16", n_ubatch=512, use_mmap=True, n_threads=3)
-    plan = make_plan(large, machine(40), wish)
+    options = EngineOptions(n_ctx=4096, type_k="f16", type_v="f16", n_ubatch=512, use_mmap=True, n_threads=3)
+    plan = make_plan(large, machine(40), options)
     for name in ("n_ctx", "type_k", "type_v", "n_ubatch", "use_mmap", "n_threads"):
-        assert getattr(plan.settings, name) == getattr(wish, name)
-    with pytest.raises(UsageError, match="made for 131072 tokens"):
-        make_plan(large, machine(64), Wish(n_ctx=200_000))
+        assert getattr(plan.settings, name) == getattr(options, name)
+    with pytest.raises(UsageError, match="made for 1 to 131072 tokens"):
+        make_plan(large, machine(64), EngineOptions(n_ctx=200_000))
     with pytest.raises(UsageError, match="flash attention"):
-        make_plan(large, machine(64), Wish(type_v="q8_0", flash_attn="off"))
+        make_plan(large, machine(64), EngineOptions(type_v="q8_0", flash_attn="off"))
 
 
 def test_the_refusal_names_what_would_fit(large: BundleModel) -> None:
-    wish = Wish(n_ctx=8192, type_k="f16", type_v="f16")
+    options = EngineOptions(n_ctx=8192, type_k="f16", type_v="f16")
     with pytest.raises(MemoryShortageError) as caught:
-        make_plan(large, machine(21.5), wish)
+        make_plan(large, machine(21.5), options)
     message = str(caught.value)
     assert message.startswith("context 8192 with Q4_K_M needs ")
-    assert " MB more RAM; --ctx-size " in message
-    assert "--cache-type-k q8_0 --cache-type-v q8_0" in message
+    assert " MB more RAM; n_ctx=" in message
+    assert "type_k=q8_0 type_v=q8_0" in message
+    assert {"n_ctx", "type_k", "type_v"} <= set(caught.value.settings)
     assert "\n" not in message
-    n_ctx = int(re.findall(r"--ctx-size (\d+)", message)[0])
-    make_plan(large, machine(21.5), replace(wish, n_ctx=n_ctx))
+    n_ctx = int(re.findall(r"n_ctx=(\d+)", message)[0])
+    make_plan(large, machine(21.5), replace(options, n_ctx=n_ctx))
     with pytest.raises(MemoryShortageError):
-        make_plan(large, machine(21.5), replace(wish, n_ctx=n_ctx + 1024))
-    make_plan(large, machine(21.5), replace(wish, type_k="q8_0", type_v="q8_0"))
+        make_plan(large, machine(21.5), replace(options, n_ctx=n_ctx + 1024))
+    make_plan(large, machine(21.5), replace(options, type_k="q8_0", type_v="q8_0"))
 
 
 def test_the_smaller_decoder_is_taken_where_the_default_does_not_fit(tiny_bundle: Path) -> None:
@@ -101,26 +108,26 @@ def test_the_smaller_decoder_is_taken_where_the_default_does_not_fit(tiny_bundle
 
 
 def test_paging_only_on_request(large: BundleModel) -> None:
-    with pytest.raises(MemoryShortageError, match="--allow-paging"):
+    with pytest.raises(MemoryShortageError, match="allow_paging=True"):
         make_plan(large, machine(12))
-    plan = make_plan(large, machine(12), Wish(allow_paging=True), rates=Rates(ram=40e9, disk=2e9))
+    plan = make_plan(large, machine(12), EngineOptions(allow_paging=True), rates=Rates(ram=40e9, disk=2e9))
     assert plan.memory.anonymous < 12 * GB < plan.memory.ram
     assert plan.paged == plan.memory.ram - 12 * GB
     assert plan.speed.decode is not None
     assert plan.speed.decode < 2e9 / plan.paged
     with pytest.raises(MemoryShortageError):  # not even what cannot be dropped
-        make_plan(large, machine(0.2), Wish(allow_paging=True))
+        make_plan(large, machine(0.2), EngineOptions(allow_paging=True))
 
 
 @pytest.mark.parametrize("n_ctx", [8192, 131072])
 @pytest.mark.parametrize("vram", [8.0, 12.0, 24.0])
 def test_a_card_is_filled_but_not_beyond(large: BundleModel, vram: float, n_ctx: int) -> None:
     with_card = machine(64, vram)
-    plan = make_plan(large, with_card, Wish(n_ctx=n_ctx))
+    plan = make_plan(large, with_card, EngineOptions(n_ctx=n_ctx))
     assert plan.memory.gpu(1) <= vram * GB
     n_layers = plan.settings.n_gpu_layers
     if n_layers <= 64 and plan.settings.offload_kqv:
-        pinned = Wish(n_ctx=n_ctx, type_k="f16", type_v="f16", n_ubatch=512, offload_kqv=True)
+        pinned = EngineOptions(n_ctx=n_ctx, type_k="f16", type_v="f16", n_ubatch=512, offload_kqv=True)
         more = replace(pinned, n_gpu_layers=n_layers - plan.settings.n_attention_only + 1)
         with pytest.raises(MemoryShortageError):
             make_plan(large, with_card, more)
@@ -136,7 +143,7 @@ def test_several_cards_share_by_their_free_memory(large: BundleModel) -> None:
 
 def test_a_plan_for_32b_takes_under_a_second(large_folder: Path) -> None:
     started = time.process_time()
-    make_plan(BundleModel(large_folder), machine(16, 12), Wish(n_ctx=8192, images=2))
+    make_plan(BundleModel(large_folder), machine(16, 12), EngineOptions(n_ctx=8192), Workload(images=2))
     assert time.process_time() - started < 1
 
 
@@ -161,20 +168,19 @@ def test_five_percent_more_than_needed_fits_and_five_less_is_refused(
     repack: bool,
     mmap: bool,
 ) -> None:
-    wish = Wish(
+    options = EngineOptions(
         quant=quant,
         n_ctx=n_ctx,
         type_k=cache_type,  # type: ignore[arg-type]
         type_v=cache_type,  # type: ignore[arg-type]
         n_ubatch=n_ubatch,
-        images=images,
-        staged=False,
         use_extra_bufts=repack,
         use_mmap=mmap,
     )
-    plan = make_plan(large, machine(1000), wish)
+    workload = Workload(images=images, may_stage=False)
+    plan = make_plan(large, machine(1000), options, workload)
     need = plan.memory.ram / GB
-    assert make_plan(large, machine(1.05 * need), wish).settings == plan.settings
+    assert make_plan(large, machine(1.05 * need), options, workload).settings == plan.settings
     with pytest.raises(MemoryShortageError) as caught:
-        make_plan(large, machine(0.95 * need), wish)
+        make_plan(large, machine(0.95 * need), options, workload)
     assert "\n" not in str(caught.value)

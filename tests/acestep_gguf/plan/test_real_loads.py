@@ -36,7 +36,7 @@ def taken():
 
 params = ContextParams(**json.loads(sys.argv[2]))
 before = taken()
-with Model(Path(sys.argv[1]), use_extra_bufts=False) as model, Context(model, params) as context:
+with Model(Path(sys.argv[1])) as model, Context(model, params) as context:
     for start in range(0, int(sys.argv[3]), params.n_ubatch):
         context.decode_tokens(list(range(params.n_ubatch)), start, n_outputs=1)
     print(json.dumps([after - b for after, b in zip(taken(), before)]))

@@ -67,7 +67,7 @@ def test_fewer_image_tokens_work_with_embeds_too(tiny_bundle: Path, encoded: Pat
     assert len(texts) == 2
     for n in (0, -1, "all"):
         with pytest.raises(UsageError, match="image_tokens"):
-            AceStep(tiny_bundle, image_tokens=n)  # type: ignore[arg-type]
+            AceStep(tiny_bundle, image_tokens=n)
 
 
 def test_the_same_call_carries_on(tiny_bundle: Path, encoded: Path, picture: Path) -> None:

@@ -1,0 +1,238 @@
+"""Every option of an engine and of an answer, declared once: for Python, for the command line, for errors.
+
+An option is a field here. Its name is the one that Python and error messages use (llama.cpp's, where it has
+the option); its ``Flag`` is how the command line writes it.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+
+from acestep_gguf.errors import UsageError
+
+FlashAttention = Literal["auto", "on", "off"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+# llama.cpp's --spec-type, as far as it needs no second model.
+SpecType = Literal["none", "ngram-simple"]
+
+SPEC_TYPES: Final[tuple[SpecType, ...]] = get_args(SpecType)
+MOST_DRAFT_MAX: Final = 64
+
+Options = TypeVar("Options", "EngineOptions", "AnswerOptions")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line writes an option: its names, as typer takes them, and its line in --help.
+
+    ``default`` is the command line's own, where it is another one than Python's.
+    """
+
+    names: tuple[str, ...]
+    help: str
+    default: Any = None
+
+
+def _flag(*names: str, help: str, default: Any = None) -> Flag:
+    return Flag(names, help, default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How a bundle is loaded, and with what memory. What is None is planned (docs/hardware.md).
+
+    Args:
+        quant: decoder to use, such as "Q5_K_M", in any case; by default the bundle's default.
+        vision: precision of the tower, "float32" or "int8"; by default the bundle's default.
+        n_ctx: tokens that prompt and answer may have together, at most what the model was made for; that is
+            the default up to 8192, since memory for all of them is reserved at once.
+        n_threads: threads of tower and decoder.
+        n_threads_batch: threads that read the prompt, if not as many.
+        use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
+        n_batch, n_ubatch, n_gpu_layers, offload_kqv, type_k, type_v, flash_attn, use_mmap, use_mlock: as in
+            llama.cpp.
+        allow_paging: run even if weights do not fit into memory and are read from disk again and again.
+        image_tokens: tokens of a picture at most: those that say most of it are kept. By default all.
+        spec_type: "ngram-simple" guesses ahead what followed the last tokens before (see speculation.py).
+        draft: folder of a smaller bundle of the same vocabulary, which guesses ahead instead.
+        draft_max: tokens to guess at a time at most.
+        cache: whether image embeds, and the decoder's state after a picture, are kept on disk for later
+            processes, which then answer much faster; or the folder for them. They tell what was in the
+            pictures: see docs/cache.md.
+    """
+
+    quant: Annotated[str | None, _flag("-q", "--quant", help="Decoder; by default the bundle's default.")] = (
+        None
+    )
+    vision: Annotated[
+        str | None, _flag("--vision", help="Tower, float32 or int8; by default the bundle's default.")
+    ] = None
+    n_ctx: Annotated[
+        int | None, _flag("-c", "--ctx-size", help="Tokens of prompt and answer; by default up to 8192.")
+    ] = None
+    n_threads: Annotated[int | None, _flag("-t", "--threads", help="By default one for each CPU.")] = None
+    n_threads_batch: Annotated[
+        int | None, _flag("-tb", "--threads-batch", help="Threads that read the prompt.")
+    ] = None
+    use_extra_bufts: Annotated[
+        bool | None,
+        _flag("--repack/--no-repack", " /-nr", help="Repack weights for the CPU while loading."),
+    ] = None
+    n_batch: Annotated[int | None, _flag("-b", "--batch-size", help="As in llama.cpp.")] = None
+    n_ubatch: Annotated[int | None, _flag("-ub", "--ubatch-size", help="As in llama.cpp.")] = None
+    n_gpu_layers: Annotated[
+        int | None, _flag("-ngl", "--n-gpu-layers", help="Layers on GPUs, -1: all. Default: what fits.")
+    ] = None
+    offload_kqv: Annotated[
+        bool | None, _flag("--kv-offload/--no-kv-offload", help="KV cache on GPUs, too, or in RAM.")
+    ] = None
+    type_k: Annotated[
+        CacheType | None,
+        _flag("-ctk", "--cache-type-k", help=f"Type of the K cache: {', '.join(get_args(CacheType))}."),
+    ] = None
+    type_v: Annotated[
+        CacheType | None, _flag("-ctv", "--cache-type-v", help="Type of the V cache, the same.")
+    ] = None
+    use_mmap: Annotated[
+        bool | None, _flag("--mmap/--no-mmap", help="Map the weights' file, or read it into memory.")
+    ] = None
+    use_mlock: Annotated[bool | None, _flag("--mlock", help="Keep the weights from being paged out.")] = None
+    allow_paging: Annotated[
+        bool, _flag("--allow-paging", help="Run even if weights do not fit and are read again and again.")
+    ] = False
+    flash_attn: Annotated[
+        FlashAttention | None,
+        _flag("-fa", "--flash-attn", help=f"Flash attention: {', '.join(get_args(FlashAttention))}."),
+    ] = None
+    image_tokens: Annotated[
+        int | None,
+        _flag("--image-tokens", help="Tokens of a picture at most: those that say most. By default all."),
+    ] = None
+    spec_type: Annotated[
+        SpecType,
+        _flag("--spec-type", help="Guess ahead what followed the last tokens before: ngram-simple. Or none."),
+    ] = "none"
+    draft: Annotated[
+        str | os.PathLike[str] | None,
+        _flag("--draft", "-md", "--model-draft", help="Bundle of a smaller model that guesses ahead."),
+    ] = None
+    # llama.cpp computes a call of 16 tokens in about the time of one of 8.
+    draft_max: Annotated[
+        int, _flag("--draft-max", "--spec-draft-n-max", help="Tokens to guess at a time at most.")
+    ] = 15
+    cache: Annotated[
+        bool | str | os.PathLike[str],
+        _flag(
+            "--cache/--no-cache", help="Keep what was computed of pictures, see `cache info`.", default=True
+        ),
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.quant is not None and not isinstance(self.quant, str):
+            raise UsageError(
+                f"quant is {self.quant!r}: give the name of a decoder, such as 'Q4_K_M'.", settings=["quant"]
+            )
+        if not isinstance(self.cache, bool | str | os.PathLike):
+            raise UsageError(f"cache is {self.cache!r}: give True, False or the path of a folder.")
+        if self.image_tokens is not None:
+            check_integer("image_tokens", self.image_tokens, 1, 2**20)
+        if self.spec_type not in SPEC_TYPES:
+            raise UsageError(
+                f"spec_type is {self.spec_type!r}: choose from {', '.join(SPEC_TYPES)}.",
+                settings=["spec_type"],
+            )
+        if self.spec_type != "none" and self.draft is not None:
+            raise UsageError(
+                f"spec_type {self.spec_type} and draft are two ways to guess: choose one.",
+                settings=["spec_type", "draft"],
+            )
+        check_integer("draft_max", self.draft_max, 1, MOST_DRAFT_MAX)
+
+    @property
+    def n_outputs_max(self) -> int:
+        """Positions of one call of the decoder that give logits: guesses are judged by theirs."""
+        return 1 + self.draft_max if self.spec_type != "none" or self.draft is not None else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen, under llama.cpp's names.
+
+    Args:
+        temperature: 0 takes the most probable token each time, so that answers repeat.
+        top_k: draw from so many of the most probable tokens; 0 from all.
+        top_p: draw from the fewest tokens that have this probability together.
+        min_p: leave out tokens that are less probable than so much of the most probable one's probability.
+        seed: of the draw; None draws a new one each time.
+        repeat_penalty: 1 is off; it looks at the last 64 tokens.
+    """
+
+    temperature: Annotated[float, _flag("--temp", help="0 always takes the most probable token.")] = 0.0
+    top_k: Annotated[int, _flag("--top-k", help="Draw from so many tokens; 0: from all.")] = 40
+    top_p: Annotated[float, _flag("--top-p", help="Draw from tokens of this probability together.")] = 0.95
+    min_p: Annotated[float, _flag("--min-p", help="Least probability, relative to the most probable.")] = 0.05
+    seed: Annotated[int | None, _flag("-s", "--seed", help="Of the draw. Default: random.")] = None
+    repeat_penalty: Annotated[float, _flag("--repeat-penalty", help="Against repetition; 1: off.")] = 1.0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (
+            ("temperature", 0.0, 100.0),
+            ("top_p", 0.0, 1.0),
+            ("min_p", 0.0, 1.0),
+            ("repeat_penalty", 1e-3, 100.0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not least <= value <= most:  # NaN fails both
+                raise UsageError(
+                    f"{name} is {value!r}: give a number from {least:g} to {most:g}.", settings=[name]
+                )
+        check_integer("top_k", self.top_k, 0, 2**31 - 1)
+        if self.seed is not None:
+            check_integer("seed", self.seed, 0, 2**32 - 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(SamplingParams):
+    """How an answer is written.
+
+    Args:
+        max_tokens: length of the answer at most.
+        stop: strings that end the answer, and are no part of it.
+        exact: go on from what was computed for earlier answers only where that changes nothing, not even
+            the last bit. Otherwise from the longest common beginning, which is faster in a chat: an answer
+            can come out otherwise where two tokens are about equally probable.
+    """
+
+    max_tokens: Annotated[int, _flag("-n", "--n-predict", help="Tokens of the answer at most.")] = 512
+    stop: Sequence[str] = ()
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        if not isinstance(self.stop, list | tuple) or not all(isinstance(text, str) for text in self.stop):
+            raise UsageError(f"stop is {self.stop!r}: give a list of strings, even for a single one.")
+
+
+def changed(options: Options, changes: Mapping[str, Any]) -> Options:
+    """``options`` with the fields named in ``changes``.
+
+    Raises:
+        UsageError: there is no such option, or a value is out of its range.
+    """
+    if unknown := changes.keys() - {field.name for field in fields(options)}:
+        raise UsageError(
+            f"{type(options).__name__} has no option {', '.join(sorted(unknown))}: see its documentation."
+        )
+    return replace(options, **changes)
+
+
+def check_integer(name: str, value: object, least: int, most: int) -> None:
+    """Check the setting called ``name``.
+
+    Raises:
+        UsageError: it is no integer, or out of its range.
+    """
+    if not isinstance(value, int) or not least <= value <= most:
+        raise UsageError(f"{name} is {value!r}: give a whole number from {least} to {most}.", settings=[name])
