@@ -284,7 +284,7 @@ def test_what_is_no_picture(tiny_bundle: Path, tmp_path: Path, picture: Path) ->
 def test_prompts_that_do_not_fit(tiny_bundle: Path, picture: Path) -> None:
     check_is_one_line(acestep("run", tiny_bundle, stdin=b"word " * 2000), "context holds 512")
     small = acestep("run", tiny_bundle, "x", "--image", picture, "-c", 8)
-    check_is_one_line(small, "context holds 8", "--ctx-size (n_ctx) up to 512")
+    check_is_one_line(small, "context holds 8", "raise --ctx-size, up to 512")
 
 
 @pytest.mark.slow
