@@ -4,22 +4,20 @@
 ``scales`` float16 [in / group_size, out].
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acestep_gguf.convert.checkpoint.prequantized.grouped_weight import (
+    GroupedFormat,
     GroupedWeight,
-    RecentGroups,
-    grouped_weights,
     unpack_words,
 )
 from acestep_gguf.convert.checkpoint.prequantized.packed_weight import Stored, part
 from acestep_gguf.convert.checkpoint.prequantized.settings import choice, group_size
-from acestep_gguf.convert.checkpoint.safetensors_file import DECODERS
 
 PER_WORD: Final = 8
 # Column j of eight is the number at bits 4 * NUMBER_OF_COLUMN[j] of the word.
@@ -42,12 +40,11 @@ class AwqWeight(GroupedWeight):
         return _columns(qzeros, start, stop)
 
 
-@dataclass(frozen=True, slots=True)
-class Awq:
-    """A checkpoint in this format; ``group_size`` None stands for one group of all columns."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awq(GroupedFormat):
+    """A checkpoint in this format."""
 
-    group_size: int | None
-    recent: RecentGroups = field(default_factory=RecentGroups)
+    name = "AWQ"
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -57,30 +54,21 @@ class Awq:
             CheckpointError: a setting is missing or damaged.
             UnsupportedModelError: another layout, or other bits.
         """
-        choice("AWQ", settings, ("bits", "w_bit"), (4,))
-        choice("AWQ", settings, ("version", "format"), ("gemm", "GEMM"), default="gemm")
-        choice("AWQ", settings, ("zero_point",), (True,), default=True)
-        choice("AWQ", settings, ("backend",), ("autoawq", "auto", None), default=None)
-        return cls(group_size("AWQ", settings, ("group_size", "q_group_size"), default=128))
-
-    def label(self) -> str:
-        """What it is, in a few words."""
-        return f"AWQ 4-bit, groups of {self.group_size or 'a row'}"
-
-    def weights(self, stored: Stored) -> Iterator[AwqWeight]:
-        """The weights that ``stored`` holds; see ``grouped_weights``."""
-        return grouped_weights(stored, self._weight)
+        choice(cls.name, settings, ("version", "format"), ("gemm", "GEMM"), default="gemm")
+        choice(cls.name, settings, ("zero_point",), (True,), default=True)
+        choice(cls.name, settings, ("backend",), ("autoawq", "auto", None), default=None)
+        return cls(
+            bits=choice(cls.name, settings, ("bits", "w_bit"), (4,)),
+            group_size=group_size(cls.name, settings, ("group_size", "q_group_size"), default=128),
+        )
 
     def _weight(self, stored: Stored, prefix: str) -> AwqWeight:
         qweight = part(stored, f"{prefix}qweight", ("I32",))
-        n_in, n_words = qweight.shape
-        size = self.group_size or n_in
-        n_groups = -(-n_in // size)
-        qzeros = part(stored, f"{prefix}qzeros", ("I32",), (n_groups, n_words))
-        scales = part(stored, f"{prefix}scales", DECODERS, (n_groups, n_words * PER_WORD))
+        n_in, n_out = qweight.shape[0], qweight.shape[1] * self.per_word
+        size, qzeros, scales = self._scaling(stored, prefix, n_in, n_out)
         return AwqWeight(
             name=f"{prefix}weight",
-            shape=(n_words * PER_WORD, n_in),
+            shape=(n_out, n_in),
             parts=(qweight, qzeros, scales),
             qweight=qweight,
             qzeros=qzeros,

@@ -5,23 +5,22 @@
 the group of each row of the file; without it, groups follow one another.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acestep_gguf.convert.checkpoint.prequantized.grouped_weight import (
+    GroupedFormat,
     GroupedWeight,
-    RecentGroups,
-    grouped_weights,
     read_int32,
     unpack_words,
 )
 from acestep_gguf.convert.checkpoint.prequantized.packed_weight import Stored, part
 from acestep_gguf.convert.checkpoint.prequantized.settings import choice, group_size
-from acestep_gguf.convert.checkpoint.safetensors_file import DECODERS, SafetensorsTensor
+from acestep_gguf.convert.checkpoint.safetensors_file import SafetensorsTensor
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 # Checkpoint format -> what was subtracted from each zero point before they were packed.
@@ -67,14 +66,13 @@ class GptqWeight(GroupedWeight):
         return numbers[:, start - first * per_word : stop - first * per_word]
 
 
-@dataclass(frozen=True, slots=True)
-class Gptq:
-    """A checkpoint in this format; ``group_size`` None stands for one group of all columns."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gptq(GroupedFormat):
+    """A checkpoint in this format."""
 
-    bits: int
+    name = "GPTQ"
+
     subtracted: int
-    group_size: int | None
-    recent: RecentGroups = field(default_factory=RecentGroups)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
@@ -90,28 +88,20 @@ class Gptq:
                 "GPTQ with settings for single modules (dynamic) is not read: "
                 "convert the checkpoint that it was quantized from."
             )
-        choice("GPTQ", settings, ("is_marlin_format",), (False, None), default=False)
-        choice("GPTQ", settings, ("pack_dtype",), ("int32",), default="int32")
-        bits = choice("GPTQ", settings, ("bits",), (4, 8))
-        version = choice("GPTQ", settings, ("checkpoint_format", "format"), tuple(SUBTRACTED), default="gptq")
-        return cls(bits, SUBTRACTED[version], group_size("GPTQ", settings, ("group_size",), default=128))
-
-    def label(self) -> str:
-        """What it is, in a few words."""
-        return f"GPTQ {self.bits}-bit, groups of {self.group_size or 'a row'}"
-
-    def weights(self, stored: Stored) -> Iterator[GptqWeight]:
-        """The weights that ``stored`` holds; see ``grouped_weights``."""
-        return grouped_weights(stored, self._weight)
+        choice(cls.name, settings, ("is_marlin_format",), (False, None), default=False)
+        choice(cls.name, settings, ("pack_dtype",), ("int32",), default="int32")
+        versions = tuple(SUBTRACTED)
+        version = choice(cls.name, settings, ("checkpoint_format", "format"), versions, default="gptq")
+        return cls(
+            bits=choice(cls.name, settings, ("bits",), (4, 8)),
+            group_size=group_size(cls.name, settings, ("group_size",), default=128),
+            subtracted=SUBTRACTED[version],
+        )
 
     def _weight(self, stored: Stored, prefix: str) -> GptqWeight:
         qweight = part(stored, f"{prefix}qweight", ("I32",))
-        per_word = 32 // self.bits
-        n_in, n_out = qweight.shape[0] * per_word, qweight.shape[1]
-        size = self.group_size or n_in
-        n_groups = -(-n_in // size)
-        qzeros = part(stored, f"{prefix}qzeros", ("I32",), (n_groups, -(-n_out // per_word)))
-        scales = part(stored, f"{prefix}scales", DECODERS, (n_groups, n_out))
+        n_in, n_out = qweight.shape[0] * self.per_word, qweight.shape[1]
+        size, qzeros, scales = self._scaling(stored, prefix, n_in, n_out)
         has_g_idx = f"{prefix}g_idx" in stored
         g_idx = part(stored, f"{prefix}g_idx", ("I32",), (n_in,)) if has_g_idx else None
         return GptqWeight(

@@ -4,18 +4,23 @@ Both store matrices transposed, [in, out], so that the rows of a chunk are colum
 matrix is therefore read as a whole, and held while chunks of it are asked for.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import Final, TypeVar
+from typing import ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acestep_gguf.convert.checkpoint.prequantized.packed_weight import PackedWeight, Stored, unpack_nibbles
-from acestep_gguf.convert.checkpoint.safetensors_file import SafetensorsTensor
+from acestep_gguf.convert.checkpoint.prequantized.packed_weight import (
+    PackedWeight,
+    Stored,
+    part,
+    unpack_nibbles,
+)
+from acestep_gguf.convert.checkpoint.safetensors_file import DECODERS, SafetensorsTensor
 
 # Threads may be at the end of one weight and the beginning of the next ones at the same time.
 MAX_HELD_BYTES: Final = 2**28
@@ -108,18 +113,47 @@ class GroupedWeight(PackedWeight):
         """Zero points of the rows ``start`` to ``stop``, uint8 [n_groups, stop - start]."""
 
 
-W = TypeVar("W", bound=GroupedWeight)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedFormat(ABC):
+    """A checkpoint of such weights; ``group_size`` None stands for one group of all columns."""
 
+    name: ClassVar[str]
 
-def grouped_weights(stored: Stored, weight: Callable[[Stored, str], W]) -> Iterator[W]:
-    """The weights that ``stored`` holds, each made by ``weight`` from the beginning of its tensors' names.
+    bits: int
+    group_size: int | None
+    recent: RecentGroups = field(default_factory=RecentGroups)
 
-    Raises:
-        CheckpointError: tensors are missing or do not fit together.
-    """
-    for name in stored:
-        if name.endswith(".qweight"):
-            yield weight(stored, name.removesuffix("qweight"))
+    @property
+    def per_word(self) -> int:
+        """Numbers in 32 bits."""
+        return 32 // self.bits
+
+    def label(self) -> str:
+        """What it is, in a few words."""
+        return f"{self.name} {self.bits}-bit, groups of {self.group_size or 'a row'}"
+
+    def weights(self, stored: Stored) -> Iterator[GroupedWeight]:
+        """The weights that ``stored`` holds.
+
+        Raises:
+            CheckpointError: tensors are missing or do not fit together.
+        """
+        for name in stored:
+            if name.endswith(".qweight"):
+                yield self._weight(stored, name.removesuffix("qweight"))
+
+    @abstractmethod
+    def _weight(self, stored: Stored, prefix: str) -> GroupedWeight:
+        """The weight whose tensors' names begin with ``prefix``."""
+
+    def _scaling(
+        self, stored: Stored, prefix: str, n_in: int, n_out: int
+    ) -> tuple[int, SafetensorsTensor, SafetensorsTensor]:
+        """The size of a group, and the zero points and scales of a matrix [out, in]."""
+        size = self.group_size or n_in
+        n_groups = -(-n_in // size)
+        qzeros = part(stored, f"{prefix}qzeros", ("I32",), (n_groups, -(-n_out // self.per_word)))
+        return size, qzeros, part(stored, f"{prefix}scales", DECODERS, (n_groups, n_out))
 
 
 def held_bytes(weights: Iterable[PackedWeight]) -> int:
