@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 from acestep_gguf.bundle.decoder_info import check_vocabulary, decoder_info
 from acestep_gguf.bundle.gguf_header import parse_gguf_header
@@ -38,20 +38,46 @@ from acestep_gguf.storage.unfinished import leftovers
 BASE_MEMORY: Final = 160 * 2**20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What was asked for: see ``convert_checkpoint``."""
+class ConversionOptions(TypedDict, total=False):
+    """What may be asked for beside the decoders.
 
-    ftypes: Sequence[Ftype]
+    Args:
+        image_size: side of the square pictures in pixels, when it is not to be the checkpoint's.
+        name: the model's name in file names and metadata, by default the checkpoint folder's.
+        steering: what is to differ from the recipes of the decoders.
+        imatrix: file of llama-imatrix, made from the same model.
+        mmproj: types in which the tower and projector are written for llama.cpp, too.
+        class_token_first: write them for a llama.cpp without the defect #25814, see docs/llama_cpp.md.
+        vision: precisions of the tower to make; those that are there already stay.
+        calibration: folder of pictures that show what int8 would ruin, by default a few of our own.
+        threads: threads that read and quantize, by default one for each core.
+    """
+
     image_size: int | None
     name: str | None
     steering: Steering
     imatrix: Path | None
+    mmproj: Sequence[MmprojFtype]
+    class_token_first: bool
+    vision: Sequence[VisionPrecision]
+    calibration: Path | None
     threads: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionRequest:
+    """All that was asked for, checked: see ConversionOptions."""
+
+    ftypes: Sequence[Ftype]
+    image_size: int | None = None
+    name: str | None = None
+    steering: Steering = AS_THE_RECIPE
+    imatrix: Path | None = None
     mmproj: Sequence[MmprojFtype] = ()
     class_token_first: bool = False
     vision: Sequence[VisionPrecision] = VISION_PRECISIONS
     calibration: Path | None = None
+    threads: int | None = None
 
     @property
     def n_threads(self) -> int:
@@ -138,7 +164,7 @@ class ConversionPlan:
         return max((tower.memory for tower in self.towers.values()), default=0)
 
 
-def plan_bundle(model: CheckpointModel, out: Path, options: Options) -> ConversionPlan:
+def plan_bundle(model: CheckpointModel, out: Path, request: ConversionRequest) -> ConversionPlan:
     """Decide what to write into ``out``, and find whatever can be known to be wrong.
 
     Raises:
@@ -149,19 +175,19 @@ def plan_bundle(model: CheckpointModel, out: Path, options: Options) -> Conversi
         UsageError: an option does not fit.
     """
     output = OutputFolder.read(out)
-    name = output.model_name(options.name, model.path.resolve().name)
+    name = output.model_name(request.name, model.path.resolve().name)
     output.check_fits(
         name=name, size_label=model.size_label, source=model.source, image=model.image, prompt=model.prompt
     )
-    wanted = dict.fromkeys([*options.ftypes, *output.ftypes])
+    wanted = dict.fromkeys([*request.ftypes, *output.ftypes])
     missing = [ftype for ftype in wanted if ftype not in output.decoders]
-    _check_steering_has_effect(options, output)
+    _check_steering_has_effect(request, output)
 
     shapes = [TensorShape(name, tensor.shape) for name, tensor in model.tensors.decoder.items()]
-    imatrix = read_imatrix(options.imatrix) if options.imatrix else None
+    imatrix = read_imatrix(request.imatrix) if request.imatrix else None
     importance: dict[str, Importance] | None = None
     arch = model.config.text_config.family.arch
-    choices = {ftype: choose_types(ftype, shapes, options.steering, arch=arch) for ftype in missing}
+    choices = {ftype: choose_types(ftype, shapes, request.steering, arch=arch) for ftype in missing}
     if imatrix:
         importance = {
             name: values
@@ -191,10 +217,10 @@ def plan_bundle(model: CheckpointModel, out: Path, options: Options) -> Conversi
         model=model,
         output=output,
         decoders=decoders,
-        towers=_plan_towers(model, options, output),
-        mmproj=_plan_mmproj(model, name, options, output),
+        towers=_plan_towers(model, request, output),
+        mmproj=_plan_mmproj(model, name, request, output),
         importance=importance,
-        n_threads=options.n_threads,
+        n_threads=request.n_threads,
     )
     if not plan.is_empty:
         output.check_can_be_added_to()
@@ -217,14 +243,14 @@ def _check_will_run(layout: GgufLayout, model: CheckpointModel) -> None:
 
 
 def _plan_towers(
-    model: CheckpointModel, options: Options, output: OutputFolder
+    model: CheckpointModel, request: ConversionRequest, output: OutputFolder
 ) -> dict[VisionPrecision, PlannedTower]:
     config, image = model.config, model.image
     if image is None or not isinstance(config, LlavaConfig):
         return {}
-    wanted = dict.fromkeys([*options.vision, *output.precisions])
+    wanted = dict.fromkeys([*request.vision, *output.precisions])
     missing = [precision for precision in wanted if precision not in output.towers]
-    pictures = find_pictures(options.calibration, image) if "int8" in missing else ()
+    pictures = find_pictures(request.calibration, image) if "int8" in missing else ()
     return {
         precision: plan_tower(config, image, model.tensors.tower, precision, pictures)
         for precision in missing
@@ -232,10 +258,10 @@ def _plan_towers(
 
 
 def _plan_mmproj(
-    model: CheckpointModel, name: str, options: Options, output: OutputFolder
+    model: CheckpointModel, name: str, request: ConversionRequest, output: OutputFolder
 ) -> dict[MmprojFtype, PlannedMmproj]:
     config, image = model.config, model.image
-    wanted = dict.fromkeys([*options.mmproj, *output.mmproj_ftypes])
+    wanted = dict.fromkeys([*request.mmproj, *output.mmproj_ftypes])
     missing = [ftype for ftype in wanted if ftype not in output.mmproj]
     if not missing:
         return {}
@@ -248,15 +274,15 @@ def _plan_mmproj(
             model.tensors.tower,
             name=name,
             ftype=ftype,
-            class_token_first=options.class_token_first,
+            class_token_first=request.class_token_first,
         )
         for ftype in missing
     }
 
 
-def _check_steering_has_effect(options: Options, output: OutputFolder) -> None:
-    is_steered = options.steering != AS_THE_RECIPE or options.imatrix is not None
-    kept = [ftype for ftype in options.ftypes if ftype in output.decoders]
+def _check_steering_has_effect(request: ConversionRequest, output: OutputFolder) -> None:
+    is_steered = request.steering != AS_THE_RECIPE or request.imatrix is not None
+    kept = [ftype for ftype in request.ftypes if ftype in output.decoders]
     if is_steered and kept:
         raise UsageError(
             f"{output.path} has {kept[0]} already, which no option changes any more: give a new folder."

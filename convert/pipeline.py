@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Final
+from typing import Final, Unpack
 
-from acestep_gguf.bundle.names import FTYPES, VISION_PRECISIONS, Ftype, MmprojFtype, VisionPrecision
+from acestep_gguf.bundle.names import FTYPES, Ftype, MmprojFtype, VisionPrecision
 from acestep_gguf.bundle.schema import (
     SCHEMA_VERSION,
     Bundle,
@@ -17,7 +17,12 @@ from acestep_gguf.bundle.schema import (
     VisionFile,
 )
 from acestep_gguf.convert.checkpoint.identity import HASHES_FILE, hashing
-from acestep_gguf.convert.conversion_plan import ConversionPlan, Options, plan_bundle
+from acestep_gguf.convert.conversion_plan import (
+    ConversionOptions,
+    ConversionPlan,
+    ConversionRequest,
+    plan_bundle,
+)
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.tower.files import vision_with_default, write_towers
@@ -26,7 +31,6 @@ from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned
 from acestep_gguf.quantize.one_pass import GgufOutput, write_ggufs
 from acestep_gguf.quantize.planning import OnEvent, ProgressTally, check_disk
 from acestep_gguf.quantize.staging import Staging
-from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
 from acestep_gguf.storage.atomic_file import partial_name
 from acestep_gguf.storage.unfinished import LOCK_FILE, journal_path, leftovers
 
@@ -38,16 +42,8 @@ def convert_checkpoint(
     out: Path,
     ftypes: Sequence[Ftype] = DEFAULT_FTYPES,
     *,
-    image_size: int | None = None,
-    name: str | None = None,
-    steering: Steering = AS_THE_RECIPE,
-    imatrix: Path | None = None,
-    mmproj: Sequence[MmprojFtype] = (),
-    class_token_first: bool = False,
-    vision: Sequence[VisionPrecision] = VISION_PRECISIONS,
-    calibration: Path | None = None,
-    threads: int | None = None,
     on_event: OnEvent = lambda _: None,
+    **options: Unpack[ConversionOptions],
 ) -> Bundle:
     """Convert the folder ``checkpoint`` into the bundle ``out``, with one decoder for each of ``ftypes``.
 
@@ -60,16 +56,8 @@ def convert_checkpoint(
         checkpoint: folder of a Hugging Face checkpoint.
         out: folder of the bundle; it may exist if it is empty or a bundle.
         ftypes: decoders to make; the first is the default of a new bundle.
-        image_size: side of the square pictures in pixels, when it is not to be the checkpoint's.
-        name: the model's name in file names and metadata, by default the checkpoint folder's.
-        steering: what is to differ from the recipes of ``ftypes``.
-        imatrix: file of llama-imatrix, made from the same model.
-        mmproj: types in which the tower and projector are written for llama.cpp, too.
-        class_token_first: write them for a llama.cpp without the defect #25814, see docs/llama_cpp.md.
-        vision: precisions of the tower to make; those that are there already stay.
-        calibration: folder of pictures that show what int8 would ruin, by default a few of our own.
-        threads: threads that read and quantize, by default one for each core.
         on_event: called with each event, see conversion_events.py; very often with Progress.
+        options: see ConversionOptions.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged or contradicts itself.
@@ -80,20 +68,9 @@ def convert_checkpoint(
         UsageError: an argument is out of its range.
     """
     started = perf_counter()
-    options = Options(
-        ftypes=ftypes,
-        image_size=image_size,
-        name=name,
-        steering=steering,
-        imatrix=imatrix,
-        threads=threads,
-        mmproj=mmproj,
-        class_token_first=class_token_first,
-        vision=vision,
-        calibration=calibration,
-    )
-    with open_model(checkpoint, image_size) as model:
-        plan = plan_bundle(model, out, options)
+    request = ConversionRequest(ftypes=ftypes, **options)
+    with open_model(checkpoint, request.image_size) as model:
+        plan = plan_bundle(model, out, request)
         planned = plan.event()
         on_event(planned)
         if plan.is_empty and plan.output.bundle:
@@ -119,7 +96,7 @@ def convert_checkpoint(
             bundle = _bundle(
                 plan,
                 source=source,
-                default=options.ftypes[0],
+                default=request.ftypes[0],
                 decoders=decoders,
                 towers=towers,
                 mmproj=mmproj_files,
@@ -138,32 +115,13 @@ def plan_conversion(
     out: Path,
     ftypes: Sequence[Ftype] = DEFAULT_FTYPES,
     *,
-    image_size: int | None = None,
-    name: str | None = None,
-    steering: Steering = AS_THE_RECIPE,
-    imatrix: Path | None = None,
-    mmproj: Sequence[MmprojFtype] = (),
-    class_token_first: bool = False,
-    vision: Sequence[VisionPrecision] = VISION_PRECISIONS,
-    calibration: Path | None = None,
-    threads: int | None = None,
     on_event: OnEvent = lambda _: None,
+    **options: Unpack[ConversionOptions],
 ) -> Planned:
     """What ``convert_checkpoint`` would write, with the same arguments and errors; nothing is written."""
-    options = Options(
-        ftypes=ftypes,
-        image_size=image_size,
-        name=name,
-        steering=steering,
-        imatrix=imatrix,
-        threads=threads,
-        mmproj=mmproj,
-        class_token_first=class_token_first,
-        vision=vision,
-        calibration=calibration,
-    )
-    with open_model(checkpoint, image_size) as model:
-        planned = plan_bundle(model, out, options).event()
+    request = ConversionRequest(ftypes=ftypes, **options)
+    with open_model(checkpoint, request.image_size) as model:
+        planned = plan_bundle(model, out, request).event()
     on_event(planned)
     return planned
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 from gguf import GGML_QUANT_VERSION, Keys
 
@@ -37,16 +37,29 @@ SPLIT_KEYS: Final = ("split.no", "split.count", "split.tensors.count")
 BASE_MEMORY: Final = 150 * 2**20
 
 
+class QuantizationOptions(TypedDict, total=False):
+    """What may be asked for beside the ftype.
+
+    Args:
+        steering: what is to differ from the recipe.
+        imatrix: file of llama-imatrix, made from the same model.
+        allow_requantize: also change tensors that are quantized already, which adds error to error.
+        threads: threads that read and quantize, by default one for each core.
+    """
+
+    steering: Steering
+    imatrix: Path | None
+    allow_requantize: bool
+    threads: int | None
+
+
 def quantize_gguf(
     source: Path,
     out: Path,
     ftype: Ftype,
     *,
-    steering: Steering = AS_THE_RECIPE,
-    imatrix: Path | None = None,
-    allow_requantize: bool = False,
-    threads: int | None = None,
     on_event: OnEvent = lambda _: None,
+    **options: Unpack[QuantizationOptions],
 ) -> None:
     """Write the decoder ``source`` as ``out``, in ``ftype``; a file that is there is replaced at the end.
 
@@ -58,11 +71,8 @@ def quantize_gguf(
         source: GGUF file of a decoder, best F32, F16 or BF16.
         out: GGUF file to write.
         ftype: recipe of the new file.
-        steering: what is to differ from the recipe.
-        imatrix: file of llama-imatrix, made from the same model.
-        allow_requantize: also change tensors that are quantized already, which adds error to error.
-        threads: threads that read and quantize, by default one for each core.
         on_event: called with each event, see conversion_events.py; very often with Progress.
+        options: see QuantizationOptions.
 
     Raises:
         BundleError: ``source`` is damaged, or ``out`` cannot be written.
@@ -74,15 +84,7 @@ def quantize_gguf(
     """
     started = perf_counter()
     with GgufSource(source) as opened:
-        work = _plan(
-            opened,
-            out,
-            ftype,
-            steering=steering,
-            imatrix=imatrix,
-            allow_requantize=allow_requantize,
-            threads=threads,
-        )
+        work = _plan(opened, out, ftype, **options)
         planned = work.event()
         on_event(planned)
         with Staging(out.parent, ProgressTally(planned, on_event).add) as staging:
@@ -103,23 +105,12 @@ def plan_quantization(
     out: Path,
     ftype: Ftype,
     *,
-    steering: Steering = AS_THE_RECIPE,
-    imatrix: Path | None = None,
-    allow_requantize: bool = False,
-    threads: int | None = None,
     on_event: OnEvent = lambda _: None,
+    **options: Unpack[QuantizationOptions],
 ) -> Planned:
     """What ``quantize_gguf`` would write, with the same arguments and errors; nothing is written."""
     with GgufSource(source) as opened:
-        plan = _plan(
-            opened,
-            out,
-            ftype,
-            steering=steering,
-            imatrix=imatrix,
-            allow_requantize=allow_requantize,
-            threads=threads,
-        ).event()
+        plan = _plan(opened, out, ftype, **options).event()
     on_event(plan)
     return plan
 
@@ -154,10 +145,10 @@ def _plan(
     out: Path,
     ftype: Ftype,
     *,
-    steering: Steering,
-    imatrix: Path | None,
-    allow_requantize: bool,
-    threads: int | None,
+    steering: Steering = AS_THE_RECIPE,
+    imatrix: Path | None = None,
+    allow_requantize: bool = False,
+    threads: int | None = None,
 ) -> _Work:
     n_threads = worker_threads(threads)
     check_ftype(ftype)

@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 
 from acestep_gguf.bundle.names import FTYPES, DecoderFtype, Ftype, VisionPrecision
 from acestep_gguf.bundle.schema import SCHEMA_VERSION, Bundle, DecoderFile, Decoders, Vision
-from acestep_gguf.convert.conversion_plan import ConversionPlan, Options, plan_bundle
+from acestep_gguf.convert.conversion_plan import ConversionPlan, ConversionRequest, plan_bundle
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.quantize.ggml import quantize_rows, row_size
 from acestep_gguf.quantize.gguf_layout import PlacedTensor
 from acestep_gguf.quantize.one_pass import GgufOutput, TensorSource, write_ggufs
 from acestep_gguf.quantize.staging import Staging
-from acestep_gguf.quantize.steering import AS_THE_RECIPE
 from scripts.synthetic.checkpoint import (
     CHAT_TEMPLATE,
     SHAPES,
@@ -123,17 +122,9 @@ def write_bundle(
     sparse: bool = False,
 ) -> None:
     """What conversion would write, but with random blocks, or holes, instead of the checkpoint's decoder."""
-    options = Options(
-        ftypes=ftypes,
-        image_size=None,
-        name=name,
-        steering=AS_THE_RECIPE,
-        imatrix=None,
-        threads=None,
-        vision=precisions,
-    )
+    request = ConversionRequest(ftypes=ftypes, name=name, vision=precisions)
     with open_model(checkpoint, None) as model:
-        plan = plan_bundle(model, out, options)
+        plan = plan_bundle(model, out, request)
         with Staging(out) as staging:
             decoders: dict[DecoderFtype, DecoderFile] = {
                 ftype: write_decoder(staging, plan, ftype, sparse=sparse) for ftype in ftypes
