@@ -10,7 +10,7 @@ from pathlib import Path
 from acestep_gguf.llama.backend import backend
 from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.devices import gpu_devices
-from acestep_gguf.llama.params import ContextParams
+from acestep_gguf.llama.params import ContextParams, ModelParams
 from acestep_gguf.plan.machine import this_machine
 from tests.support.played_card import register_card
 
@@ -22,8 +22,9 @@ assert gpu_devices() == [("a played card", 5 * 2**30)]
 (gpu,) = this_machine().gpus
 assert (gpu.name, gpu.memory) == ("a played card", 5 * 2**30)
 
-for n_gpu_layers, cpu_tensors in ((0, []), (2, []), (-1, ["attn_(k|v)"])):
-    with Model(Path(sys.argv[1]), n_gpu_layers=n_gpu_layers, cpu_tensors=cpu_tensors) as model:
+for n_gpu_layers, cpu_tensors in ((0, ()), (2, ()), (-1, ("attn_(k|v)",))):
+    params = ModelParams(n_gpu_layers=n_gpu_layers, cpu_tensors=cpu_tensors)
+    with Model(Path(sys.argv[1]), params) as model:
         print("\\n".join(log.lines))
         with Context(model, ContextParams(n_ctx=32)) as context:
             context.decode_tokens([1, 2, 3], 0, n_outputs=1)

@@ -23,11 +23,12 @@ from gguf import GGMLQuantizationType as QType
 from acestep_gguf.llama.backend import build_id
 from acestep_gguf.llama.binding import Model
 from acestep_gguf.llama.devices import gpu_devices
+from acestep_gguf.llama.params import ModelParams
 from acestep_gguf.quantize.ggml import dequantize_rows, quantize_rows
 
 gpu_devices()
 dequantize_rows(quantize_rows(np.ones((1, 256), np.float32), QType.Q4_K), QType.Q4_K)
-Model(Path(sys.argv[1]), cpu_tensors=["ffn"])
+Model(Path(sys.argv[1]), ModelParams(cpu_tensors=("ffn",)))
 assert str(Path(sys.argv[2], "libllama.so").stat().st_mtime_ns) in build_id()
 lines = [line.split(maxsplit=5) for line in open("/proc/self/maps")]
 print("\\n".join({line[5].strip() for line in lines if "/libggml" in line[-1] or "/libllama" in line[-1]}))
