@@ -94,7 +94,7 @@ class OutputFolder:
 
         Raises:
             BundleError: another name is asked for.
-            UsageError: the name is too long, or is no text.
+            UsageError: the name is too long, or cannot be printed.
         """
         if self.bundle is None:
             return _checked_name(asked or default)
@@ -167,10 +167,11 @@ class OutputFolder:
 
 
 def _checked_name(name: str) -> str:
-    # The name of a file or an argument that is not UTF-8 comes as half surrogate pairs.
-    if len(name) > MAX_NAME_LENGTH or any("\ud800" <= char <= "\udfff" for char in name):
+    # What is not UTF-8 in a file's name or an argument comes as half surrogate pairs: no printable text.
+    if len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise UsageError(
-            f"{name[:30]!r} is no UTF-8 text of at most {MAX_NAME_LENGTH} characters: give another --name."
+            f"name {name[:30]!r} is not a printable text of at most {MAX_NAME_LENGTH} characters: "
+            "give another name."
         )
     return name
 

@@ -37,6 +37,7 @@ class FileRecord:
     def __post_init__(self) -> None:
         if self.file in ("", ".", "..") or any(c in self.file for c in "/\\:\0"):
             raise ValueError(f"{self.file!r} is not a bare file name")
+        _check_printable("file", self.file)
         if self.bytes <= 0:
             raise ValueError(f"{self.file!r} claims {self.bytes} bytes")
 
@@ -212,6 +213,10 @@ class Source:
     tensors_sha256: str | None = None
     quantization: str | None = None
 
+    def __post_init__(self) -> None:
+        for text in (self.architecture, self.vision_model_type, self.text_model_type, self.quantization):
+            _check_printable("source", text or "")
+
     @property
     def is_imported(self) -> bool:
         """Whether it was made from llama.cpp's files, not from a checkpoint."""
@@ -237,6 +242,7 @@ class Bundle:
     mmproj: dict[MmprojFtype, FileRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_printable("name", self.name)
         parts = (self.vision, self.image, self.prompt.image_token, self.source.vision_model_type)
         if None in parts and any(part is not None for part in parts):
             raise ValueError("vision, image, prompt.image_token and source.vision_model_type go together")
@@ -333,6 +339,12 @@ class Bundle:
             yield vision
             yield vision.data
         yield from self.mmproj.values()
+
+
+def _check_printable(field_name: str, text: str) -> None:
+    """Refuse what would do more on a terminal than stand there: a stranger may have written it."""
+    if not text.isprintable():
+        raise ValueError(f"{field_name} {text!r} has characters that cannot be printed")
 
 
 def check_file(folder: Path, record: FileRecord) -> Path:

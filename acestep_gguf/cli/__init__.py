@@ -23,6 +23,7 @@ from acestep_gguf.cli import (
     verify,
 )
 from acestep_gguf.cli.option_groups import in_flags
+from acestep_gguf.cli.terminal import printable
 from acestep_gguf.errors import AceStepError
 
 # In the order of --help.
@@ -58,7 +59,7 @@ def main() -> None:
     """Run the command line; an error that we raise on purpose is one line, without a traceback."""
     if sys.stdout is None:  # its number would go to the next file that is opened
         _fail("standard output is closed: redirect it, to /dev/null if it is not wanted.")
-    warnings.formatwarning = lambda message, *_where, **_how: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_where, **_how: f"warning: {printable(message)}\n"
     try:
         try:
             app()
@@ -77,7 +78,7 @@ def main() -> None:
 
 
 def _fail(message: object) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(1)
 
 

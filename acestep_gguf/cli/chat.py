@@ -17,6 +17,7 @@ from acestep_gguf.cli.terminal import (
     is_terminal,
     piped_lines,
     print_chunks,
+    printable,
     statistics,
     typed_lines,
 )
@@ -152,7 +153,7 @@ class Chat:
 
     def _print_error(self, error: object) -> None:
         self.failed = True
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
 
     def _image(self, path: str) -> None:
         self.attach("picture", _path(path))

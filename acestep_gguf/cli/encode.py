@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from acestep_gguf.cli.options import BundleFolder, Threads, TowerPrecision
-from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c
+from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c, for_stdout
 
 
 def encode(
@@ -24,4 +24,4 @@ def encode(
     end_at_once_on_ctrl_c()
     for done in encode_pictures(bundle, pictures, out, vision=vision, n_threads=threads, force=force):
         took = "was there already" if done.seconds is None else f"{done.seconds:.2f} s"
-        print(f"{done.path}  {done.n_image_tokens} tokens  {took}", flush=True)
+        print(f"{for_stdout(str(done.path))}  {done.n_image_tokens} tokens  {took}", flush=True)

@@ -7,7 +7,7 @@ import typer
 
 from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import AsJson, BundleFolder, EmbedsFiles, Images, SystemPrompt
-from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c, print_chunks, read_stdin, statistics
+from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c, for_stdout, print_chunks, read_stdin, statistics
 from acestep_gguf.errors import PromptError
 from acestep_gguf.options import AnswerOptions, EngineOptions
 
@@ -46,7 +46,7 @@ def run(
     end_at_once_on_ctrl_c()
     with AceStep(bundle, engine, first=asked) as model:
         if as_json:
-            print(json.dumps(asdict(model.generate(asked)), ensure_ascii=False))
+            print(for_stdout(json.dumps(asdict(model.generate(asked)), ensure_ascii=False)))
             return
         given = print_chunks(model.stream(asked))
     print(plan_line(model.plan), statistics(given), sep="\n", file=sys.stderr)

@@ -17,6 +17,8 @@ PROMPT: Final = "> "
 MAX_LINE_BYTES: Final = 4 * 2**20
 MAX_STDIN_BYTES: Final = 4 * 2**20
 SECONDS_BETWEEN_LOOKS: Final = 0.1
+# Control characters but tab and new line, which can make a terminal do anything, and what is shown for them.
+CONTROLS: Final = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "�")
 
 
 def is_terminal() -> bool:
@@ -134,7 +136,7 @@ def from_a_thread(
 def print_chunks(chunks: "Iterable[Chunk]") -> "Answer":
     """Print an answer as it is written."""
     for chunk in chunks:
-        print(chunk.text, end="", flush=True)
+        print(for_stdout(chunk.text), end="", flush=True)
         answer = chunk.answer
     print()
     assert answer is not None  # noqa: S101 (so it is in the last chunk)
@@ -154,13 +156,18 @@ def statistics(answer: "Answer") -> str:
     )
 
 
-def printable(text: str) -> str:
-    """``text`` on one line and without control characters: a stranger may have named the files."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+def printable(text: object) -> str:
+    """``text`` on one line and without control characters: a stranger may have written it."""
+    return "".join(char if char.isprintable() else "?" for char in str(text))
+
+
+def for_stdout(text: str) -> str:
+    """``text`` as it is, but at a terminal without control characters other than tab and new line."""
+    return text.translate(CONTROLS) if sys.stdout.isatty() else text
 
 
 def json_text(value: object) -> str:
-    """``value`` as JSON, over several lines."""
+    """``value`` as JSON for standard output, over several lines."""
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+    return for_stdout(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

@@ -200,7 +200,8 @@ def _ftype(header: GGUFHeader) -> DecoderFtype:
 
 def _own_name(pair: Pair) -> str:
     name = pair.decoder.header.metadata.get(Keys.General.NAME)
-    return name if isinstance(name, str) and name.strip() else pair.decoder.path.stem
+    is_name = isinstance(name, str) and name.strip() and name.isprintable()
+    return str(name) if is_name else pair.decoder.path.stem
 
 
 def _plan_towers(

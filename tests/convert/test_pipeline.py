@@ -313,10 +313,10 @@ def test_name_goes_into_file_names_and_metadata(tmp_path: Path) -> None:
     assert convert_checkpoint(checkpoint, tmp_path / "b", ["F16"]).decoder("F16").file == "Tiny-1.4M-F16.gguf"
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "\udcff", os.fsdecode(b"Tiny\xff")])
-def test_names_that_no_file_can_have_are_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["x" * 300, "\udcff", os.fsdecode(b"Tiny\xff"), "Tiny\x1b[2J", "a\nb"])
+def test_names_that_no_file_should_have_are_refused(tmp_path: Path, name: str) -> None:
     checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
-    with pytest.raises(UsageError, match="is no UTF-8 text of at most 200 characters") as raised:
+    with pytest.raises(UsageError, match="is not a printable text of at most 200 characters") as raised:
         convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], name=name)
     assert len(str(raised.value)) < 200
     assert not (tmp_path / "bundle").exists()
@@ -330,7 +330,7 @@ def test_the_longest_name_fits_into_a_file_name(tmp_path: Path) -> None:
 
 def test_a_folder_whose_name_is_not_utf8_needs_a_name(tmp_path: Path) -> None:
     checkpoint = TinyCheckpoint().write(tmp_path / os.fsdecode(b"Tiny\xff"))
-    with pytest.raises(UsageError, match="give another --name"):
+    with pytest.raises(UsageError, match="give another name"):
         convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
     assert convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], name="Tiny").name == "Tiny"
 

@@ -2,6 +2,7 @@ import base64
 import contextlib
 import json
 import os
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,28 @@ def test_a_bundle_without_a_tower(tmp_path: Path) -> None:
     assert [record.file for record in bundle.records()] == ["Demo-6M-Q4_K_M.gguf"]
     with pytest.raises(PromptError, match="has no vision tower: ask without pictures"):
         bundle.tower()
+
+
+@pytest.mark.parametrize("text", ["a\x1b[2Jb", "a\nb", "a\x9bb", "a\u202eb"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("name",),
+        ("source", "architecture"),
+        ("source", "quantization"),
+        ("decoders", "files", "Q4_K_M", "file"),
+    ],
+)
+def test_texts_that_would_do_more_than_stand_on_a_terminal(
+    tmp_path: Path, text: str, place: tuple[str, ...]
+) -> None:
+    raw = json.loads(json.dumps(VALID))
+    *path, key = place
+    reduce(dict.__getitem__, path, raw)[key] = text
+    write(tmp_path, raw)
+    with pytest.raises(BundleError, match="cannot be printed") as caught:
+        Bundle.read(tmp_path)
+    assert str(caught.value).isprintable()
 
 
 def test_files_for_llama_cpp_and_a_place_for_pictures_outside_of_the_vocabulary(tmp_path: Path) -> None:

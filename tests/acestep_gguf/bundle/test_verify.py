@@ -2,7 +2,6 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from time import process_time
 from typing import Any, cast
@@ -292,13 +291,7 @@ def test_names_that_would_write_to_the_terminal(
     bundle_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (bundle_copy / "a\x1b[2J\nb").write_text("")
-    bundle = Bundle.read(bundle_copy)
-    record = replace(bundle.decoders.files["F32"], file="c\x1b[2J\nd")
-    files = {**bundle.decoders.files, "F32": record}
-    replace(bundle, decoders=replace(bundle.decoders, files=files)).write(bundle_copy)
-    with pytest.raises(BundleError) as caught:
-        verify(bundle_copy, quick=True, as_json=False)
+    verify(bundle_copy, quick=True, as_json=False)
     printed = capsys.readouterr().out
     assert "a?[2J?b" in printed
-    assert not {"\x1b", "\n"} & set(str(caught.value))
     assert "\x1b" not in printed
