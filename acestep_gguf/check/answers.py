@@ -33,7 +33,7 @@ GREEDY: Final = SamplingParams()
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class EncodedPicture:
     """A picture and what a tower made of it; ``embeds`` is float32 [n_image_tokens, n_embd]."""
 
     path: Path
@@ -46,7 +46,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class GreedyAnswer:
     """A greedy answer; ``tokens`` with the stop token, if one ended it."""
 
     tokens: tuple[int, ...]
@@ -57,10 +57,10 @@ class Written:
 class Answerer(Protocol):
     """Whatever answers questions about pictures, one question at a time."""
 
-    def write(self, question: str, shown: Shown) -> Written:
+    def write(self, question: str, shown: EncodedPicture) -> GreedyAnswer:
         """The greedy answer."""
 
-    def logits(self, question: str, shown: Shown, tokens: Sequence[int]) -> Floats:
+    def logits(self, question: str, shown: EncodedPicture, tokens: Sequence[int]) -> Floats:
         """What it expects in the place of each of ``tokens``, an answer: float32 [len(tokens), n_vocab]."""
 
 
@@ -97,7 +97,7 @@ class BundleAnswerer:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def write(self, question: str, shown: Shown) -> Written:
+    def write(self, question: str, shown: EncodedPicture) -> GreedyAnswer:
         """The greedy answer, of ``max_tokens`` at most.
 
         Raises:
@@ -118,9 +118,9 @@ class BundleAnswerer:
                 if len(tokens) == self._max_tokens:
                     break
         text.finish()
-        return Written(tuple(tokens), text.so_far, perf_counter() - started)
+        return GreedyAnswer(tuple(tokens), text.so_far, perf_counter() - started)
 
-    def logits(self, question: str, shown: Shown, tokens: Sequence[int]) -> Floats:
+    def logits(self, question: str, shown: EncodedPicture, tokens: Sequence[int]) -> Floats:
         """What it expects in the place of each of ``tokens``, an answer: float32 [len(tokens), n_vocab].
 
         Raises:
@@ -137,7 +137,7 @@ class BundleAnswerer:
             rows += [self._context.logits(index) for index in range(-len(part), 0)]
         return np.stack(rows)
 
-    def _prefill(self, question: str, shown: Shown) -> None:
+    def _prefill(self, question: str, shown: EncodedPicture) -> None:
         prompt = self._prompts.build([user_message(question, [shown.path])])
         segments = [shown.input if isinstance(span, ImageSpan) else span.tokens for span in prompt.spans]
         self._decoder.reuse(segments, exact=True)

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.check.answers import Answerer, BundleAnswerer, Shown, Written
+from acestep_gguf.check.answers import Answerer, BundleAnswerer, EncodedPicture, GreedyAnswer
 from acestep_gguf.check.measures import agreement, n_alike
-from acestep_gguf.check.report import Asked, Candidate, CheckReport, Given
+from acestep_gguf.check.report import Candidate, CheckReport, ComparedAnswer, PictureQuestion
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import check_integer
@@ -63,7 +63,7 @@ class _Pair:
 class _Tower:
     """What one tower made of the pictures, and the seconds that each of them took."""
 
-    shown: Mapping[Path, Shown]
+    shown: Mapping[Path, EncodedPicture]
     seconds: float
 
 
@@ -112,7 +112,7 @@ def check_bundle(
             on_candidate("checkpoint")
             with reference() as opened:
                 started = perf_counter()
-                shown = {path: Shown(path, opened.image_embeds(path)) for path in paths}
+                shown = {path: EncodedPicture(path, opened.image_embeds(path)) for path in paths}
                 tower = _Tower(shown, (perf_counter() - started) / len(paths))
                 candidates.append(comparison.ask(opened, tower, opened.name, opened.tower, opened.bytes))
         for ftype in dict.fromkeys(pair.ftype for pair in pairs):
@@ -126,7 +126,7 @@ def check_bundle(
                         candidates.append(comparison.ask(answerer, tower, ftype, pair.tower, n_bytes))
     return CheckReport(
         bundle=bundle.name,
-        asked=tuple(Asked(picture=str(path), question=question) for path, question in asked),
+        asked=tuple(PictureQuestion(picture=str(path), question=question) for path, question in asked),
         candidates=tuple(candidates),
     )
 
@@ -153,7 +153,7 @@ def _ask_tower(folder: Path, bundle: Bundle, precision: VisionPrecision, paths: 
     for path in paths:
         pixels = pixel_values(path, image)
         started = perf_counter()
-        shown[path] = Shown(path, tower.encode(pixels).embeds)
+        shown[path] = EncodedPicture(path, tower.encode(pixels).embeds)
         seconds += perf_counter() - started
     return _Tower(shown, seconds / len(paths))
 
@@ -168,8 +168,8 @@ class _Comparison:
         self._asked = asked
         self._scratch = scratch
         self._max_tokens = max_tokens
-        self._best: list[Written] = []
-        self._best_shown: Mapping[Path, Shown] = {}
+        self._best: list[GreedyAnswer] = []
+        self._best_shown: Mapping[Path, EncodedPicture] = {}
 
     def ask(
         self, answerer: Answerer, tower: _Tower, decoder: str, tower_name: str, n_bytes: int
@@ -191,7 +191,7 @@ class _Comparison:
             n_same_top_1 += found.n_same_top_1
             n_tokens += found.n_tokens
             answers.append(
-                Given(
+                ComparedAnswer(
                     text=written.text,
                     n_tokens=len(written.tokens),
                     n_alike=n_alike(written.tokens, best.tokens),

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.check.answers import Shown, Written
+from acestep_gguf.check.answers import EncodedPicture, GreedyAnswer
 from acestep_gguf.errors import CheckpointError, MissingPackageError
 from acestep_gguf.prompt.messages import user_message
 from acestep_gguf.vision.image import open_image, to_rgb
@@ -58,7 +58,7 @@ class TransformersAnswerer:
         embeds: Floats = found.pooler_output[0].numpy()
         return embeds
 
-    def write(self, question: str, shown: Shown) -> Written:
+    def write(self, question: str, shown: EncodedPicture) -> GreedyAnswer:
         """The greedy answer, of ``max_tokens`` at most."""
         started = perf_counter()
         inputs = self._inputs(question, shown.path)
@@ -69,9 +69,9 @@ class TransformersAnswerer:
             )
         tokens = output[0, n_prompt:].tolist()
         text = self._processor.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Written(tuple(tokens), text, perf_counter() - started)
+        return GreedyAnswer(tuple(tokens), text, perf_counter() - started)
 
-    def logits(self, question: str, shown: Shown, tokens: Sequence[int]) -> Floats:
+    def logits(self, question: str, shown: EncodedPicture, tokens: Sequence[int]) -> Floats:
         """What it expects in the place of each of ``tokens``: float32 [len(tokens), n_vocab]."""
         inputs = self._inputs(question, shown.path)
         torch = self._torch

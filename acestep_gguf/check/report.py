@@ -10,7 +10,7 @@ LINE: Final = "{:<14} {:<10} {:>9} {:>8} {:>7} {:>7} {:>7} {:>8} {:>8} {:>8} {:>
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PictureQuestion:
     """A question about a picture, and the file that the picture came from."""
 
     picture: str
@@ -18,7 +18,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class ComparedAnswer:
     """An answer; ``n_alike`` of its ``n_tokens`` come before the first that differs from the best one's."""
 
     text: str
@@ -46,7 +46,7 @@ class Candidate:
     min_cosine: float
     image_s: float
     answer_s: float
-    answers: tuple[Given, ...]
+    answers: tuple[ComparedAnswer, ...]
 
     @property
     def n_same(self) -> int:
@@ -64,7 +64,7 @@ class CheckReport:
     """All candidates; the first is the best one, which the others are compared with."""
 
     bundle: str
-    asked: tuple[Asked, ...]
+    asked: tuple[PictureQuestion, ...]
     candidates: tuple[Candidate, ...]
 
     @property

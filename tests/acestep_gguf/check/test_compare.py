@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.check.answers import BundleAnswerer, Floats, Shown, Written
+from acestep_gguf.check.answers import BundleAnswerer, EncodedPicture, Floats, GreedyAnswer
 from acestep_gguf.check.compare import check_bundle
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import ImageError, UsageError
@@ -18,14 +18,14 @@ N_TOKENS = 8
 
 
 @pytest.fixture(scope="module")
-def shown(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Shown:
+def shown(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> EncodedPicture:
     from PIL import Image
 
     path = tmp_path_factory.mktemp("picture") / "picture.png"
     Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(path)
     bundle = Bundle.read(tiny_bundle)
     tower = VisionTower(tiny_bundle, bundle, "float32", n_threads=1)
-    return Shown(path, tower.encode(pixel_values(path, bundle.tower()[1])).embeds)
+    return EncodedPicture(path, tower.encode(pixel_values(path, bundle.tower()[1])).embeds)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,9 @@ def answerer(tiny_bundle: Path) -> Iterator[BundleAnswerer]:
         yield opened
 
 
-def test_answers_are_those_of_the_engine(answerer: BundleAnswerer, shown: Shown, tiny_bundle: Path) -> None:
+def test_answers_are_those_of_the_engine(
+    answerer: BundleAnswerer, shown: EncodedPicture, tiny_bundle: Path
+) -> None:
     written = answerer.write("How many?", shown)
     with AceStep(tiny_bundle, quant="F32", vision="float32") as model:
         expected = model.generate("How many?", [shown.path], max_tokens=N_TOKENS)
@@ -43,7 +45,7 @@ def test_answers_are_those_of_the_engine(answerer: BundleAnswerer, shown: Shown,
     assert written.seconds > 0
 
 
-def test_logits_of_an_answer_choose_it(answerer: BundleAnswerer, shown: Shown) -> None:
+def test_logits_of_an_answer_choose_it(answerer: BundleAnswerer, shown: EncodedPicture) -> None:
     tokens = answerer.write("How many?", shown).tokens
     logits = answerer.logits("How many?", shown, tokens)
     assert logits.shape[0] == len(tokens)
@@ -52,15 +54,15 @@ def test_logits_of_an_answer_choose_it(answerer: BundleAnswerer, shown: Shown) -
     np.testing.assert_allclose(first[0], logits[0], atol=1e-3)
 
 
-def test_another_picture_is_another_answer(answerer: BundleAnswerer, shown: Shown) -> None:
+def test_another_picture_is_another_answer(answerer: BundleAnswerer, shown: EncodedPicture) -> None:
     tokens = answerer.write("How many?", shown).tokens
-    other = Shown(shown.path, shown.embeds[::-1] * 3)
+    other = EncodedPicture(shown.path, shown.embeds[::-1] * 3)
     assert not np.allclose(
         answerer.logits("How many?", shown, tokens), answerer.logits("How many?", other, tokens)
     )
 
 
-def test_every_decoder_and_tower_is_compared_with_the_best(tiny_bundle: Path, shown: Shown) -> None:
+def test_every_decoder_and_tower_is_compared_with_the_best(tiny_bundle: Path, shown: EncodedPicture) -> None:
     asked = [(shown.path, "How many?"), (shown.path, "What is this?")]
     told: list[str] = []
     report = check_bundle(tiny_bundle, asked, max_tokens=N_TOKENS, on_candidate=told.append)
@@ -92,14 +94,16 @@ class Parrot:
     def image_embeds(self, path: Path) -> Floats:
         return np.ones((4, 256), np.float32)
 
-    def write(self, question: str, shown: Shown) -> Written:
-        return Written((1, 2, 3), "said", 0.5)
+    def write(self, question: str, shown: EncodedPicture) -> GreedyAnswer:
+        return GreedyAnswer((1, 2, 3), "said", 0.5)
 
-    def logits(self, question: str, shown: Shown, tokens: Sequence[int]) -> Floats:
+    def logits(self, question: str, shown: EncodedPicture, tokens: Sequence[int]) -> Floats:
         return 50 * np.eye(self.n_vocab, dtype=np.float32)[list(tokens)]
 
 
-def test_a_reference_comes_first_and_its_answers_are_what_counts(tiny_bundle: Path, shown: Shown) -> None:
+def test_a_reference_comes_first_and_its_answers_are_what_counts(
+    tiny_bundle: Path, shown: EncodedPicture
+) -> None:
     @contextmanager
     def parrot() -> Iterator[Parrot]:
         yield Parrot()

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from acestep_gguf.check.page import html_page
-from acestep_gguf.check.report import HEADS, Asked, Candidate, CheckReport, Given, table
+from acestep_gguf.check.report import HEADS, Candidate, CheckReport, ComparedAnswer, PictureQuestion, table
 from acestep_gguf.errors import ImageError
 
 EVIL = "<script>alert('&')</script>"
@@ -21,12 +21,12 @@ def candidate(decoder: str, text: str, n_alike: int = 2) -> Candidate:
         min_cosine=0.99,
         image_s=0.5,
         answer_s=1.25,
-        answers=(Given(text=text, n_tokens=3, n_alike=n_alike, is_same=n_alike == 3),),
+        answers=(ComparedAnswer(text=text, n_tokens=3, n_alike=n_alike, is_same=n_alike == 3),),
     )
 
 
 def report(picture: Path, *candidates: Candidate) -> CheckReport:
-    asked = (Asked(picture=str(picture), question=f"What is {EVIL}?"),)
+    asked = (PictureQuestion(picture=str(picture), question=f"What is {EVIL}?"),)
     return CheckReport(bundle=f"Tiny {EVIL}", asked=asked, candidates=candidates)
 
 
