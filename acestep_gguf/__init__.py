@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from acestep_gguf.answer import Answer, Chunk, Timings, Usage
+    from acestep_gguf.engine.batch import Outcome
     from acestep_gguf.engine.engine import AceStep
     from acestep_gguf.engine.question import Question
     from acestep_gguf.errors import AceStepError
@@ -25,6 +26,7 @@ __all__ = [
     "Chunk",
     "EmbedsFile",
     "EngineOptions",
+    "Outcome",
     "Question",
     "Timings",
     "Usage",
@@ -38,6 +40,7 @@ _MODULES = {
     "Chunk": "answer",
     "EmbedsFile": "vision.embeds_file",
     "EngineOptions": "options",
+    "Outcome": "engine.batch",
     "Question": "engine.question",
     "Timings": "answer",
     "Usage": "answer",

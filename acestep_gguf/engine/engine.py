@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
@@ -17,6 +17,7 @@ from acestep_gguf.decoding.draft_model import DraftModel
 from acestep_gguf.decoding.kv_states import KVStates, decoder_facts
 from acestep_gguf.decoding.speculation import Speculation
 from acestep_gguf.engine.answer_writer import AnswerWriter
+from acestep_gguf.engine.batch import Outcome, one_by_one
 from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.turns import Stopwatch, Turnstile
 from acestep_gguf.errors import UsageError
@@ -159,6 +160,14 @@ class AceStep:
         chunks = self._answer(prompt)
         self._streams.add(chunks)
         return chunks
+
+    def batch(self, questions: Iterable[Question]) -> Iterator[Outcome]:
+        """Answers to many questions, each as it is done; a question is taken when there is a place for it.
+
+        Closing the iterator ends what is being written. An error of one question is its outcome; the errors
+        that are raised are those that end all: UsageError, when the model is closed.
+        """
+        return one_by_one(questions, self.generate)
 
     def prepare_image(self, source: PictureSource) -> Picture:
         """A picture, opened and checked once: it may be given in the place of ``source`` in many prompts.
