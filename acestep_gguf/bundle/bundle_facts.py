@@ -12,7 +12,7 @@ def bundle_facts(folder: Path) -> dict[str, Any]:
     """What the bundle in ``folder`` consists of, as JSON values; sizes in bytes.
 
     Raises:
-        BundleError: it is no bundle, or one of its files is missing or damaged.
+        BundleError: it is not a bundle, or one of its files is missing or damaged.
     """
     bundle = Bundle.read(folder)
     for record in bundle.records():

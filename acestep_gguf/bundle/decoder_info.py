@@ -152,13 +152,13 @@ def check_vocabulary(header: GGUFHeader, prompt: PromptSpec, image: ImageSpec | 
     """Check that the decoder has the vocabulary, and the width for its tower, that bundle.json says.
 
     Raises:
-        BundleError: it has not.
+        BundleError: the vocabulary or the width is another.
     """
     tokens = _strings(header, "tokenizer.ggml.tokens").read()
     types = header.metadata.get("tokenizer.ggml.token_type")
     _check_tokenizer(header, frozenset(tokens))
     if not isinstance(types, memoryview) or len(types) != len(tokens):
-        raise _damaged(header, "it has not one token type for each token")
+        raise _damaged(header, "it does not have one token type for each token")
     # llama.cpp reads tokens as C strings, and asserts that no two are the same.
     _check(header, all(tokens) and b"\0" not in b"".join(tokens), "a token is empty")
     _check(header, len(set(tokens)) == len(tokens), "a token appears twice")
@@ -180,7 +180,7 @@ def _check_tokenizer(header: GGUFHeader, tokens: Set[bytes]) -> None:
     if model == "llama":
         scores = header.metadata.get("tokenizer.ggml.scores")
         sound = isinstance(scores, memoryview) and scores.format == "f" and len(scores) == len(tokens)
-        _check(header, sound, "it has not one score for each token")
+        _check(header, sound, "it does not have one score for each token")
         # llama.cpp ends the process on a byte that has no token.
         _check(header, tokens >= BYTE_TOKENS, "a byte has no token")
         # See llama.Model.tokenize.

@@ -31,17 +31,17 @@ BUNDLE_FILE: Final = "bundle.json"
 
 
 def ftype_from(text: str) -> Ftype:
-    """The file type that a user wrote, in any case; who uses it refuses what is none."""
+    """The file type that a user wrote, in any case; one that does not exist is refused where it is used."""
     return cast(Ftype, text.upper())
 
 
 def vision_precision_from(text: str) -> VisionPrecision:
-    """The precision that a user wrote, in any case; who uses it refuses what is none."""
+    """The precision that a user wrote, in any case; one that does not exist is refused where it is used."""
     return cast(VisionPrecision, text.lower())
 
 
 def mmproj_ftype_from(text: str) -> MmprojFtype:
-    """The type of an mmproj file that a user wrote, in any case; who uses it refuses what is none."""
+    """The type of an mmproj file that a user wrote, in any case; unknown ones are refused where used."""
     return cast(MmprojFtype, text.upper())
 
 

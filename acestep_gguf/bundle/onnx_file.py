@@ -163,7 +163,7 @@ def _external_data(name: str, tensor: "_Message") -> ExternalData:
             re.fullmatch("[0-9]{1,19}", number) for number in (length, offset)
         ):
             return ExternalData(location, int(offset), int(length))
-    raise _Malformed(f"weight {name!r} has not one location, offset and length")
+    raise _Malformed(f"weight {name!r} does not have one location, one offset and one length")
 
 
 def _value(value: "_Message") -> Value:

@@ -61,7 +61,7 @@ class ReferenceEmbeds:
 
     def __post_init__(self) -> None:
         if self.token < 0 or not self.direction or len(self.direction) % 2:
-            raise ValueError("the reference embeds are no token and no float16 numbers")
+            raise ValueError("the reference embeds must be a token and float16 numbers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Size:
 
     def __post_init__(self) -> None:
         if not (0 < self.height <= 16384 and 0 < self.width <= 16384):
-            raise ValueError(f"{self.height} x {self.width} is no usable picture size")
+            raise ValueError(f"{self.height} x {self.width} is not a usable picture size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +144,7 @@ class ImageSpec:
             raise ValueError("longest_edge and fill go together")
         for color in filter(None, (self.pad_to_square, self.fill)):
             if not all(0 <= channel <= 255 for channel in color):
-                raise ValueError(f"{color} is no color")
+                raise ValueError(f"{color} is not a color")
         if not 0 < self.rescale_factor < 1e6:
             raise ValueError("rescale_factor must lie between 0 and a million")
         if not all(

@@ -151,7 +151,7 @@ def _read(folder: Path) -> None:
 def _check_size(folder: Path, record: FileRecord) -> None:
     path = check_file(folder, record)
     if not path.is_file():
-        raise BundleError(f"{path} is no file: copy the whole bundle, or convert again.")
+        raise BundleError(f"{path} is not a file: copy the whole bundle, or convert again.")
 
 
 def _check_hash(folder: Path, record: FileRecord) -> None:
@@ -205,7 +205,7 @@ def _sha256(path: Path) -> str:
 
 
 def _notes(folder: Path, bundle: Bundle) -> Iterator[str]:
-    """What lies in the folder and is no part of the bundle."""
+    """What lies in the folder and is not part of the bundle."""
     known = {BUNDLE_FILE, *(record.file for record in bundle.records())}
     unknown = sorted(path.name for path in folder.iterdir() if path.name not in known)
     left = {path.name for path in leftovers(folder)}
@@ -213,7 +213,7 @@ def _notes(folder: Path, bundle: Bundle) -> Iterator[str]:
         yield f"{name} " + (
             "is left of an interrupted conversion: the same `convert` carries on with it."
             if name in left
-            else "is no part of the bundle."
+            else "is not part of the bundle."
         )
     if len(unknown) > MAX_NOTES:
-        yield f"{len(unknown) - MAX_NOTES} other files are no part of the bundle."
+        yield f"{len(unknown) - MAX_NOTES} other files are not part of the bundle."

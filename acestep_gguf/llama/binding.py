@@ -244,9 +244,9 @@ class Context(Handle):
         return state
 
     def restore(self, state: UInt8Array, n_past: int) -> bool:
-        """Take positions 0 to ``n_past`` - 1 from ``state``; whether it was one of this kind of context.
+        """Restore positions 0 to ``n_past`` - 1 from ``state``; False if it is of another kind of context.
 
-        If not, nothing is computed any more. llama.cpp trusts the positions in a state, so they are
+        Then no position is left. llama.cpp trusts the positions in a state, so they are
         checked here; it checks sizes and types itself.
         """
         if self._n_past():
@@ -349,7 +349,7 @@ def _bytes_of(array: UInt8Array) -> Any:
 
 
 def check_finite(logits: FloatArray) -> None:
-    """Refuse logits among which one is NaN or infinite.
+    """Refuse logits that are not all finite.
 
     Raises:
         DecodeError: one is.

@@ -117,7 +117,7 @@ def test_a_folder_in_the_place_of_a_file(bundle_copy: Path) -> None:
         bundle_copy,
         lambda content: content["vision"]["files"]["float32"]["data"].update(bytes=path.stat().st_size),
     )
-    assert "is no file" in " ".join(verify_bundle(bundle_copy).problems)
+    assert "is not a file" in " ".join(verify_bundle(bundle_copy).problems)
 
 
 def test_a_decoder_under_another_name(bundle_copy: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_decoder_under_another_name(bundle_copy: Path) -> None:
     (bundle_copy / old).rename(bundle_copy / "renamed.gguf")
     report = verify_bundle(bundle_copy, quick=True)
     assert bad_files(report) == [old]
-    assert report.notes == ("renamed.gguf is no part of the bundle.",)
+    assert report.notes == ("renamed.gguf is not part of the bundle.",)
 
 
 def test_swapped_decoders(bundle_copy: Path) -> None:
