@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from acestep_gguf.cli.terminal import for_stdout
 from acestep_gguf.errors import MissingPackageError
 from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Planned, PlannedFile, Progress
 
@@ -43,7 +44,7 @@ def display(*, log_json: bool) -> Iterator[Callable[[Event], None]]:
     except KeyboardInterrupt:
         console.print("stopped: the same command carries on.")
         raise
-    print(report)
+    print(for_stdout(str(report)))
 
 
 class JsonLines:

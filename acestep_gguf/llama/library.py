@@ -20,7 +20,7 @@ from llama_cpp import llama_cpp as lib
 __all__ = ["FOLDER", "ggml_function", "lib"]
 
 # The libraries' folder: ``LLAMA_CPP_LIB_PATH``, or that of the llama_cpp package.
-FOLDER: Final = Path(lib._base_path)
+FOLDER: Final = Path(lib._base_path).absolute()
 
 
 def ggml_function(name: str, result: Any, *arguments: Any) -> Any:

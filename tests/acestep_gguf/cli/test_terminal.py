@@ -6,10 +6,13 @@ import sys
 import tty
 from pathlib import Path
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_gguf.cli.terminal import CONTROLS, printable
+from tests.support.gguf_files import rewrite
+from tests.support.imatrix_files import random_sums, write_gguf_imatrix
 
 PROGRAM = [sys.executable, "-m", "acestep_gguf.cli"]
 # Any token is about as probable as any other, and one of fifteen is a control character.
@@ -45,6 +48,21 @@ def test_an_answer_cannot_command_the_terminal(tiny_bundle: Path) -> None:
     piped = subprocess.run(command, capture_output=True, check=True).stdout.decode()
     assert any(ord(char) in CONTROLS for char in piped)
     assert at_a_terminal(command) == piped.translate(CONTROLS)
+
+
+def test_names_of_tensors_cannot_command_the_terminal(decoder_file: Path, tmp_path: Path) -> None:
+    sums, counts = random_sums(decoder_file)
+    imatrix = write_gguf_imatrix(tmp_path / "imatrix.gguf", sums, counts)
+    name = "\x1b[2J.attn_q.weight"
+    source = rewrite(
+        decoder_file,
+        tmp_path / "in.gguf",
+        change=lambda tensors: tensors | {name: np.zeros((256, 256), np.float32)},
+    )
+    arguments = ["quantize", str(source), str(tmp_path / "out.gguf"), "Q4_K_M", "--imatrix", str(imatrix)]
+    shown = at_a_terminal([*PROGRAM, *arguments, "--dry-run"])
+    assert "\ufffd[2J.attn_q.weight" in shown
+    assert not any(ord(char) in CONTROLS for char in shown)
 
 
 def test_json_cannot_command_the_terminal() -> None:
