@@ -22,15 +22,17 @@ FloatArray = npt.NDArray[np.float32]
 
 
 class Decoder:
-    """A context and what has been computed in it: positions 0 to ``n_past`` - 1.
+    """A sequence of a context and what has been computed in it: positions 0 to ``n_past`` - 1.
 
     Args:
-        context: an empty one.
+        context: of which the sequence is empty.
         states: where what comes before the end of a picture is kept between processes.
+        sequence: of those that the context has.
     """
 
-    def __init__(self, context: Context, states: KVStates | None = None) -> None:
+    def __init__(self, context: Context, states: KVStates | None = None, *, sequence: int = 0) -> None:
         self.context = context
+        self.sequence = sequence
         self._states = states
         self._past: list[Position] = []
         # Where calls of llama.cpp ended that were cut as they are when a prompt is read from its start. Who
@@ -69,7 +71,7 @@ class Decoder:
 
     def cut(self, n_past: int) -> None:
         """Forget everything from position ``n_past`` on."""
-        self.context.keep(n_past)
+        self.context.keep(n_past, sequence=self.sequence)
         del self._past[n_past:]
         del self._exact_ends[bisect_right(self._exact_ends, n_past) :]
 
@@ -86,17 +88,26 @@ class Decoder:
         Returns:
             how many positions were kept.
         """
+        n_kept = self.n_reusable(prompt, exact=exact)
+        if n_kept < self.n_past:
+            self.cut(n_kept)
+        if self._states is not None:
+            self._restore_more(prompt, positions_of(prompt), self._states)
+        return self.n_past
+
+    def n_reusable(self, prompt: Sequence[Segment], *, exact: bool = True) -> int:
+        """How many positions of ``prompt`` are computed already, and would be kept by ``reuse``."""
         positions = positions_of(prompt)
         n_kept = min(_n_common(self._past, positions), len(positions) - 1)
         if exact:
             ends = set(call_ends(prompt, self.context.n_batch)).intersection(self._exact_ends)
             n_kept = max((end for end in ends if end <= n_kept and not row_of(positions[end])), default=0)
-        n_kept -= row_of(positions[n_kept])
-        if n_kept < self.n_past:
-            self.cut(n_kept)
-        if self._states is not None:
-            self._restore_more(prompt, positions, self._states)
-        return self.n_past
+        return n_kept - row_of(positions[n_kept])
+
+    def copy_of(self, other: "Decoder") -> None:
+        """Forget everything, and take over what ``other``, of the same context, has computed."""
+        self.context.copy(other.sequence, self.sequence)
+        self._past, self._exact_ends = [*other._past], [*other._exact_ends]
 
     def _restore_more(self, prompt: Sequence[Segment], positions: list[Position], states: KVStates) -> None:
         """Take what is on disk, if it reaches further than what is in memory."""
@@ -105,7 +116,7 @@ class Decoder:
                 return
             if end < len(positions) and (state := states.load(prompt[:n_segments])) is not None:
                 self.reset()
-                if self.context.restore(state, end):
+                if self.context.restore(state, end, sequence=self.sequence):
                     self._past = positions[:end]
                     self._exact_ends = [e for e in call_ends(prompt, self.context.n_batch) if e <= end]
                     return
@@ -143,7 +154,7 @@ class Decoder:
                 if exact:
                     self._exact_ends.append(end)
                 if end == last_image and exact and self._states is not None:
-                    self._states.take(self.context, prompt[:n_segments])
+                    self._states.take(self.context, prompt[:n_segments], sequence=self.sequence)
 
     def append(self, tokens: Sequence[int], *, n_outputs: int = 1) -> None:
         """Compute ``tokens`` from ``n_past`` on; the last ``n_outputs`` of them give logits.
@@ -173,9 +184,9 @@ class Decoder:
         try:
             if embeds is None:
                 tokens = [token for token in positions if isinstance(token, int)]
-                self.context.decode_tokens(tokens, self.n_past, n_outputs=n_outputs)
+                self.context.decode_tokens(tokens, self.n_past, n_outputs=n_outputs, sequence=self.sequence)
             else:
-                self.context.decode_embeds(embeds, self.n_past, n_outputs=n_outputs)
+                self.context.decode_embeds(embeds, self.n_past, n_outputs=n_outputs, sequence=self.sequence)
         except Interrupted:
             self.cut(self.n_past - row_of(positions[0]))
             raise
@@ -183,6 +194,30 @@ class Decoder:
             self.reset()
             raise
         self._past += positions
+
+
+def append_each(decoders: Sequence[Decoder], tokens: Sequence[int]) -> None:
+    """Compute the next token of each of several sequences of one context in one call; all give logits.
+
+    The output of the i-th decoder is number i - n of ``n``.
+
+    Raises:
+        Interrupted: the context's StopFlag; what was computed before stays usable.
+        DecodeError: llama.cpp failed; nothing of these sequences is computed any more.
+    """
+    positions = [decoder.n_past for decoder in decoders]
+    try:
+        decoders[0].context.decode_each(tokens, positions, [decoder.sequence for decoder in decoders])
+    except Interrupted:
+        for decoder in decoders:
+            decoder.cut(decoder.n_past)
+        raise
+    except DecodeError:
+        for decoder in decoders:
+            decoder.reset()
+        raise
+    for decoder, token in zip(decoders, tokens, strict=True):
+        decoder._past.append(token)
 
 
 def _n_common(one: Sequence[Position], other: Sequence[Position]) -> int:

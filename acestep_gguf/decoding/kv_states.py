@@ -24,7 +24,7 @@ UInt8Array = npt.NDArray[np.uint8]
 
 # Settings that change neither the state of a position nor how it lies in the file. Threads are none of them:
 # llama.cpp's flash attention over a single position is summed up thread by thread.
-NO_MATTER: Final = ("n_ctx", "n_outputs_max", "use_mmap", "use_mlock")
+NO_MATTER: Final = ("n_ctx", "n_seq_max", "n_outputs_max", "use_mmap", "use_mlock")
 
 
 def decoder_facts(path: Path, loading: ModelParams, params: ContextParams) -> dict[str, Any]:
@@ -62,10 +62,10 @@ class KVStates:
         """The state after ``prompt``, for ``Context.restore``, or None if it is not kept."""
         return self._cache.get(self.name(prompt))
 
-    def take(self, context: Context, prompt: Sequence[Segment]) -> None:
-        """Copy the state of ``context``, which is after ``prompt``; it is written when the cache writes."""
-        if self._cache.takes(context.state_bytes()):
-            self._cache.put(self.name(prompt), context.state())
+    def take(self, context: Context, prompt: Sequence[Segment], *, sequence: int = 0) -> None:
+        """Copy the state of a sequence, which is after ``prompt``; it is written when the cache writes."""
+        if self._cache.takes(context.state_bytes(sequence=sequence)):
+            self._cache.put(self.name(prompt), context.state(sequence=sequence))
 
     def name(self, prompt: Sequence[Segment]) -> str:
         """Name of the entry with the state after ``prompt``."""

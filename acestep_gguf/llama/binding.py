@@ -17,6 +17,7 @@ import numpy.typing as npt
 from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama.backend import Handle, Log, StopFlag, backend
+from acestep_gguf.llama.batch import Batch
 from acestep_gguf.llama.devices import cpu_overrides
 from acestep_gguf.llama.library import lib
 from acestep_gguf.llama.params import (
@@ -32,15 +33,17 @@ UInt8Array = npt.NDArray[np.uint8]
 
 # enum llama_load_mode by whether the file is mapped, and whether its pages are locked.
 LOAD_MODES: Final = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
-SEQUENCE: Final = 0  # we only ever use one sequence
 ABORTED: Final = 2  # what llama_decode returns when its abort callback ended it
 
 NOT_FINITE: Final = "the decoder computed logits that are not finite: its weights are damaged."
 
 # What llama.cpp writes of one sequence before its keys and values: a magic number, the sequence, how many
-# streams, how many cells; and for each cell its position, how many sequences it has, and which.
+# streams, how many cells; and for each cell its position, how many sequences it has, and which. Of several
+# streams, each of the others has a zero for the number of its cells, before or after.
 STATE_HEAD: Final = np.dtype("<u4, <i4, <u4, <u4")
 STATE_CELL: Final = np.dtype("<i4, <u4, <i4")
+CELL_COUNT: Final = np.dtype("<u4")
+N_STREAMS_AT: Final = 8
 
 
 class Model(Handle):
@@ -142,7 +145,8 @@ class Context(Handle):
         self.model = model
         self.params = params
         native = lib.llama_context_default_params()
-        native.n_ctx = params.n_ctx
+        native.n_ctx = params.n_ctx * params.n_seq_max
+        native.n_seq_max = params.n_seq_max
         native.n_batch = self.n_batch = min(params.n_batch, params.n_ctx)
         native.n_ubatch = min(params.n_ubatch, self.n_batch)
         native.n_outputs_max = params.n_outputs_max
@@ -164,7 +168,8 @@ class Context(Handle):
                 settings=["n_ctx"],
             )
         self._memory = lib.llama_get_memory(pointer)
-        self._batch = _Batch(self.n_batch)
+        self._batch = Batch(max(self.n_batch, params.n_seq_max))
+        self._n_zeros = (params.n_seq_max - 1) * CELL_COUNT.itemsize  # in a state, for the other streams
         self._logits_type = ctypes.POINTER(ctypes.c_float * model.n_vocab)
         self._n_outputs = 0
         self._stop: StopFlag | None = None
@@ -172,25 +177,46 @@ class Context(Handle):
     def _free(self, pointer: Any) -> None:
         lib.llama_free(pointer)
 
-    def decode_tokens(self, tokens: Sequence[int], position: int, *, n_outputs: int = 0) -> None:
+    def decode_tokens(
+        self, tokens: Sequence[int], position: int, *, n_outputs: int = 0, sequence: int = 0
+    ) -> None:
         """Compute up to ``n_batch`` tokens from ``position`` on; the last ``n_outputs`` give logits.
 
         Raises:
             DecodeError: ids, positions or counts out of range, or llama.cpp failed.
         """
         self.model.check_tokens(tokens)
-        self._check_range(len(tokens), position, n_outputs)
-        self._decode(self._batch.tokens(np.asarray(tokens, np.int32), position, n_outputs), n_outputs)
+        self._check_range(len(tokens), position, n_outputs, sequence)
+        rows = np.asarray(tokens, np.int32)
+        self._decode(self._batch.one_sequence(rows, position, n_outputs, sequence), n_outputs)
 
-    def decode_embeds(self, embeds: FloatArray, position: int, *, n_outputs: int = 0) -> None:
+    def decode_embeds(
+        self, embeds: FloatArray, position: int, *, n_outputs: int = 0, sequence: int = 0
+    ) -> None:
         """The same with ``embeds``, float32 [n, n_embd], in the place of token embeddings.
 
         Raises:
             DecodeError: shape, dtype, values, positions or counts out of range, or llama.cpp failed.
         """
         check_embeds(embeds, self.model.n_embd)
-        self._check_range(len(embeds), position, n_outputs)
-        self._decode(self._batch.embeds(np.ascontiguousarray(embeds), position, n_outputs), n_outputs)
+        self._check_range(len(embeds), position, n_outputs, sequence)
+        rows = np.ascontiguousarray(embeds)
+        self._decode(self._batch.one_sequence(rows, position, n_outputs, sequence), n_outputs)
+
+    def decode_each(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int]) -> None:
+        """Compute one more token of each of ``sequences`` in one call; all give logits, in this order.
+
+        Raises:
+            DecodeError: ids or positions out of range, a sequence twice, or llama.cpp failed.
+        """
+        self.model.check_tokens(tokens)
+        if not len(tokens) == len(positions) == len(sequences) == len(set(sequences)):
+            raise DecodeError("a token and a position are needed for each sequence, and each sequence once.")
+        if len(tokens) > self.params.n_outputs_max:
+            raise DecodeError(f"{len(tokens)} outputs were asked for.")
+        for position, sequence in zip(positions, sequences, strict=True):
+            self._check_range(1, position, 1, sequence)
+        self._decode(self._batch.each(np.asarray(tokens, np.int32), positions, sequences), len(tokens))
 
     def logits(self, index: int = -1) -> FloatArray:
         """Logits, float32 [n_vocab], of one of the outputs of the last call; -1 is the last.
@@ -214,66 +240,81 @@ class Context(Handle):
         view: FloatArray = np.frombuffer(memoryview(logits.contents), np.float32)
         return view
 
-    def keep(self, n_past: int) -> None:
-        """Forget everything from position ``n_past`` on; 0 forgets all."""
-        if n_past <= 0:
+    def keep(self, n_past: int, *, sequence: int = 0) -> None:
+        """Forget everything of a sequence from position ``n_past`` on; 0 forgets all of it."""
+        if n_past <= 0 and self.params.n_seq_max == 1:
             lib.llama_memory_clear(self._checked_memory(), True)
-        elif not lib.llama_memory_seq_rm(self._checked_memory(), SEQUENCE, n_past, -1):
+        elif not lib.llama_memory_seq_rm(self._checked_memory(), sequence, max(0, n_past), -1):
             raise DecodeError(f"llama.cpp cannot shorten its context to {n_past} tokens.")
+
+    def copy(self, source: int, target: int) -> None:
+        """Let the sequence ``target`` be what ``source`` is.
+
+        llama.cpp copies whole sequences only: to copy a part of one ends the process.
+        """
+        self.keep(0, sequence=target)
+        lib.llama_memory_seq_cp(self._checked_memory(), source, target, -1, -1)
 
     def watch(self, stop: StopFlag) -> None:
         """Let ``stop`` end calls, in the place of the flag before; an ended one raises Interrupted."""
         lib.llama_set_abort_callback(self.pointer, StopFlag.callback, ctypes.cast(stop.text, ctypes.c_void_p))
         self._stop = stop  # ctypes does not keep it alive
 
-    def state_bytes(self) -> int:
+    def state_bytes(self, *, sequence: int = 0) -> int:
         """Size of ``state``."""
-        return int(lib.llama_state_seq_get_size(self.pointer, SEQUENCE))
+        return int(lib.llama_state_seq_get_size(self.pointer, sequence)) - self._n_zeros
 
-    def state(self) -> UInt8Array:
-        """A copy of the keys and values of all positions, as ``restore`` takes it.
+    def state(self, *, sequence: int = 0) -> UInt8Array:
+        """A copy of the keys and values of all positions of a sequence, as ``restore`` takes it.
+
+        It is what a context with this sequence alone would give.
 
         Raises:
             DecodeError: llama.cpp failed.
         """
         log = backend()
         log.clear()
-        state = np.empty(self.state_bytes(), np.uint8)
-        if lib.llama_state_seq_get_data(self.pointer, _bytes_of(state), len(state), SEQUENCE) != len(state):
+        state = np.empty(self.state_bytes(sequence=sequence) + self._n_zeros, np.uint8)
+        if lib.llama_state_seq_get_data(self.pointer, _bytes_of(state), len(state), sequence) != len(state):
             raise DecodeError(f"llama.cpp cannot copy its memory: {log.errors()}.")
+        n_before = sequence * CELL_COUNT.itemsize
+        start = _state_start(state[:4], self.n_past(sequence))
+        state = state[n_before : len(state) - (self._n_zeros - n_before)]
+        state[: len(start)] = start
         return state
 
-    def restore(self, state: UInt8Array, n_past: int) -> bool:
-        """Restore positions 0 to ``n_past`` - 1 from ``state``; False if it is of another kind of context.
+    def restore(self, state: UInt8Array, n_past: int, *, sequence: int = 0) -> bool:
+        """Take positions 0 to ``n_past`` - 1 from ``state``; whether it was one of this kind of context.
 
-        Then no position is left. llama.cpp trusts the positions in a state, so they are
-        checked here; it checks sizes and types itself.
+        If not, nothing of the sequence is computed any more. llama.cpp trusts the positions in a state, so
+        they are checked here; it checks sizes and types itself.
         """
-        if self._n_past():
-            self.keep(0)
-        head, cells = np.zeros(1, STATE_HEAD), np.zeros(n_past, STATE_CELL)
-        start = head.nbytes + cells.nbytes
-        if len(state) <= start or n_past > self.params.n_ctx:
+        if self.n_past(sequence):
+            self.keep(0, sequence=sequence)
+        start = _state_start(state[:4], n_past)
+        if len(state) <= len(start) or n_past > self.params.n_ctx or (state[: len(start)] != start).any():
             return False
-        head[0] = (*state[:4].view("<u4"), SEQUENCE, 1, n_past)  # the magic number is left to llama.cpp
-        cells["f0"], cells["f1"], cells["f2"] = np.arange(n_past), 1, SEQUENCE
-        if state[:start].tobytes() != head.tobytes() + cells.tobytes():
-            return False
-        done = lib.llama_state_seq_set_data(self.pointer, _bytes_of(state), len(state), SEQUENCE)
-        if done != len(state) or self._n_past() != n_past:
-            self.keep(0)
+        if self._n_zeros:
+            state = np.concatenate([state, np.zeros(self._n_zeros, np.uint8)])
+            state[N_STREAMS_AT : N_STREAMS_AT + 4].view("<u4")[0] = self.params.n_seq_max
+        done = lib.llama_state_seq_set_data(self.pointer, _bytes_of(state), len(state), sequence)
+        if done != len(state) or self.n_past(sequence) != n_past:
+            self.keep(0, sequence=sequence)
             return False
         return True
 
-    def _n_past(self) -> int:
-        return int(lib.llama_memory_seq_pos_max(self._checked_memory(), SEQUENCE)) + 1
+    def n_past(self, sequence: int = 0) -> int:
+        """Positions of a sequence that are computed."""
+        return int(lib.llama_memory_seq_pos_max(self._checked_memory(), sequence)) + 1
 
     def _checked_memory(self) -> Any:
         _ = self.pointer
         return self._memory
 
-    def _check_range(self, count: int, position: int, n_outputs: int) -> None:
-        n_past = self._n_past()
+    def _check_range(self, count: int, position: int, n_outputs: int, sequence: int) -> None:
+        if not 0 <= sequence < self.params.n_seq_max:
+            raise DecodeError(f"there is no sequence {sequence} in this context.")
+        n_past = self.n_past(sequence)
         if position != n_past:
             raise DecodeError(f"position {position} does not follow the {n_past} that were computed.")
         if not 1 <= count <= self.n_batch or position + count > self.params.n_ctx:
@@ -293,44 +334,6 @@ class Context(Handle):
         self._n_outputs = n_outputs
 
 
-class _Batch:
-    """The arrays that llama_batch points to, made once for up to ``capacity`` positions of one sequence."""
-
-    def __init__(self, capacity: int) -> None:
-        self._positions = np.zeros(capacity, np.int32)
-        self._outputs = np.zeros(capacity, np.int8)
-        self._n_seq_id = np.ones(capacity, np.int32)
-        self._sequence = ctypes.c_int32(SEQUENCE)
-        sequences = [ctypes.pointer(self._sequence)] * capacity
-        self._seq_id = (ctypes.POINTER(ctypes.c_int32) * capacity)(*sequences)
-        self._native = lib.llama_batch(
-            pos=self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            n_seq_id=self._n_seq_id.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            seq_id=self._seq_id,
-            logits=self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-        self._input: npt.NDArray[Any] = self._positions  # whatever the batch points to, kept alive
-
-    def tokens(self, tokens: npt.NDArray[np.int32], position: int, n_outputs: int) -> Any:
-        batch = self._filled(tokens, position, n_outputs)
-        batch.token, batch.embd = tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)), None
-        return batch
-
-    def embeds(self, embeds: FloatArray, position: int, n_outputs: int) -> Any:
-        batch = self._filled(embeds, position, n_outputs)
-        batch.token, batch.embd = None, embeds.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        return batch
-
-    def _filled(self, rows: npt.NDArray[Any], position: int, n_outputs: int) -> Any:
-        count = len(rows)
-        self._input = rows
-        self._positions[:count] = np.arange(position, position + count, dtype=np.int32)
-        self._outputs[:count] = 0
-        self._outputs[count - n_outputs : count] = 1
-        self._native.n_tokens = count
-        return self._native
-
-
 def _warn_unless_locked(log: Log) -> None:
     """llama.cpp goes on with weights that may be paged out, and only logs that."""
     for line in log.lines:
@@ -346,6 +349,14 @@ def _warn_unless_locked(log: Log) -> None:
 
 def _bytes_of(array: UInt8Array) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+def _state_start(magic: UInt8Array, n_past: int) -> UInt8Array:
+    """How the state of sequence 0 with ``n_past`` positions begins; the magic number is left to llama.cpp."""
+    head, cells = np.zeros(1, STATE_HEAD), np.zeros(n_past, STATE_CELL)
+    head["f2"], head["f3"] = 1, n_past
+    cells["f0"], cells["f1"] = np.arange(n_past), 1
+    return np.concatenate([magic, head.view(np.uint8)[len(magic) :], cells.view(np.uint8)])
 
 
 def check_finite(logits: FloatArray) -> None:

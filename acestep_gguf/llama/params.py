@@ -15,6 +15,7 @@ CACHE_TYPES: Final[dict[CacheType, int]] = {
 # Flag of CPUs for which llama.cpp repacks weights into AMX's layout. Built by GCC up to 12, its first call of
 # several tokens crashes: GCC takes seven eighths of the tile configuration for stores that nobody reads.
 AMX: Final = "amx_int8"
+MOST_SEQUENCES: Final = 256  # LLAMA_MAX_SEQ
 MOST_THREADS: Final = 512  # GGML_MAX_N_THREADS
 
 
@@ -46,11 +47,13 @@ class ModelParams:
 class ContextParams:
     """llama.cpp's settings of a context, under llama.cpp's names.
 
+    ``n_ctx`` positions are for each of ``n_seq_max`` sequences, which share nothing (a stream each).
     ``n_outputs_max`` is the number of positions of one call that may ask for logits; llama.cpp reserves
     ``n_vocab`` floats of memory for each.
     """
 
     n_ctx: int
+    n_seq_max: int = 1
     n_batch: int = 2048
     n_ubatch: int = 512
     n_threads: int = 1
@@ -64,6 +67,7 @@ class ContextParams:
     def __post_init__(self) -> None:
         for name, least, most in (
             ("n_ctx", 1, 2**24),
+            ("n_seq_max", 1, MOST_SEQUENCES),
             ("n_batch", 1, 2**20),
             ("n_ubatch", 1, 2**20),
             ("n_threads", 1, MOST_THREADS),
