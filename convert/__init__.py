@@ -1,13 +1,7 @@
 """Conversion: a Hugging Face checkpoint goes in, a bundle comes out."""
 
-from acestep_gguf.errors import MissingPackageError
-
-try:
-    from acestep_gguf.convert.conversion_plan import ConversionOptions
-    from acestep_gguf.convert.pipeline import convert_checkpoint, plan_conversion
-except ModuleNotFoundError as error:
-    if error.name != "gguf":
-        raise
-    raise MissingPackageError("gguf") from error
+import acestep_gguf.quantize  # noqa: F401 (first, since it says what to install where gguf is missing)
+from acestep_gguf.convert.conversion_plan import ConversionOptions
+from acestep_gguf.convert.pipeline import convert_checkpoint, plan_conversion
 
 __all__ = ["ConversionOptions", "convert_checkpoint", "plan_conversion"]

@@ -91,13 +91,15 @@ class ConversionRequest:
             check_ftype(ftype)
         for mmproj in self.mmproj:
             if mmproj not in MMPROJ_FTYPES:
-                raise UsageError(f"{mmproj} is no type of an mmproj: choose from {', '.join(MMPROJ_FTYPES)}.")
+                raise UsageError(
+                    f"an mmproj file cannot be of the type {mmproj}: choose from {', '.join(MMPROJ_FTYPES)}."
+                )
         check_precisions(self.vision)
         worker_threads(self.threads)
 
 
 def check_precisions(precisions: Sequence[VisionPrecision]) -> None:
-    """Raises UsageError unless there are some, all of them ours."""
+    """Raises UsageError for a precision that no tower is made in, and if there is none at all."""
     if not precisions or any(precision not in VISION_PRECISIONS for precision in precisions):
         asked = ", ".join(precisions) or "nothing"
         raise UsageError(
@@ -134,7 +136,7 @@ class ConversionPlan:
         return not (self.decoders or self.towers or self.mmproj)
 
     def event(self) -> Planned:
-        """What will be written, as whoever watches is told."""
+        """The event that says what will be written."""
         files = tuple(self._files())
         memory = max(self._decoder_memory(), self._tower_memory())
         return Planned(
@@ -228,7 +230,7 @@ def plan_bundle(model: CheckpointModel, out: Path, request: ConversionRequest) -
 
 
 def _check_will_run(layout: GgufLayout, model: CheckpointModel) -> None:
-    """What the runtime will check: nothing that it refuses is written.
+    """Check what the runtime will check, so that nothing is written that it refuses.
 
     Raises:
         CheckpointError: the runtime would refuse it.
@@ -285,5 +287,5 @@ def _check_steering_has_effect(request: ConversionRequest, output: OutputFolder)
     kept = [ftype for ftype in request.ftypes if ftype in output.decoders]
     if is_steered and kept:
         raise UsageError(
-            f"{output.path} has {kept[0]} already, which no option changes any more: give a new folder."
+            f"{output.path} has {kept[0]} already, which options do not change any more: give a new folder."
         )

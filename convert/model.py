@@ -65,7 +65,7 @@ def open_model(path: Path, image_size: int | None) -> Iterator[CheckpointModel]:
     Raises:
         CheckpointError: the checkpoint is damaged or contradicts itself.
         UnsupportedModelError: it is of a kind that this software does not run.
-        UsageError: ``image_size`` does not fit the tower, or there is none.
+        UsageError: ``image_size`` does not fit the tower, or there is no tower.
     """
     folder = CheckpointFolder(path)
     check_architecture(folder.config, path)

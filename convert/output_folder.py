@@ -49,8 +49,8 @@ class OutputFolder:
         """Look at the folder ``path``, which need not exist.
 
         Raises:
-            BundleError: it is no folder, or a damaged bundle.
-            UsageError: there can be no such folder.
+            BundleError: it is not a folder, or a damaged bundle.
+            UsageError: a folder cannot have this name.
         """
         try:
             if path.exists() and not path.is_dir():
@@ -110,7 +110,7 @@ class OutputFolder:
         """Refuse to mix models in one bundle, and bundles with other files.
 
         Raises:
-            BundleError: the folder was made from something else, or is no bundle and not empty.
+            BundleError: the folder was made from something else, or it is not empty and yet not a bundle.
         """
         if self.bundle is None:
             self.check_no_foreign_files(name, size_label)
@@ -151,7 +151,7 @@ class OutputFolder:
         """A conversion that was killed may have left files, but only files that this one writes again.
 
         Raises:
-            BundleError: the folder is no bundle, and holds something else.
+            BundleError: the folder holds something else.
         """
         own = {decoder_file_name(name, size_label, ftype) for ftype in LLAMA_FTYPE}
         for precision in VISION_PRECISIONS:
@@ -162,7 +162,7 @@ class OutputFolder:
         for path in self.path.iterdir() if self.path.exists() else ():
             if path.name not in own and path not in left:
                 raise BundleError(
-                    f"{self.path} holds {path.name} and is no bundle: give a new or empty folder."
+                    f"{self.path} is not a bundle, but holds {path.name}: give a new or empty folder."
                 )
 
 

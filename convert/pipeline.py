@@ -64,7 +64,7 @@ def convert_checkpoint(
         UnsupportedModelError: it is of a kind that this software, or for ``mmproj`` llama.cpp, does not run.
         BundleError: ``out`` cannot be written, holds something else, or another process is writing to it.
         ImatrixError: ``imatrix`` is damaged or of another model.
-        ImageError: a picture of ``calibration`` cannot be read, or there is none.
+        ImageError: ``calibration`` has no picture, or one that cannot be read.
         UsageError: an argument is out of its range.
     """
     started = perf_counter()

@@ -132,11 +132,11 @@ class GgufFile:
         """The tensor that ``info`` of the header describes.
 
         Raises:
-            BundleError: it holds no weights, or has an absurd name or shape.
+            BundleError: its type cannot hold weights, or it has an absurd name or shape.
         """
         qtype = QType[info.type.name]
         if qtype not in READABLE_TYPES:
-            raise self.damaged(f"tensor {info.name!r} has the type {qtype.name}, which holds no weights")
+            raise self.damaged(f"tensor {info.name!r} has the type {qtype.name}, which cannot hold weights")
         if len(info.name.encode()) > MAX_NAME_BYTES:
             raise self.damaged(f"a tensor's name has more than {MAX_NAME_BYTES} bytes")
         # Like llama.cpp, without dimensions of one at the end.
@@ -182,4 +182,4 @@ class GgufSource(GgufFile):
             found = {tensor.name for tensor in self.tensors if tensor.name.endswith(f".{kind}.weight")}
             expected = {f"blk.{bid}.{kind}.weight" for bid in range(self.info.block_count)}
             if found != expected:
-                raise self.damaged(f"it has not one {kind} for each of {self.info.block_count} layers")
+                raise self.damaged(f"its {self.info.block_count} layers do not have one {kind} each")

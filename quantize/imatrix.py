@@ -55,7 +55,7 @@ class Imatrix:
         """The entries of the tensors that change their type; like llama.cpp's, one without does without.
 
         Raises:
-            ImatrixError: an entry has not one value for each weight of a row.
+            ImatrixError: an entry and the rows of its tensor differ in length.
         """
         found = {}
         for tensor in tensors:
@@ -101,7 +101,7 @@ def _read_gguf(path: Path, data: bytes) -> Imatrix:
         raise _damaged(path, "its GGUF header does not describe it") from error
     sums, counts = _suffixed(header, ".in_sum2"), _suffixed(header, ".counts")
     if not sums or sums.keys() != counts.keys():
-        raise _damaged(path, "it has not one .counts for each .in_sum2")
+        raise _damaged(path, "its .counts and .in_sum2 do not come in pairs")
     entries = {}
     for name in sorted(sums):
         if sums[name].type.name != "F32" or counts[name].type.name != "F32":
@@ -136,14 +136,14 @@ def _read_legacy(path: Path, data: bytes) -> Imatrix:
     reader = _LegacyReader(path, data)
     n_entries = reader.i32()
     if not 1 <= n_entries <= MAX_ENTRIES:
-        raise _damaged(path, "it is no imatrix")
+        raise _damaged(path, "it does not hold an importance matrix")
     entries: dict[str, Importance] = {}
     for _ in range(n_entries):
         name = _text(reader.take(reader.length(MAX_NAME_BYTES)))
         n_calls = reader.i32()
         n_bytes = 4 * reader.length(MAX_BYTES // 4)
         if name in entries or not n_bytes:
-            raise _damaged(path, f"{name!r} is there twice, or has no values")
+            raise _damaged(path, f"{name!r} stands in it twice, or has no values")
         sums = np.frombuffer(reader.take(n_bytes), "<f4")
         with np.errstate(invalid="ignore"):
             entries[name] = np.divide(sums, np.float32(max(1, n_calls)), dtype=np.float32)

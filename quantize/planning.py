@@ -1,4 +1,4 @@
-"""What both verbs that write GGUF files tell before and while they write, and the disk that it takes."""
+"""What ``convert`` and ``quantize`` report before and while they write, and the disk space that it takes."""
 
 import hashlib
 import shutil
@@ -26,7 +26,7 @@ MAX_THREADS: Final = 1024
 
 
 def check_ftype(ftype: str) -> None:
-    """Raises UsageError unless it is one of ours."""
+    """Raises UsageError for a file type that cannot be made."""
     if ftype not in FTYPES:
         raise UsageError(f"{ftype} is not a file type that can be made: choose from {', '.join(FTYPES)}.")
 
@@ -55,7 +55,7 @@ def planned_gguf(
     choices: Mapping[str, TypeChoice],
     importance: Mapping[str, object] | None,
 ) -> PlannedFile:
-    """The file ``path`` as it is told; ``importance`` holds the tensors that an imatrix weighs."""
+    """The file ``path`` for a Planned event; ``importance`` holds the tensors that an imatrix weighs."""
     fallbacks = (choice for choice in choices.values() if choice.is_fallback)
     quantized = [name for name, choice in choices.items() if choice.qtype not in FLOAT_TYPES]
     partial = path.with_name(partial_name(path.name))
@@ -92,7 +92,7 @@ def check_disk(plan: Planned) -> None:
 
 
 class ProgressTally:
-    """Adds up what the files of a plan get, and tells it."""
+    """Adds up what is written to the files of a plan, and reports it as Progress events."""
 
     def __init__(self, plan: Planned, on_event: OnEvent) -> None:
         self._on_event = on_event
@@ -101,7 +101,7 @@ class ProgressTally:
         self._bytes_written = self._tensors_written = 0
 
     def add(self, n_bytes: int, n_tensors: int) -> None:
-        """Tell that so many bytes, or tensors, have come to a file."""
+        """Count bytes, or tensors, that a file has got."""
         if not n_bytes and not n_tensors:
             return
         self._bytes_written += n_bytes

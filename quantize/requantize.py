@@ -128,7 +128,7 @@ class _Work:
     n_threads: int
 
     def event(self) -> Planned:
-        """What will be written, as whoever watches is told."""
+        """The event that says what will be written."""
         folder = self.out.absolute().parent
         partial = self.out.with_name(partial_name(self.out.name))
         return Planned(
@@ -176,7 +176,7 @@ def _check_is_new_file(out: Path, source: GgufSource) -> None:
     except OSError as error:
         raise UsageError(f"the output file cannot be made ({error.strerror}): name another file.") from error
     if is_taken:
-        raise UsageError(f"{out} is a folder, or the file that is to be read: name a new file.")
+        raise UsageError(f"{out} is a folder, or the file that is to be read: name another output file.")
 
 
 def _check_is_first_quantization(source: GgufSource, choices: Mapping[str, TypeChoice]) -> None:

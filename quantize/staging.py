@@ -259,7 +259,7 @@ class Staging:
         return file
 
     def create_notes(self, name: str, *, identity: str, stamps: Sequence[str]) -> StagedFile:
-        """Begin the notes ``name``, or carry on with them; they are no part of what ``on_write`` counts."""
+        """Begin the notes ``name``, or carry on with them; ``on_write`` does not count them."""
         file = Notes(self.folder / name, lambda _n_bytes, _n_steps: None, identity=identity, stamps=stamps)
         self._files.append(file)
         return file

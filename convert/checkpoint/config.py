@@ -64,7 +64,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError("hidden_size of the tower is no multiple of num_attention_heads")
+            raise ValueError("hidden_size of the tower is not a multiple of num_attention_heads")
         if self.num_channels != 3:
             raise ValueError("the tower does not take RGB pictures")
         if not 1 <= self.patches_per_side <= 1024:
@@ -139,9 +139,9 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError("hidden_size is no multiple of num_attention_heads")
+            raise ValueError("hidden_size is not a multiple of num_attention_heads")
         if self.num_attention_heads % self.n_key_value_heads:
-            raise ValueError("num_attention_heads is no multiple of num_key_value_heads")
+            raise ValueError("num_attention_heads is not a multiple of num_key_value_heads")
         if (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError("hidden_size / num_attention_heads is odd")
         if self.context_length > MAX_CONTEXT_LENGTH:
@@ -192,7 +192,7 @@ class TextConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """Of a decoder alone; without a vision tower, there is no image token either."""
+    """config.json of a decoder alone: without a vision tower, it has no image token either."""
 
     text_config: TextConfig
     image_token_index: TokenId | None = None

@@ -33,7 +33,7 @@ class TowerFamily:
     """A kind of vision tower.
 
     ``defaults`` are those of transformers' config class where they are not VisionConfig's. Which tensors
-    there are decides which steps the graph has: see vision.py.
+    there are decides which steps the graph has: see tower/graph.py.
     """
 
     model_type: str

@@ -145,7 +145,7 @@ def _center_crop(processor: ImageProcessorConfig) -> Size | None:
     match {"height": size, "width": size} if isinstance(size, int) else _given(size):
         case {"height": height, "width": width, **rest} if not rest:
             return Size(height=height, width=width)
-    raise ValueError(f"crop_size {size} is no height and width")
+    raise ValueError(f"crop_size {size} is not a height and a width")
 
 
 def _given(size: Mapping[str, int | None]) -> dict[str, int]:

@@ -16,7 +16,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``.
 
     Raises:
-        CheckpointError: missing, too large, or not an object in sound JSON.
+        CheckpointError: missing, too large, or not a JSON object.
     """
     return parse_json(read_text(path), path)
 
@@ -43,18 +43,18 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
     """The JSON object ``text``; ``path`` is for the error.
 
     Raises:
-        CheckpointError: not an object in sound JSON, or a key stands twice in one object.
+        CheckpointError: not a JSON object, or a key stands twice in one object.
     """
     try:
         value = json.loads(
             text, object_pairs_hook=_unique_keys, parse_float=_finite, parse_constant=_refuse_constant
         )
         if "\\ud" in text or "\\uD" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair cannot be encoded
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not sound JSON ({error}): get an undamaged checkpoint.") from error
+        raise CheckpointError(f"{path} is not valid JSON ({error}): get an undamaged checkpoint.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object: get an undamaged checkpoint.")
+        raise CheckpointError(f"{path} does not hold a JSON object: get an undamaged checkpoint.")
     return value
 
 

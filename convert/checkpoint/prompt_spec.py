@@ -40,8 +40,7 @@ def read_prompt_spec(
     """How messages become tokens; ``stop_ids`` are control tokens of ``vocabulary``.
 
     Raises:
-        CheckpointError: there is no chat template, or it is said twice, and differently, what stands for
-            a picture.
+        CheckpointError: there is no chat template, or two files disagree about what stands for a picture.
     """
     template_tokens = _template_tokens(folder.tokenizer_config)
     image_token = None
@@ -65,7 +64,7 @@ def read_stop_ids(folder: CheckpointFolder, config: ModelConfig, vocabulary: Voc
     """generation_config.json's eos tokens, else config.json's, and the tokenizer's; at least one.
 
     Raises:
-        CheckpointError: there is none, or it is not in the vocabulary.
+        CheckpointError: there is no such token, or it is not in the vocabulary.
     """
     generation_config = folder.read_json("generation_config.json") or {}
     ids = [*_as_ids(generation_config.get("eos_token_id"))] or [*_as_ids(config.text_config.eos_token_id)]

@@ -63,7 +63,7 @@ class SafetensorsTensor:
         return self.file.stamp
 
     def check(self) -> None:
-        """Refuse what holds no weights.
+        """Refuse a tensor that does not hold weights.
 
         Raises:
             CheckpointError: its numbers are not floats of a known kind.

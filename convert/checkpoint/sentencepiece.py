@@ -16,7 +16,7 @@ from acestep_gguf.errors import UnsupportedModelError
 SPACE: Final = "▁"
 BYTE_TOKENS: Final = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
-# Of tokens that are no merge of others.
+# Of tokens that are not made by a merge.
 LOWEST_SCORE: Final = -1e9
 
 PREPEND_SCHEMES: Final[Mapping[str, SpacePrefix]] = {"never": "never", "first": "first", "always": "always"}
@@ -65,10 +65,10 @@ def _check_all_ways_are_merges(types: Mapping[str, int], merges: Set[str]) -> No
 
 
 def check_bytes(known: Set[str]) -> None:
-    """Refuse a vocabulary that has not a token for each byte: llama.cpp ends the process on such a byte.
+    """Refuse a vocabulary without a token for each byte: llama.cpp ends the process on a byte without one.
 
     Raises:
-        UnsupportedModelError: it has not.
+        UnsupportedModelError: a byte has no token.
     """
     if missing := set(BYTE_TOKENS) - known:
         raise UnsupportedModelError(

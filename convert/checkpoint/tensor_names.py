@@ -31,7 +31,7 @@ def find_tensors(weights: CheckpointWeights, config: ModelConfig) -> ModelTensor
     """Find every tensor that the config asks for.
 
     Raises:
-        CheckpointError: one is missing, unknown, there twice, of another shape, or not a float.
+        CheckpointError: one is missing, unknown, stored twice, of another shape, or not a float.
     """
     found = _find_all(weights, config)
     decoder_part, head_part, *_ = _parts(config)

@@ -25,7 +25,7 @@ PRE_TOKENIZERS: Final = {
 }
 
 
-# What llama.cpp's tokenizers have not.
+# Options that llama.cpp's tokenizers do not know.
 REFUSED_OPTIONS: Final = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
 
 
@@ -103,7 +103,8 @@ def read_vocabulary(folder: CheckpointFolder, vocab_size: int, image_token_id: i
         (control if is_control else user_defined)[added.content] = added.id
     if image_token_id is not None and image_token_id not in control.values():
         raise CheckpointError(
-            f"the image token {image_token_id} of config.json is no added token of the tokenizer."
+            f"the image token {image_token_id} of config.json is not an added token of the tokenizer: "
+            "get the files of one model."
         )
 
     texts = [f"[PAD{token_id}]" if token is None else token for token_id, token in enumerate(tokens)]
@@ -221,7 +222,7 @@ def _merges(raw: Any, tokens: Set[str]) -> list[str]:
             case [str(left), str(right)] if left and right and " " not in left + right:
                 merges.append(f"{left} {right}")
             case _:
-                raise _damaged(f"{merge!r} is no merge")
+                raise _damaged(f"{merge!r} is not a pair of tokens to merge")
         if not {left, right, left + right} <= tokens:
             raise _damaged(f"merge {merge!r} is not about tokens of its vocab")
     return merges

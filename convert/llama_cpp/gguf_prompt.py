@@ -64,7 +64,9 @@ def choose_template(name: str | None, file: Path | None) -> str | None:
     if file is None:
         if name not in CHAT_TEMPLATES:
             known = ", ".join(CHAT_TEMPLATES)
-            raise UsageError(f"{name!r} is no known template: choose from {known}, or --chat-template-file.")
+            raise UsageError(
+                f"{name!r} is not a known template: choose from {known}, or --chat-template-file."
+            )
         return CHAT_TEMPLATES[name]
     try:
         if file.stat().st_size > MAX_TEMPLATE_BYTES:
@@ -87,7 +89,7 @@ def read_gguf_prompt(header: GGUFHeader, chat_template: str | None, image_token:
     tokens = _tokens(header)
     types = header.metadata.get("tokenizer.ggml.token_type")
     if not isinstance(types, memoryview) or len(types) != len(tokens):
-        raise _damaged(header, "it has not one token type for each token")
+        raise _damaged(header, "its tokens and their types differ in number")
     image_token = image_token or DEFAULT_IMAGE_TOKEN
     texts = {
         kind: {_text(header, tokens[id]): id for id, given in enumerate(types) if given == kind}
@@ -106,7 +108,7 @@ def read_gguf_prompt(header: GGUFHeader, chat_template: str | None, image_token:
             chat_template=chat_template or _template(header),
             template_tokens={name: text for name, text in named.items() if text is not None},
             control_tokens=control,
-            # A token that stands for pictures is no part of a text.
+            # The token that stands for a picture is not part of any text.
             user_defined_tokens={text: id for text, id in texts[USER_DEFINED].items() if text != image_token},
             stop_tokens=tuple(dict.fromkeys(text for text in stops if text is not None)),
             normalizer=NORMALIZERS.get(str(header.metadata.get("tokenizer.ggml.pre"))),
@@ -118,7 +120,7 @@ def read_gguf_prompt(header: GGUFHeader, chat_template: str | None, image_token:
     except ValueError as error:
         raise _damaged(header, str(error)) from error
     if not prompt.stop_tokens:
-        raise CheckpointError(f"{header.path} names no token that ends an answer: get another file.")
+        raise CheckpointError(f"{header.path} does not say which token ends an answer: get another file.")
     _check_has_place(prompt, header.path)
     return prompt
 

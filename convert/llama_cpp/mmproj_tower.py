@@ -180,7 +180,7 @@ class _Reader:
         for name, tensor in tensors.items():
             if name not in known:
                 raise self._unsupported(
-                    f"holds the tensor {tensor.name!r}, which no CLIP or SigLIP tower has"
+                    f"holds the tensor {tensor.name!r}, which neither a CLIP nor a SigLIP tower has"
                 )
             if tensor.shape != (shape := tuple(dims[dim] for dim in known[name])):
                 raise self._file.damaged(
@@ -250,7 +250,7 @@ class _Reader:
         if value is None:
             return []
         if not isinstance(value, memoryview) or len(value) > MAX_NUMBERS:
-            raise self._file.damaged(f"{key} is no short array of numbers")
+            raise self._file.damaged(f"{key} is not a short array of numbers")
         return value.tolist()
 
     def _unsupported(self, problem: str) -> UnsupportedModelError:

@@ -182,7 +182,7 @@ def _build(tower: _Tower, precision: VisionPrecision, int8: Int8Inputs) -> tuple
     image = tower.image
     builder = ClipGraph(tower.config, tower.tensors, image.size.height, int8)
     outputs: dict[str, Sequence[str | int]] = {builder.build(): ("B", image.n_image_tokens, image.n_embd)}
-    # Without a layer, or the first patch, there is no attention to tell.
+    # A tower without layers, or without its first patch, has no attention to give.
     if builder.n_blocks and builder.n_patches <= image.n_image_tokens:
         outputs[builder.patch_attention()] = ("B", builder.n_patches)
     model = builder.graph.to_model(

@@ -159,7 +159,7 @@ def _divisor_candidates(channels: ChannelStatistics) -> Iterable[Divisors]:
     largest = channels.largest
     for halvings in range(1, MAX_HALVINGS + 1):
         limit = largest.max() / 2**halvings
-        if limit == 0 or (largest > limit).mean() > 0.25:  # these are no outliers any more
+        if limit == 0 or (largest > limit).mean() > 0.25:  # so many are not outliers
             return
         exponents = np.ceil(np.log2(np.maximum(largest / limit, 1)))
         yield np.exp2(exponents).astype(np.float32)

@@ -272,9 +272,9 @@ def test_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "diary.txt").write_text("dear diary")
-    with pytest.raises(BundleError, match=r"holds diary\.txt and is no bundle"):
+    with pytest.raises(BundleError, match=r"is not a bundle, but holds diary\.txt"):
         convert_checkpoint(checkpoint, tmp_path / "out")
-    with pytest.raises(BundleError, match="is no bundle"):
+    with pytest.raises(BundleError, match="is not a bundle, but holds"):
         convert_checkpoint(checkpoint, checkpoint)
     with pytest.raises(BundleError, match="is not a folder"):
         convert_checkpoint(checkpoint, tmp_path / "out" / "diary.txt")
@@ -507,7 +507,7 @@ def test_a_new_decoder_may_be_steered_an_old_one_may_not(tmp_path: Path) -> None
     checkpoint = TinyCheckpoint().write(tmp_path / "checkpoint")
     steering = parse_steering(["ffn_up=Q8_0"])
     convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M"])
-    with pytest.raises(UsageError, match="has Q4_K_M already, which no option changes"):
+    with pytest.raises(UsageError, match="has Q4_K_M already, which options do not change"):
         convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q4_K_M", "Q5_K_M"], steering=steering)
     plan = plan_conversion(checkpoint, tmp_path / "bundle", ["Q5_K_M"], steering=steering)
     assert plan.files[0].types["Q8_0"] == 2

@@ -53,7 +53,7 @@ def test_tensors_are_gguf_pys_in_llama_quantizes_order(decoder: Path) -> None:
 def test_integers_are_no_weights(decoder: Path) -> None:
     with GgufSource(decoder) as source:
         info = replace(source.header.tensors[0], type=TENSOR_TYPES[QType.I32])
-        with pytest.raises(BundleError, match="I32, which holds no weights"):
+        with pytest.raises(BundleError, match="I32, which cannot hold weights"):
             source.tensor(info)
 
 
@@ -99,9 +99,12 @@ def rename(old: str, new: str) -> Change:
 CONTRADICTIONS: dict[str, tuple[Change, str]] = {
     "a layer is missing": (
         rename("blk.1.attn_v.weight", "blk.7.attn_v.weight"),
-        "has not one attn_v for each of 2 layers",
+        "its 2 layers do not have one attn_v each",
     ),
-    "a layer too many": (rename("blk.1.attn_q.bias", "blk.2.ffn_down.weight"), "has not one ffn_down"),
+    "a layer too many": (
+        rename("blk.1.attn_q.bias", "blk.2.ffn_down.weight"),
+        "layers do not have one ffn_down",
+    ),
     "a long name": (rename("blk.1.attn_q.bias", "blk." + "1" * 60), "more than 63 bytes"),
     "experts": (
         lambda _, tensors: tensors.update({"x": np.zeros((2, 4, 256), np.float32)}),

@@ -162,7 +162,7 @@ def _four_bit(stored: Stored, name: str, quant_type: str) -> FourBitWeight:
     # quant_storage may be any dtype: only the bytes count.
     if weight is None or weight.n_bytes < -(-n_numbers // 2):
         raise CheckpointError(
-            f"tensor {name} has not the bytes of {list(state.shape)} in 4 bits: get the file again."
+            f"tensor {name} has fewer bytes than {list(state.shape)} takes in 4 bits: get the file again."
         )
     n_blocks = -(-n_numbers // state.blocksize)
     is_nested = state.nested_blocksize is not None

@@ -29,7 +29,7 @@ class Format(Protocol):
         """
 
 
-# Each takes quantization_config; modules that the config leaves out are those that are stored as usual.
+# Each takes quantization_config. Which modules it leaves out does not matter: what is stored shows it.
 FORMATS: Final[dict[str, Callable[[Mapping[str, Any]], Format]]] = {
     "awq": Awq.from_settings,
     "gptq": Gptq.from_settings,
@@ -54,7 +54,7 @@ def read_format(config: Mapping[str, Any], folder: Path) -> Format | None:
     settings, *others = found
     if any(other != settings for other in others) or not isinstance(settings, dict):
         raise CheckpointError(
-            f"{folder}/config.json: quantization_config is no object, or there are two: "
+            f"{folder}/config.json: quantization_config is not an object, or there are two that differ: "
             "get an undamaged checkpoint."
         )
     method = settings.get("quant_method")
@@ -79,7 +79,7 @@ def unpack(stored: Stored, quantized: Format | None) -> CheckpointWeights:
     parts = {part.name for weight in packed.values() for part in weight.parts}
     plain = {name: tensor for name, tensor in stored.items() if name not in parts}
     if twice := packed.keys() & plain.keys():
-        raise CheckpointError(f"tensor {min(twice)} is there packed and as it is: remove one.")
+        raise CheckpointError(f"tensor {min(twice)} is stored packed and a second time unpacked: remove one.")
     return CheckpointWeights(
         tensors={**plain, **packed},
         stored=stored,

@@ -1,4 +1,4 @@
-"""Values of ``quantization_config``, which come from strangers: what is not among those known is refused."""
+"""Values of ``quantization_config``, which come from strangers: any that is not known is refused."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -16,10 +16,10 @@ def choice(
     known: Sequence[Any],
     default: Any = REQUIRED,
 ) -> Any:
-    """The value of the first of ``keys`` that is there, which must be one of ``known``.
+    """The value of the first of ``keys`` that ``settings`` has; it must be one of ``known``.
 
     Raises:
-        CheckpointError: it is missing.
+        CheckpointError: there is none.
         UnsupportedModelError: it is another one.
     """
     value = _value(format_name, settings, keys, default)

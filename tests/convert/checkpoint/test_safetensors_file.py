@@ -74,8 +74,8 @@ def test_any_bfloat16_is_the_upper_half_of_a_float32(tmp_path: Path, values: lis
         ({"a": {"dtype": "F32", "shape": [2]}}, 8, "not described"),
         ({"a": 1}, 0, "not described"),
         (b'{"a": 1, "a": 2}', 0, "stands twice"),
-        (b"[]", 0, "no JSON object"),
-        (b"{", 0, "not sound JSON"),
+        (b"[]", 0, "does not hold a JSON object"),
+        (b"{", 0, "not valid JSON"),
         (b"\xff\xfe", 0, "not UTF-8"),
     ],
 )

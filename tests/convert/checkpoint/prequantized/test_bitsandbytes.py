@@ -88,21 +88,21 @@ def state(**changes: object) -> Stored:
 @pytest.mark.parametrize(
     ("suffix", "stored", "message"),
     [
-        (NF4_STATE, state(shape=[8, 65]), "has not the bytes of"),
-        (NF4_STATE, state(shape=[2**31, 2**31]), "has not the bytes of"),
+        (NF4_STATE, state(shape=[8, 65]), "has fewer bytes than"),
+        (NF4_STATE, state(shape=[2**31, 2**31]), "has fewer bytes than"),
         (NF4_STATE, state(shape=[8, -64]), "is damaged"),
         (NF4_STATE, state(shape=[8, 0]), "is damaged"),
         (NF4_STATE, state(shape=[512]), "is damaged"),
         (NF4_STATE, state(blocksize=0), "is damaged"),
         (NF4_STATE, state(blocksize=32), r"absmax has shape \[8\], not \[16\]"),
         (NF4_STATE, state(nested_blocksize=256), "absmax is F32, not U8"),
-        (NF4_STATE, ("U8", np.frombuffer(b"{", np.uint8)), "not sound JSON"),
+        (NF4_STATE, ("U8", np.frombuffer(b"{", np.uint8)), "not valid JSON"),
         (NF4_STATE, ("U8", np.frombuffer(b"\xff", np.uint8)), "is damaged"),
         (NF4_STATE, ("U8", np.zeros(5000, np.uint8)), "has 5000 bytes"),
         (".absmax", ("F32", np.ones(7, np.float32)), "absmax has shape"),
         (".quant_map", ("F32", np.ones(15, np.float32)), "quant_map has shape"),
         (".quant_map", None, "quant_map is missing"),
-        ("", None, "has not the bytes of"),
+        ("", None, "has fewer bytes than"),
     ],
 )
 def test_what_does_not_fit_together_is_an_error(

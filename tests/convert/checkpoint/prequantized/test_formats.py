@@ -106,7 +106,7 @@ def test_an_unknown_method_is_named(tmp_path: Path, method: object, part: str | 
 
 @pytest.mark.parametrize("quantization", [[], "awq", 4])
 def test_settings_that_are_no_object_are_an_error(tmp_path: Path, quantization: object) -> None:
-    with pytest.raises(CheckpointError, match="quantization_config is no object"):
+    with pytest.raises(CheckpointError, match="quantization_config is not an object"):
         convert_checkpoint(config_of(tmp_path, quantization), tmp_path / "bundle", ["Q8_0"])
 
 
@@ -138,7 +138,7 @@ def test_a_weight_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
     tensors = METHODS["awq"].pack("q_proj.weight", np.ones((8, 64), np.float32))
     tensors |= by_dtype({"q_proj.weight": np.ones((8, 64), np.float32)})
     stored = open_stored(tmp_path / "a.safetensors", tensors)
-    with pytest.raises(CheckpointError, match=r"q_proj\.weight is there packed and as it is"):
+    with pytest.raises(CheckpointError, match=r"q_proj\.weight is stored packed and a second time"):
         unpack(stored, read_format({"quantization_config": METHODS["awq"].config}, Path()))
 
 
