@@ -9,7 +9,7 @@ demo: .venv/runtime
 	$(BIN)/acestep-gguf demo
 
 test: .venv/dev
-	$(BIN)/pytest --cov
+	$(BIN)/pytest -n 2 --cov
 
 # For the minute before a commit, on two cores.
 quick: .venv/dev
