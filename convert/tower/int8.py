@@ -169,7 +169,7 @@ def quantize_weight(weight: Floats, outliers: Sequence[int] = ()) -> tuple[NDArr
     """A linear layer's weight [out, in] as int8 [in, out] and its steps [out]; zero for ``outliers``."""
     rest = weight.copy()
     rest[:, list(outliers)] = 0
-    steps = np.abs(rest).max(axis=1) / np.float32(127)
+    steps = np.divide(np.abs(rest).max(axis=1), 127, dtype=np.float32)
     steps[steps == 0] = 1
     return np.rint(rest / steps[:, np.newaxis]).astype(np.int8).T, steps
 
