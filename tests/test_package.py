@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "answer", "cpus", "options"),
+    ("errors", "answer", "cpus", "options", "sizes"),
     ("storage",),
     ("bundle",),
     ("llama",),

@@ -47,10 +47,10 @@ def plan(
     from acestep_gguf.plan.speed import Rates, measured_rates
 
     rates = Rates(
-        ram=_size(ram_bandwidth),
-        vram=_size(vram_bandwidth),
-        pcie=_size(pcie_bandwidth),
-        disk=_size(disk_bandwidth),
+        ram=_size(ram_bandwidth, "--ram-bandwidth"),
+        vram=_size(vram_bandwidth, "--vram-bandwidth"),
+        pcie=_size(pcie_bandwidth, "--pcie-bandwidth"),
+        disk=_size(disk_bandwidth, "--disk-bandwidth"),
         cpu_flops=cpu_flops,
         gpu_flops=gpu_flops,
     )
@@ -68,22 +68,23 @@ def plan(
     print(json_text(plan_facts(made)) if as_json else plan_table(made))
 
 
-def _size(text: str | None) -> int | None:
-    from acestep_gguf.plan.sizes import parse_size
+def _size(text: str | None, name: str) -> int | None:
+    from acestep_gguf.sizes import parse_size
 
-    return None if text is None else parse_size(text)
+    return None if text is None else parse_size(text, name)
 
 
 def _told_machine(ram: str | None, vram: list[str]) -> "Machine":
     """A machine that need not be here; without ``ram``, with the RAM of this one."""
     from acestep_gguf.plan.machine import Gpu, Machine, this_machine
-    from acestep_gguf.plan.sizes import parse_size
+    from acestep_gguf.sizes import parse_size
 
     here = this_machine()
-    names = ["GPU"] if len(vram) == 1 else [f"GPU {number}" for number in range(1, len(vram) + 1)]
+    sizes = [parse_size(size, "--vram") for size in vram]
+    names = ["GPU"] if len(sizes) == 1 else [f"GPU {number}" for number in range(1, len(sizes) + 1)]
     return Machine(
-        ram=here.ram if ram is None else parse_size(ram),
+        ram=here.ram if ram is None else parse_size(ram, "--ram"),
         n_threads=here.n_threads,
-        gpus=tuple(Gpu(name=name, memory=parse_size(size)) for name, size in zip(names, vram, strict=True)),
+        gpus=tuple(Gpu(name=name, memory=size) for name, size in zip(names, sizes, strict=True)),
         limited_by="memory" if ram is not None else here.limited_by,
     )

@@ -14,8 +14,8 @@ from acestep_gguf.plan.machine_settings import MachineSettings, plain_settings
 from acestep_gguf.plan.memory import Memory
 from acestep_gguf.plan.search import SMALLER_CACHE_TYPES, SMALLER_N_UBATCH, Fit, Search, Task
 from acestep_gguf.plan.settings import Settings, Workload
-from acestep_gguf.plan.sizes import show_size
 from acestep_gguf.plan.speed import Rates, Speed, expected_speed
+from acestep_gguf.sizes import show_size
 
 DEFAULT_N_CTX: Final = 8192
 LEAST_N_CTX: Final = 1024

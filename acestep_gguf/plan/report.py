@@ -5,7 +5,7 @@ from typing import Any
 
 from acestep_gguf.plan.machine import reinstall_command
 from acestep_gguf.plan.planner import Plan
-from acestep_gguf.plan.sizes import show_size
+from acestep_gguf.sizes import show_size
 
 UNPROVEN_GPU = "buffers on a GPU are computed, but not yet proven (scripts/checks/gpu.py)"
 

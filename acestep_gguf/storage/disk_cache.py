@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from acestep_gguf.errors import UsageError
+from acestep_gguf.sizes import parse_size
 from acestep_gguf.storage.atomic_file import PRIVATE, write_atomically
 from acestep_gguf.storage.cache_folder import cache_folder
 
@@ -45,7 +46,6 @@ WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 LIMIT_VARIABLE: Final = "ACESTEP_GGUF_CACHE_LIMIT"
 DEFAULT_LIMIT: Final = 4 * 2**30
 SHARE_OF_DISK: Final = 0.1
-_UNITS: Final = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def default_folder() -> Path:
@@ -72,7 +72,7 @@ class DiskCache:
             most a tenth of the disk space that is free or taken by entries.
 
     Raises:
-        UsageError: ACESTEP_GGUF_CACHE_LIMIT is not a number of bytes, or ``folder`` cannot be a path.
+        UsageError: ACESTEP_GGUF_CACHE_LIMIT is not a size, or ``folder`` cannot be a path.
     """
 
     def __init__(self, folder: Path, limit: int | None = None) -> None:
@@ -255,9 +255,4 @@ def _mark_as_used(path: Path) -> None:
 
 def _limit_from_environment() -> int | None:
     text = os.environ.get(LIMIT_VARIABLE, "")
-    if not text:
-        return None
-    match = re.fullmatch(r"(\d{1,15})([KMG]?)", text)
-    if match is None:
-        raise UsageError(f"{LIMIT_VARIABLE} is {text!r}: give a number of bytes, such as 500M or 8G.")
-    return int(match[1]) * _UNITS[match[2]]
+    return parse_size(text, LIMIT_VARIABLE) if text else None

@@ -29,12 +29,12 @@ def run(*arguments: str) -> str:
 
 
 def test_info_and_clear(folder: Path) -> None:
-    assert run("info") == f"folder    {folder}\nentries   1\nsize      2.0 MB\nlimit     5.2 MB\n"
+    assert run("info") == f"folder    {folder}\nentries   1\nsize      2.0 MB\nlimit     5.0 MB\n"
     assert json.loads(run("info", "--json")) == {
         "folder": str(folder),
         "entries": 1,
         "bytes": 2_000_040,
-        "limit": 5 * 2**20,
+        "limit": 5 * 10**6,
     }
     assert run("clear") == f"removed 1 entries, 2.0 MB, from {folder}\n"
     assert run("clear") == f"removed 0 entries, 0.0 MB, from {folder}\n"

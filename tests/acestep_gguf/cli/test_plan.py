@@ -49,3 +49,9 @@ def test_run_says_its_plan_on_one_line(tiny_bundle: Path) -> None:
     line = done.stderr.splitlines()[0]
     assert line.startswith("[plan: ")
     assert "context 256, KV q8_0, " in line
+
+
+def test_a_size_needs_its_unit(tiny_bundle: Path) -> None:
+    done = run("plan", str(tiny_bundle), "--ram", "16")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: --ram is '16': give a size with its unit, such as 16GB, 11.5GiB or 800M.\n"
