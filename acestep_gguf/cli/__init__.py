@@ -23,7 +23,7 @@ from acestep_gguf.cli import (
     verify,
 )
 from acestep_gguf.cli.option_groups import in_flags
-from acestep_gguf.cli.terminal import printable
+from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c, open_standard_streams, printable
 from acestep_gguf.errors import AceStepError
 
 # In the order of --help.
@@ -46,6 +46,7 @@ app = typer.Typer(
     name="acestep-gguf",
     help="Turns a LLaVA-layout checkpoint into a small bundle, and answers questions about pictures from it.",
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -57,7 +58,9 @@ app.add_typer(cache.cache, name="cache")
 
 def main() -> None:
     """Run the command line; an error that we raise on purpose is one line, without a traceback."""
-    if sys.stdout is None:  # its number would go to the next file that is opened
+    end_at_once_on_ctrl_c()
+    open_standard_streams()
+    if sys.stdout is None:
         _fail("standard output is closed: redirect it, to /dev/null if it is not wanted.")
     warnings.formatwarning = lambda message, *_where, **_how: f"warning: {printable(message)}\n"
     try:

@@ -7,14 +7,15 @@ from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import UsageError
 
 cache = typer.Typer(
-    help="What is kept of pictures, so that the next question about one is answered at once.",
+    help="Show or clear what is kept of pictures.\n\n"
+    "It is kept so that the next question about a picture is answered at once.",
     no_args_is_help=True,
 )
 
 
 @cache.command()
 def info(as_json: AsJson = False) -> None:
-    """Show where it is, how much, and how much it may become."""
+    """Show the folder, its size, and how large it may become."""
     from acestep_gguf.storage.disk_cache import DiskCache, default_folder
 
     kept = DiskCache(default_folder())
@@ -36,7 +37,7 @@ def info(as_json: AsJson = False) -> None:
 
 @cache.command()
 def clear() -> None:
-    """Remove all of it."""
+    """Remove all that is kept."""
     from acestep_gguf.storage.disk_cache import DiskCache, default_folder
 
     kept = DiskCache(default_folder())

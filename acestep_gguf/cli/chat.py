@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import BundleFolder, EmbedsFiles, Images, SystemPrompt
 from acestep_gguf.cli.terminal import (
-    end_at_once_on_ctrl_c,
     from_a_thread,
     is_terminal,
     piped_lines,
@@ -39,14 +38,16 @@ def chat(
     answer: AnswerOptions,
     engine: EngineOptions,
 ) -> None:
-    """Answer questions in turn, with pictures at any time; /help has the commands."""
+    """Answer one question after another.
+
+    Pictures can come at any time: /help lists the commands.
+    """
     # At a terminal, Ctrl-C stops an answer and Ctrl-D ends the chat. Elsewhere each line of standard input is
     # a question or a command; Ctrl-C ends all, and the exit code is 1 if there was an error.
     from acestep_gguf.engine.conversation import Conversation
     from acestep_gguf.engine.engine import AceStep
     from acestep_gguf.plan.report import plan_line
 
-    end_at_once_on_ctrl_c()  # while it loads
     with AceStep(bundle, engine) as model:
         print(plan_line(model.plan), file=sys.stderr)
         chat = Chat(model, Conversation(system_prompt), answer)

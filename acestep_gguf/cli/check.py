@@ -1,5 +1,6 @@
 """``acestep-gguf check``: do the decoders and towers of a bundle still answer as the best of them does?"""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from acestep_gguf.cli.options import AsJson, BundleFolder
+from acestep_gguf.cli.options import AsJson, BundleFolder, path, text
 from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import CheckpointError, UsageError
 
@@ -18,23 +19,32 @@ QUESTIONS: Final = ("Describe this image in detail.", "What is in this image?", 
 def check(
     bundle: BundleFolder,
     pictures: Annotated[
-        list[Path] | None, typer.Argument(metavar="PICTURE", help="By default those of the demo.")
+        list[Path] | None,
+        typer.Argument(parser=path, metavar="[PICTURE]...", help="By default those of the demo."),
     ] = None,
     *,
     question: Annotated[
-        list[str] | None, typer.Option(help="Ask this about each picture; may be repeated.")
+        list[str] | None, typer.Option(parser=text, help="What to ask about each picture; repeat for more.")
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Compare with the checkpoint in transformers, not with the bundle's best."),
+        typer.Option(
+            parser=path, help="Compare with this checkpoint in transformers instead of the bundle's best."
+        ),
     ] = None,
-    n_predict: Annotated[int, typer.Option("-n", "--n-predict", help="Tokens of an answer at most.")] = 64,
+    n_predict: Annotated[
+        int, typer.Option("-n", "--n-predict", help="Length of an answer in tokens at most.")
+    ] = 64,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with pictures and answers.")
+        Path | None,
+        typer.Option(parser=path, metavar="FILE", help="Also write a page with pictures and answers."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask all decoders and towers of a bundle the same, and show how far each is from the best."""
+    """Compare the answers of a bundle's decoders and towers.
+
+    All are asked the same, and it is shown how far each is from the best of them.
+    """
     from functools import partial
 
     from acestep_gguf.check.compare import check_bundle
@@ -42,8 +52,11 @@ def check(
     from acestep_gguf.check.report import table
     from acestep_gguf.storage.atomic_file import write_atomically
 
-    if html is not None and not html.parent.is_dir():
-        raise UsageError(f"{html.parent} is not a folder: give another --html.")
+    for asked in question or ():
+        if not asked.strip():
+            raise UsageError("a --question is empty: write what to ask.")
+    if html is not None:
+        _check_can_be_written(html)
     reference = None
     if checkpoint is not None:
         _check_is_its_checkpoint(bundle, checkpoint)
@@ -59,10 +72,18 @@ def check(
     )
     if html is not None:
         try:
-            write_atomically(html, [html_page(report).encode()])
+            write_atomically(html, [html_page(report).encode(errors="replace")])
         except OSError as error:
             raise UsageError(f"{html} cannot be written ({error.strerror}): give another --html.") from error
     print(json_text(report) if as_json else table(report))
+
+
+def _check_can_be_written(html: Path) -> None:
+    """Before anything is asked, which can take long."""
+    if not html.parent.is_dir():
+        raise UsageError(f"{html.parent} is not a folder: give another --html.")
+    if html.is_dir() or not os.access(html.parent, os.W_OK):
+        raise UsageError(f"{html} is a folder, or its folder is write-protected: give another --html.")
 
 
 def _check_is_its_checkpoint(folder: Path, checkpoint: Path) -> None:

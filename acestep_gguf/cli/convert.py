@@ -25,21 +25,34 @@ from acestep_gguf.cli.options import (
     Threads,
     TokenEmbeddingType,
     TowerPrecisions,
+    path,
+    text,
 )
+from acestep_gguf.errors import UsageError
 
 
 def convert(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Hugging Face folder.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle, new or to be added to.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(parser=path, metavar="CHECKPOINT", help="Folder as published on Hugging Face.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Argument(parser=path, metavar="OUT", help="Folder for the bundle, new or a bundle to add to."),
+    ],
     *,
     quant: Annotated[
         list[str] | None,
-        typer.Option("-q", "--quant", help="Decoder, may be repeated; by default Q4_K_M, Q5_K_M, Q8_0."),
+        typer.Option(
+            "-q", "--quant", help="Type of a decoder; repeat for more. By default Q4_K_M, Q5_K_M and Q8_0."
+        ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Side of pictures in pixels, if not the checkpoint's.")
+        int | None,
+        typer.Option(help="Side of the pictures in pixels. By default what the checkpoint was made for."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model, by default the folder's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(parser=text, help="Name of the model. By default that of its folder.")
+    ] = None,
     threads: Threads = None,
     tensor_type: TensorTypes = None,
     output_tensor_type: OutputTensorType = None,
@@ -51,19 +64,27 @@ def convert(
         typer.Option(
             "--mmproj",
             metavar="TYPE",
-            help="Also write tower and projector for llama.cpp, as F16, Q8_0 or F32; repeat. A bundle that "
-            "is there gets no other decoder without -q.",
+            help="Also write tower and projector for llama.cpp: F16, Q8_0 or F32; repeat for more. Without "
+            "-q, a bundle that is there already gets no other decoder.",
         ),
     ] = None,
     class_token_first: Annotated[
-        bool, typer.Option("--class-token-first", help="With --mmproj: for a llama.cpp with #25814 fixed.")
+        bool,
+        typer.Option(
+            "--class-token-first", help="Write an --mmproj for a llama.cpp in which #25814 is fixed."
+        ),
     ] = False,
     vision: TowerPrecisions = None,
     calibration: CalibrationPictures = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
 ) -> None:
-    """Convert a checkpoint into a bundle; the same command carries on with an interrupted conversion."""
+    """Convert a checkpoint into a bundle.
+
+    The same command carries on with a conversion that was interrupted.
+    """
+    if class_token_first and not mmproj:
+        raise UsageError("--class-token-first says how an mmproj is written: give --mmproj, too.")
     from acestep_gguf.cli.progress import display
     from acestep_gguf.convert.pipeline import DEFAULT_FTYPES, convert_checkpoint, plan_conversion
     from acestep_gguf.quantize.steering import parse_steering

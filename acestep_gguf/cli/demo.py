@@ -5,16 +5,23 @@ from typing import Annotated
 
 import typer
 
-from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c, print_chunks, statistics
+from acestep_gguf.cli.options import path
+from acestep_gguf.cli.terminal import print_chunks, statistics
 from acestep_gguf.errors import BundleError
 
 
 def demo(
     directory: Annotated[
-        Path | None, typer.Option("--dir", help="Folder of the bundle. Default: in your cache folder.")
+        Path | None,
+        typer.Option(
+            "--dir", parser=path, help="Folder for the bundle. By default one in your cache folder."
+        ),
     ] = None,
 ) -> None:
-    """Convert the small model that comes with this software, and ask it about three pictures."""
+    """Convert a small model, and ask it about pictures.
+
+    Model and pictures come with this software.
+    """
     from acestep_gguf.demo.questions import CHECKPOINT
 
     convert_and_ask(CHECKPOINT, default_folder(CHECKPOINT) if directory is None else directory)
@@ -34,7 +41,6 @@ def convert_and_ask(checkpoint: Path, folder: Path) -> None:
         raise BundleError(f"{folder.parent} cannot be made ({error}): give a folder with --dir.") from error
     with display(log_json=False) as show:
         convert_checkpoint(checkpoint, folder, name="Demo", on_event=show)
-    end_at_once_on_ctrl_c()
     with AceStep(folder) as model:
         for question in questions:
             picture = checkpoint / question.image
@@ -52,8 +58,8 @@ def default_folder(checkpoint: Path) -> Path:
     from acestep_gguf.storage.cache_folder import cache_folder
 
     digest = hashlib.sha256()
-    for path in sorted(checkpoint.glob("*")):
-        if path.is_file():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    for file in sorted(checkpoint.glob("*")):
+        if file.is_file():
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
     name = f"demo-{version('acestep-gguf')}-{digest.hexdigest()[:12]}"
     return cache_folder() / name

@@ -6,27 +6,35 @@ from typing import Annotated
 import typer
 
 from acestep_gguf.bundle.names import VISION_PRECISIONS, vision_precision_from
-from acestep_gguf.cli.options import CalibrationPictures, LogJson, Threads, TowerPrecisions
+from acestep_gguf.cli.options import CalibrationPictures, LogJson, Threads, TowerPrecisions, path, text
 
 
 def import_(
-    decoder: Annotated[Path, typer.Argument(metavar="DECODER.gguf", help="Decoder, of any type.")],
-    mmproj: Annotated[Path, typer.Argument(metavar="MMPROJ.gguf", help="Its tower and projector.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the bundle, new.")],
+    decoder: Annotated[
+        Path, typer.Argument(parser=path, metavar="DECODER.gguf", help="Decoder of any type.")
+    ],
+    mmproj: Annotated[
+        Path, typer.Argument(parser=path, metavar="MMPROJ.gguf", help="Its tower and projector.")
+    ],
+    out: Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="New folder for the bundle.")],
     *,
-    name: Annotated[str | None, typer.Option(help="Name of the model, by default the decoder's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(parser=text, help="Name of the model. By default that in the decoder.")
+    ] = None,
     chat_template: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="vicuna (LLaVA 1.5) or chatml, in the place of the decoder's."),
+        typer.Option(metavar="NAME", help="vicuna (LLaVA 1.5) or chatml, instead of the decoder's own."),
     ] = None,
     chat_template_file: Annotated[
-        Path | None, typer.Option(help="Jinja file of a chat template, in the place of the decoder's.")
+        Path | None,
+        typer.Option(parser=path, help="Chat template, a Jinja file, instead of the decoder's own."),
     ] = None,
     image_token: Annotated[
-        str | None, typer.Option(help="What the chat template writes for a picture; by default <image>.")
+        str | None,
+        typer.Option(parser=text, help="What stands for a picture in the chat template. By default <image>."),
     ] = None,
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy the decoder, also where a hard link would do.")
+        bool, typer.Option("--copy", help="Copy the decoder even where a hard link would do.")
     ] = False,
     vision: TowerPrecisions = None,
     calibration: CalibrationPictures = None,

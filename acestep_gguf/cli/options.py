@@ -1,44 +1,94 @@
-"""Options that several verbs share, in llama.cpp's words."""
+"""Options that several verbs share, in llama.cpp's words, and how the command line reads texts and paths."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `convert` wrote.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+from acestep_gguf.errors import UsageError
+
+
+def text(argument: str) -> str:
+    """An argument that is a text.
+
+    Raises:
+        UsageError: it is not UTF-8; Python then has surrogates in it.
+    """
+    try:
+        argument.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{argument!r} is not UTF-8: check the encoding of the terminal.") from error
+    return argument
+
+
+def path(argument: str) -> Path:
+    """An argument that is a path.
+
+    Raises:
+        typer.BadParameter: it is empty, which Python would take for the current folder.
+    """
+    if not argument:
+        raise typer.BadParameter("the path is empty.")
+    return Path(argument)
+
+
+BundleFolder = Annotated[
+    Path, typer.Argument(parser=path, metavar="BUNDLE", help="Folder that `convert` or `import` wrote.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
 # As in llama-quantize.
 TensorTypes = Annotated[
     list[str] | None,
-    typer.Option("--tensor-type", metavar="REGEX=TYPE", help="Type of the tensors with such a name; repeat."),
+    typer.Option(
+        "--tensor-type", metavar="REGEX=TYPE", help="Type of the tensors whose names match; repeat for more."
+    ),
 ]
 OutputTensorType = Annotated[str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")]
 TokenEmbeddingType = Annotated[str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.")]
-Pure = Annotated[bool, typer.Option("--pure", help="One type for all matrices, no mixture.")]
-ImatrixFile = Annotated[Path | None, typer.Option("--imatrix", help="Importance matrix of llama-imatrix.")]
+Pure = Annotated[bool, typer.Option("--pure", help="Give all matrices one type instead of a mixture.")]
+ImatrixFile = Annotated[
+    Path | None,
+    typer.Option("--imatrix", parser=path, help="Importance matrix, as llama-imatrix writes it."),
+]
 TowerPrecisions = Annotated[
     list[str] | None,
-    typer.Option("--vision", help="Precision of the tower, float32 or int8; repeat for both, the default."),
+    typer.Option("--vision", help="Precision of the tower: float32 or int8. By default both; repeat."),
 ]
 CalibrationPictures = Annotated[
     Path | None,
     typer.Option(
-        "--calibration", help="Folder of pictures that show what int8 would ruin; by default our own."
+        "--calibration",
+        parser=path,
+        help="Folder of pictures that show which channels int8 would ruin. By default some of ours.",
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show sizes, types, disk and memory; write nothing.")]
-LogJson = Annotated[bool, typer.Option("--log-json", help="Print what happens as JSON, an object a line.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show sizes, types, disk and memory, and write nothing.")
+]
+LogJson = Annotated[
+    bool, typer.Option("--log-json", help="Print what happens as JSON, one object on each line.")
+]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="By default one for each CPU.")]
 
-Images = Annotated[list[Path] | None, typer.Option("--image", help="Picture, may be repeated.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--image", parser=path, help="Picture: JPEG, PNG or WEBP. Each one has an --image of its own."
+    ),
+]
 TowerPrecision = Annotated[
     str | None, typer.Option("--vision", help="Tower, float32 or int8; by default the bundle's default.")
 ]
 EmbedsFiles = Annotated[
     list[Path] | None,
-    typer.Option("--embeds", help="Picture as `encode` wrote it, after all --image; may be repeated."),
+    typer.Option(
+        "--embeds",
+        parser=path,
+        help="Picture as `encode` wrote it; repeat for more. They come after all --image.",
+    ),
 ]
 SystemPrompt = Annotated[
-    str | None, typer.Option("-sys", "--system-prompt", help="What to tell the model before the question.")
+    str | None,
+    typer.Option("-sys", "--system-prompt", parser=text, help="What the model is told before the question."),
 ]

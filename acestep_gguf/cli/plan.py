@@ -21,23 +21,31 @@ def plan(
     bundle: BundleFolder,
     *,
     ram: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="RAM to plan for, such as 16GB. Default: what is free.")
+        str | None,
+        typer.Option(metavar="SIZE", help="RAM to plan for, such as 16GB. By default what is free here."),
     ] = None,
     vram: Annotated[
         list[str] | None,
-        typer.Option(metavar="SIZE", help="Memory of a GPU to plan for; repeat for several."),
+        typer.Option(metavar="SIZE", help="Memory of a GPU to plan for; repeat for more GPUs."),
     ] = None,
-    images: Annotated[int, typer.Option(min=0, help="Pictures asked about at once.")] = 1,
+    images: Annotated[int, typer.Option(min=0, help="Pictures in one question.")] = 1,
     ram_bandwidth: Bandwidth = None,
     vram_bandwidth: Bandwidth = None,
     pcie_bandwidth: Bandwidth = None,
     disk_bandwidth: Bandwidth = None,
-    cpu_flops: Annotated[float | None, typer.Option(help="Operations a second in prefill.")] = None,
-    gpu_flops: Annotated[float | None, typer.Option(help="The same of the GPU.")] = None,
+    cpu_flops: Annotated[
+        float | None, typer.Option(help="Operations a second of the CPU in prefill.")
+    ] = None,
+    gpu_flops: Annotated[
+        float | None, typer.Option(help="Operations a second of the GPU in prefill.")
+    ] = None,
     as_json: AsJson = False,
     engine: EngineOptions,
 ) -> None:
-    """Show what would go where: memory, settings and expected speed; nothing is loaded."""
+    """Show memory, settings and expected speed.
+
+    Nothing is loaded. With --ram or --vram the plan is for another machine.
+    """
     from acestep_gguf.plan.bundle_model import BundleModel
     from acestep_gguf.plan.machine import this_machine
     from acestep_gguf.plan.machine_settings import machine_settings

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from acestep_gguf.cli.terminal import for_stdout
+from acestep_gguf.cli.terminal import cleaning_up_on_ctrl_c, for_stdout
 from acestep_gguf.errors import MissingPackageError
 from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Planned, PlannedFile, Progress
 
@@ -20,6 +20,7 @@ except ModuleNotFoundError as error:
     raise MissingPackageError("rich") from error
 
 SECONDS_BETWEEN_LINES: Final = 1.0
+CARRIES_ON: Final = "stopped: the same command carries on."
 
 
 @contextmanager
@@ -29,21 +30,18 @@ def display(*, log_json: bool) -> Iterator[Callable[[Event], None]]:
     A bar goes to standard error, if that is a terminal; the table, or JSON lines, to standard output.
     """
     if log_json:
-        yield JsonLines()
+        with cleaning_up_on_ctrl_c(CARRIES_ON):
+            yield JsonLines()
         return
     report = Report()
     console = Console(stderr=True)
-    try:
-        with Bar(console) as bar:
+    with cleaning_up_on_ctrl_c(CARRIES_ON), Bar(console) as bar:
 
-            def show(event: Event) -> None:
-                report.add(event)
-                bar.show(event)
+        def show(event: Event) -> None:
+            report.add(event)
+            bar.show(event)
 
-            yield show
-    except KeyboardInterrupt:
-        console.print("stopped: the same command carries on.")
-        raise
+        yield show
     print(for_stdout(str(report)))
 
 

@@ -15,16 +15,25 @@ from acestep_gguf.cli.options import (
     TensorTypes,
     Threads,
     TokenEmbeddingType,
+    path,
 )
 
 
 def quantize(
-    source: Annotated[Path, typer.Argument(metavar="IN.gguf", help="Decoder, best in F32, F16 or BF16.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.gguf", help="File to write, or to replace.")],
+    source: Annotated[
+        Path,
+        typer.Argument(parser=path, metavar="IN.gguf", help="Decoder; one in F32, F16 or BF16 loses least."),
+    ],
+    out: Annotated[
+        Path, typer.Argument(parser=path, metavar="OUT.gguf", help="File to write, or to replace.")
+    ],
     ftype: Annotated[str, typer.Argument(metavar="FTYPE", help="Q4_K_M, Q5_K_M, Q8_0, F16, BF16 or F32.")],
     *,
     allow_requantize: Annotated[
-        bool, typer.Option("--allow-requantize", help="Change quantized tensors, too; this adds to the loss.")
+        bool,
+        typer.Option(
+            "--allow-requantize", help="Quantize tensors again that are quantized, which adds to the loss."
+        ),
     ] = False,
     tensor_type: TensorTypes = None,
     output_tensor_type: OutputTensorType = None,
@@ -35,7 +44,10 @@ def quantize(
     dry_run: DryRun = False,
     log_json: LogJson = False,
 ) -> None:
-    """Make a decoder of another ftype from a GGUF file; the same command carries on where it was stopped."""
+    """Quantize a decoder, a GGUF file.
+
+    The same command carries on where it was stopped.
+    """
     from acestep_gguf.cli.progress import display
     from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
     from acestep_gguf.quantize.steering import parse_steering

@@ -1,24 +1,29 @@
 """``acestep-gguf run``: one question, one answer."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from acestep_gguf.cli.option_groups import takes_groups
-from acestep_gguf.cli.options import AsJson, BundleFolder, EmbedsFiles, Images, SystemPrompt
-from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c, for_stdout, print_chunks, read_stdin, statistics
-from acestep_gguf.errors import PromptError
+from acestep_gguf.cli.options import AsJson, BundleFolder, EmbedsFiles, Images, SystemPrompt, text
+from acestep_gguf.cli.terminal import for_stdout, has_unread_input, print_chunks, read_stdin, statistics
+from acestep_gguf.errors import BundleError, PromptError, UsageError
 from acestep_gguf.options import AnswerOptions, EngineOptions
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @takes_groups
 def run(
     bundle: BundleFolder,
-    question: Annotated[str | None, typer.Argument(help="By default read from standard input.")] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(
+            parser=text, metavar="[QUESTION]", help="In quotes. Without it, or as -, standard input is read."
+        ),
+    ] = None,
     *,
     image: Images = None,
     embeds: EmbedsFiles = None,
@@ -37,16 +42,48 @@ def run(
     from acestep_gguf.prompt.messages import user_message
     from acestep_gguf.vision.embeds_file import EmbedsFile
 
-    question = question if question is not None else read_stdin()
-    if not question.strip():
-        raise PromptError("the question is empty: give it after the bundle, or on standard input.")
+    is_piped = question in (None, [], ["-"])
+    words = _piped_question(bundle) if is_piped else _typed_question(question or [])
     pictures: list[Path | EmbedsFile] = [*(image or []), *map(EmbedsFile, embeds or [])]
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    asked = Question([*system, user_message(question, pictures)], options=answer)
-    end_at_once_on_ctrl_c()
+    asked = Question([*system, user_message(words, pictures)], options=answer)
     with AceStep(bundle, engine, first=asked) as model:
         if as_json:
             print(for_stdout(json.dumps(asdict(model.generate(asked)), ensure_ascii=False)))
-            return
-        given = print_chunks(model.stream(asked))
-    print(plan_line(model.plan), statistics(given), sep="\n", file=sys.stderr)
+        else:
+            given = print_chunks(model.stream(asked))
+            print(plan_line(model.plan), statistics(given), sep="\n", file=sys.stderr)
+    if not is_piped and has_unread_input():  # not before: it may have come slowly
+        print(
+            "warning: standard input was not read, because there was a question. Leave the question out to "
+            "ask what is there, or add </dev/null.",
+            file=sys.stderr,
+        )
+
+
+def _typed_question(words: Sequence[str]) -> str:
+    """The only one of ``words``, if it is a question."""
+    for word in words:
+        if os.path.isfile(word):
+            raise UsageError(
+                f"{word} is a file, not a question: write --image before each picture (or --embeds), as in "
+                '--image a.png --image b.png "QUESTION".'
+            )
+    if len(words) > 1:
+        raise UsageError(
+            f'there are {len(words)} questions: put quotes around one, as in "{" ".join(words)}".'
+        )
+    return _not_empty(words[0])
+
+
+def _piped_question(bundle: Path) -> str:
+    """The question on standard input, if ``bundle`` is none."""
+    if not os.path.isdir(bundle):
+        raise BundleError(f'{bundle} is not a folder: write the bundle first, as in run BUNDLE "QUESTION".')
+    return _not_empty(read_stdin())
+
+
+def _not_empty(question: str) -> str:
+    if not question.strip():
+        raise PromptError("the question is empty: give it after the bundle, or on standard input.")
+    return question

@@ -1,9 +1,11 @@
 """What comes from standard input and goes to standard output, and how Ctrl-C ends it."""
 
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Final
@@ -86,9 +88,70 @@ def read_stdin() -> str:
         raise PromptError(f"the question on standard input is not UTF-8 ({error.reason}).") from error
 
 
+def has_unread_input() -> bool:
+    """Whether something that was piped or redirected to this process waits to be read.
+
+    It is left there: it may be meant for another program, such as the shell whose `while read` loop this is.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        return False
+    with suppress(ImportError, OSError):  # other systems; a device or a socket that cannot tell
+        import fcntl
+        import struct
+        import termios
+
+        return struct.unpack("i", fcntl.ioctl(sys.stdin.fileno(), termios.FIONREAD, bytes(4)))[0] > 0
+    return False
+
+
+def open_standard_streams() -> None:
+    """Make writing to standard output and standard error safe, whatever they are.
+
+    The number of a closed one would go to the next file that is opened, and libraries would write into it. A
+    character that the terminal has not becomes another one, and a path that is not UTF-8 stays what it is.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            assert null == number  # noqa: S101
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        is_utf8 = sys.stdout.encoding.lower() in ("utf-8", "utf8")
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
+
+
 def end_at_once_on_ctrl_c() -> None:
-    """Python's own handler would wait for the end of a call of llama.cpp, which can take minutes."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Let Ctrl-C end the process as it would a program in C.
+
+    Python's own handler would wait for the end of a call of llama.cpp, which can take minutes. Where Ctrl-C
+    is ignored, as in the background of a script, it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@contextmanager
+def cleaning_up_on_ctrl_c(message: str) -> Iterator[None]:
+    """Let Ctrl-C unwind what is inside, so that nothing half done is left behind, and end the process then.
+
+    Args:
+        message: for standard error.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(message, file=sys.stderr)
+        # By the signal, not with a number: a loop in a shell ends, too, instead of going on.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def from_a_thread(
@@ -167,7 +230,9 @@ def for_stdout(text: str) -> str:
 
 
 def json_text(value: object) -> str:
-    """``value`` as JSON for standard output, over several lines."""
+    """``value`` as JSON for standard output, over several lines and in ASCII: a path may be no UTF-8."""
+    import json
+
     import msgspec
 
-    return for_stdout(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    return for_stdout(json.dumps(msgspec.to_builtins(value), indent=2))

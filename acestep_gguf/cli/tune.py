@@ -20,12 +20,15 @@ def tune(
     bundle: BundleFolder,
     *,
     quant: Annotated[
-        str | None, typer.Option("-q", "--quant", help="Decoder; by default the bundle's default.")
+        str | None, typer.Option("-q", "--quant", help="Decoder to measure. By default the bundle's default.")
     ] = None,
-    budget: Annotated[float, typer.Option(help="Seconds after which nothing new is tried.")] = 60.0,
+    budget: Annotated[float, typer.Option(help="Seconds after which nothing more is tried.")] = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure which settings suit this machine; all other verbs use them from then on."""
+    """Measure which settings suit this machine.
+
+    All other verbs use them from then on.
+    """
     from acestep_gguf.plan import tuning
 
     if not 1 <= budget <= 3600:

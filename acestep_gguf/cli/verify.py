@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from acestep_gguf.bundle.names import BUNDLE_FILE
-from acestep_gguf.cli.options import AsJson, BundleFolder
+from acestep_gguf.cli.options import AsJson, BundleFolder, path
 from acestep_gguf.cli.terminal import json_text, printable
 from acestep_gguf.errors import BundleError
 
@@ -22,15 +22,17 @@ def verify(
     bundle: BundleFolder,
     *,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Without hashes: sizes, headers and graphs only.")
+        bool, typer.Option("--quick", help="Check sizes, headers and graphs, but no hashes.")
     ] = False,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Compare each tensor with the checkpoint that the bundle was made from."),
+        typer.Option(
+            parser=path, help="Also compare each tensor with the checkpoint that the bundle was made from."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check that a bundle is whole, undamaged and what conversion wrote."""
+    """Check that a bundle is complete and undamaged."""
     from acestep_gguf.bundle.verify import verify_bundle
 
     if as_json:

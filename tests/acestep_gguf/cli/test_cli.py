@@ -1,7 +1,6 @@
 import json
 import os
 import shlex
-import signal
 import struct
 import subprocess
 import sys
@@ -14,25 +13,7 @@ import pytest
 from PIL import Image
 
 from acestep_gguf.bundle.schema import Bundle
-
-PROGRAM = [sys.executable, "-m", "acestep_gguf.cli"]
-
-
-def acestep(*arguments: object, stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
-    # One thread: several of llama.cpp's wait for each other, which takes long where other programs run too.
-    one_thread = ["-t", "1"] if arguments[0] == "run" and "--help" not in arguments else []
-    command = [*PROGRAM, *map(str, arguments[:1]), *one_thread, *map(str, arguments[1:])]
-    done = subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=120)
-    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def check_is_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1, done.stderr
-    for word in words:
-        assert word in done.stderr
+from tests.support.command_line import PROGRAM, acestep, check_is_one_line
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -328,23 +309,6 @@ def test_run_and_info_leave_the_bundle_as_it_is(bundle_copy: Path, picture: Path
     acestep("run", bundle_copy, "x", "--image", picture, "-n", 3)
     acestep("info", bundle_copy)
     assert files(bundle_copy) == before
-
-
-def test_ctrl_c_ends_quietly_with_130(tiny_bundle: Path) -> None:
-    with subprocess.Popen(
-        [*PROGRAM, "run", str(tiny_bundle)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # Whoever runs the tests in the background may have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
-    ) as process:
-        assert process.stderr is not None
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1.5)  # it waits for a question
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
-        assert b"Traceback" not in process.stderr.read()
 
 
 @pytest.mark.parametrize("arguments", [["run", "-t", "1"], ["info"]])
