@@ -19,13 +19,13 @@ def usable_cpus() -> int:
 
 @cache
 def cpu_name() -> str:
-    """What the maker calls the CPU, "unknown CPU" if nobody tells."""
+    """What the maker calls the CPU, "unknown CPU" if the system does not say."""
     return next(_cpu_info("model name"), "") or platform.processor() or platform.machine() or "unknown CPU"
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets in Linux's words, such as "avx512_vnni"; empty where nobody tells."""
+    """Instruction sets in Linux's words, such as "avx512_vnni"; empty where the system does not say."""
     return frozenset((next(_cpu_info("flags"), "") or next(_cpu_info("Features"), "")).split())
 
 

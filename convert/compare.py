@@ -138,7 +138,7 @@ class _Comparison:
             del self.tensors[name]
 
     def add(self, name: str, error: float) -> None:
-        """Take in the error of a tensor."""
+        """Note the error of a tensor."""
         qtype = self.tensors[name].qtype
         self._errors.setdefault(qtype, {})[name] = error
         if error > MARGIN * NORMAL_ERROR[qtype]:

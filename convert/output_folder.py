@@ -75,7 +75,7 @@ class OutputFolder:
 
     @property
     def ftypes(self) -> tuple[Ftype, ...]:
-        """What the bundle had, whole or not."""
+        """The decoders that the bundle had before, be their files whole or not."""
         files = self.bundle.decoders.files if self.bundle else {}
         return tuple(ftype for ftype in FTYPES if ftype in files)
 

@@ -48,7 +48,7 @@ class GgufTensor:
         return self.file.stamp
 
     def check(self) -> None:
-        """The header was checked already."""
+        """Nothing is left to check: the header was checked when it was read."""
 
     @property
     def is_quantized(self) -> bool:

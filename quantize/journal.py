@@ -56,7 +56,6 @@ class Journal:
         self._file.write(msgspec.json.encode(step) + b"\n")
 
     def close(self) -> None:
-        """Leave it to a later run."""
         self._file.close()
 
     def _read_bytes(self) -> bytes:

@@ -37,7 +37,7 @@ class TensorSource(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows first."""
+        """Sizes of the dimensions, rows first."""
 
     def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop`` as float32 [stop - start, shape[-1]]; a vector is one row."""
@@ -57,7 +57,7 @@ class StoredBlocks(TensorSource, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GgufOutput:
-    """A file to write, and what goes into it."""
+    """A GGUF file to write: its header, and where its bytes go."""
 
     layout: GgufLayout
     file: StagedFile

@@ -76,7 +76,7 @@ class StagedFile:
         self._on_write(0, 1)
 
     def close(self) -> None:
-        """Bring the bytes to the disk."""
+        """Write the bytes through to the disk, and close the file."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
             self._file.close()
@@ -126,7 +126,6 @@ class ResumableFile(StagedFile):
 
     @property
     def is_resumable(self) -> bool:
-        """Whether a later run can carry on with it."""
         return self.n_steps > 0
 
     def abandon(self, *, keep: bool) -> None:
@@ -247,7 +246,7 @@ class Staging:
             raise self._cannot_write(error) from error
 
     def create(self, name: str) -> StagedFile:
-        """Begin the file ``name``."""
+        """Begin to write the file ``name``."""
         file = StagedFile(self.folder / name, self._on_write)
         self._files.append(file)
         return file

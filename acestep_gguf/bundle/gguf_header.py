@@ -132,7 +132,6 @@ class TensorInfo:
 
     @property
     def n_elements(self) -> int:
-        """Number of weights."""
         return prod(self.dims)
 
 
@@ -175,7 +174,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
 
 
 def parse_gguf_header(buffer: Buffer, path: Path, file_size: int) -> GGUFHeader:
-    """The header in ``buffer``, of a file of ``file_size`` bytes; ``path`` is for the same errors."""
+    """The header in ``buffer``, of a file of ``file_size`` bytes; errors name ``path``, and are the same."""
     try:
         return _Reader(path, buffer, file_size).header()
     except (StructError, OverflowError):

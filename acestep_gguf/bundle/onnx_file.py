@@ -224,11 +224,9 @@ class _Message:
         return bytes(self.blob(name)).decode()
 
     def messages(self, name: str, known: Fields) -> Iterator["_Message"]:
-        """All messages ``name``."""
         return (_Message(blob, known) for blob in self._blobs.get(name, []))
 
     def message(self, name: str, known: Fields) -> "_Message":
-        """The message ``name``."""
         if name not in self._blobs:
             raise _Malformed(f"it has no {name}")
         return _Message(self.blob(name), known)

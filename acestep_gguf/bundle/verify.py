@@ -57,7 +57,7 @@ class BundleReport:
 class QtypeError:
     """What one qtype cost a decoder's tensors: RMS error over RMS of the weights, mean and worst.
 
-    More than ``limit`` no sound tensor of this type has.
+    No sound tensor of this type has an error above ``limit``.
     """
 
     qtype: str

@@ -37,18 +37,18 @@ class Reference(Answerer, Protocol):
 
     @property
     def name(self) -> str:
-        """In the place of a decoder's name."""
+        """Stands where candidates have the name of a decoder."""
 
     @property
     def tower(self) -> str:
-        """In the place of a tower's name."""
+        """Stands where candidates have the name of a tower."""
 
     @property
     def bytes(self) -> int:
-        """Size of its weights."""
+        """Size of its weights in memory or on disk."""
 
     def image_embeds(self, path: Path) -> Floats:
-        """float32 [n_image_tokens, n_embd]."""
+        """Embeds of the picture at ``path``, float32 [n_image_tokens, n_embd]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def check_bundle(
 
 
 def _pairs(bundle: Bundle) -> list[_Pair]:
-    """What is asked, the best pair first."""
+    """The decoders and towers to ask, the best pair first."""
     vision, _ = bundle.tower()
     files = bundle.decoders.files
     ftypes = sorted(files, key=lambda ftype: -files[ftype].bits_per_weight)

@@ -52,7 +52,7 @@ class TransformersAnswerer:
             raise CheckpointError(f"transformers cannot read {folder} ({reason}): check the path.") from error
 
     def image_embeds(self, path: Path) -> Floats:
-        """float32 [n_image_tokens, n_embd]."""
+        """Embeds of the picture at ``path``, float32 [n_image_tokens, n_embd]."""
         with self._torch.inference_mode():
             found = self._model.get_image_features(pixel_values=self._inputs("", path)["pixel_values"])
         embeds: Floats = found.pooler_output[0].numpy()

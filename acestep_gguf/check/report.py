@@ -69,7 +69,7 @@ class CheckReport:
 
     @property
     def best(self) -> Candidate:
-        """What the others are compared with."""
+        """The candidate that the others are compared with."""
         return self.candidates[0]
 
 

@@ -52,7 +52,6 @@ class JsonLines:
         self._next_progress = 0.0
 
     def __call__(self, event: Event) -> None:
-        """Print the event, or leave it out."""
         if isinstance(event, Progress):
             is_last = (event.bytes_written, event.tensors_written) == (event.bytes_total, event.tensors_total)
             if monotonic() < self._next_progress and not is_last:
@@ -85,7 +84,6 @@ class Bar:
         self._bar.stop()
 
     def show(self, event: Event) -> None:
-        """Move the bar."""
         if not isinstance(event, Progress):
             return
         if self._task is None:
@@ -103,7 +101,6 @@ class Report:
         self._finished: Finished | None = None
 
     def add(self, event: Event) -> None:
-        """Take in an event."""
         match event:
             case Planned():
                 self._plan = event
@@ -136,7 +133,7 @@ class Report:
         )
 
     def _bytes(self, file: PlannedFile) -> int:
-        """What there is, or will be at most."""
+        """The size of a file, or before it is written the size that it will have at most."""
         return self._done[file.file].bytes if file.file in self._done else file.bytes
 
     def _last_lines(self, plan: Planned) -> list[str]:

@@ -77,7 +77,7 @@ def _typed_question(words: Sequence[str]) -> str:
 
 
 def _piped_question(bundle: Path) -> str:
-    """The question on standard input, if ``bundle`` is none."""
+    """The question on standard input; ``bundle`` is looked at first, since it may be a question."""
     if not os.path.isdir(bundle):
         raise BundleError(f'{bundle} is not a folder: write the bundle first, as in run BUNDLE "QUESTION".')
     return _not_empty(read_stdin())

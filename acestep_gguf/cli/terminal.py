@@ -100,7 +100,8 @@ def has_unread_input() -> bool:
         import struct
         import termios
 
-        return struct.unpack("i", fcntl.ioctl(sys.stdin.fileno(), termios.FIONREAD, bytes(4)))[0] > 0
+        (n_bytes,) = struct.unpack("i", fcntl.ioctl(sys.stdin.fileno(), termios.FIONREAD, bytes(4)))
+        return bool(n_bytes)
     return False
 
 

@@ -42,12 +42,11 @@ class Decoder:
 
     @property
     def n_past(self) -> int:
-        """Positions that are computed."""
         return len(self._past)
 
     @property
     def n_ctx(self) -> int:
-        """Positions that the context holds."""
+        """Positions that the context holds at most."""
         return self.context.params.n_ctx
 
     def check_fits(self, n_prompt: int) -> None:
@@ -66,7 +65,6 @@ class Decoder:
             )
 
     def reset(self) -> None:
-        """Forget everything."""
         self.cut(0)
 
     def cut(self, n_past: int) -> None:

@@ -104,7 +104,7 @@ class DraftModel:
         return list(takewhile(lambda token: token < self._n_common, guesses))
 
     def accuracy(self, answer: Sequence[int]) -> None:
-        """Nobody knows before it has guessed."""
+        """None: what it would have guessed is only known once it has guessed."""
 
     def _read(self, answer: Sequence[int], *, n_more: int) -> bool:
         """Read prompt and ``answer`` as far as they are new; False if they and ``n_more`` do not fit."""
@@ -123,7 +123,6 @@ class DraftModel:
         return True
 
     def close(self) -> None:
-        """Free it."""
         self._sampler.close()
         self._context.close()
         self._model.close()

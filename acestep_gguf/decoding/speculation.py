@@ -35,10 +35,10 @@ UNTRIED_S: Final = 0.25  # what a guess more is taken to cost before it was trie
 
 
 class Drafter(Protocol):
-    """Who guesses."""
+    """Guesses the next tokens of an answer."""
 
     def prepare(self) -> None:
-        """What has to be done once for an answer, and does not count as the cost of a guess."""
+        """Do what has to be done once for an answer; it does not count as the cost of a guess."""
         ...
 
     def draft(self, answer: Sequence[int], n_max: int) -> list[int]:
@@ -65,7 +65,7 @@ class PromptLookup:
         self._extend(prompt)
 
     def prepare(self) -> None:
-        """See Drafter; there is nothing."""
+        """Nothing has to be done."""
 
     def draft(self, answer: Sequence[int], n_max: int) -> list[int]:
         """See Drafter; a repetition that has begun is taken to go on."""
@@ -127,7 +127,6 @@ class Pace:
         self.begin()
 
     def begin(self) -> None:
-        """Begin a new answer."""
         self.n_drafted = self.n_accepted = 0
         self.written_s = 0.0
 

@@ -66,7 +66,7 @@ class SavedExchange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SavedConversation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A whole file."""
+    """The whole content of a file."""
 
     format: Literal["acestep-gguf conversation 1"] = FORMAT
     system_prompt: str | None

@@ -19,7 +19,7 @@ class Turnstile:
         self._owner: int | None = None
 
     def is_mine(self) -> bool:
-        """Whether it is this thread that is inside."""
+        """Whether this thread has the turn."""
         return self._owner == threading.get_ident()
 
     @contextmanager

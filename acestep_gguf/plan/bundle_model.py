@@ -93,7 +93,7 @@ class BundleModel:
         return self._towers[precision]
 
     def image_bytes(self, n_images: int) -> int:
-        """Image embeds that are kept, float32."""
+        """Memory for the embeds of ``n_images`` pictures, float32."""
         image = self.bundle.image
         return 4 * n_images * image.n_image_tokens * image.n_embd if image else 0
 

@@ -55,7 +55,7 @@ class LayerWeights:
 
     @classmethod
     def of(cls, tensors: Mapping[str, TensorInfo]) -> Self:
-        """Sort the tensors of a layer."""
+        """Tell the feed-forward network of a layer from the rest, by the names of its tensors."""
         ffn = tuple(tensor for name, tensor in tensors.items() if FFN.fullmatch(name))
         attention = tuple(tensor for name, tensor in tensors.items() if not FFN.fullmatch(name))
         return cls(tensors, attention, ffn, n_bytes(attention), n_bytes(ffn))
@@ -77,7 +77,7 @@ class DecoderWeights:
 
 
 def n_bytes(tensors: Iterable[TensorInfo]) -> int:
-    """Bytes of all of them."""
+    """Bytes of all ``tensors`` together."""
     return sum(tensor.nbytes for tensor in tensors)
 
 

@@ -75,7 +75,7 @@ def thread_count(quota: float = math.inf, devices: Path = CPU_DEVICES) -> int:
 
 
 def _fast_cpus(devices: Path) -> set[int]:
-    """Numbers of the performance cores; empty where all are alike, or nobody tells.
+    """Numbers of the performance cores; empty where all are alike, or the system does not say.
 
     Linux tells them for Intel's hybrid CPUs (cpu_core beside cpu_atom) and, by capacity, for ARM's.
     """

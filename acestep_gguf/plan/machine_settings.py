@@ -81,7 +81,7 @@ class Subject:
         )
 
     def path(self) -> Path:
-        """Where settings for it are kept."""
+        """File in the cache folder that keeps the settings."""
         digest = hashlib.sha256(msgspec.json.encode(self)).hexdigest()
         return cache_folder() / "tuned" / f"{digest[:32]}.json"
 

@@ -53,16 +53,16 @@ class Memory:
 
     @property
     def anonymous(self) -> int:
-        """The most anonymous memory at a time."""
+        """The most anonymous memory, in bytes, that is used at a time."""
         return self._peak(part for part in self.parts if part.kind == "anonymous")
 
     @property
     def mapped(self) -> int:
-        """Weights that are mapped from the file."""
+        """Bytes of weights that are mapped from the file."""
         return sum(part.n_bytes for part in self.parts if part.kind == "mapped")
 
     def gpu(self, number: int) -> int:
-        """Memory of a GPU, 1 the first."""
+        """Bytes on a GPU; the first one has the number 1."""
         return sum(part.n_bytes for part in self.parts if part.device == number)
 
     def _peak(self, parts: Iterable[Part]) -> int:

@@ -59,7 +59,7 @@ class Speed:
 
 
 def expected_speed(work: Work, rates: Rates) -> Speed:
-    """Speeds of a plan."""
+    """Tokens a second of prefill and decode; None where a rate is not known."""
     resident = work.ram - work.paged
     decode = _per_second(
         1, _seconds(resident, rates.ram), _seconds(work.vram, rates.vram), _seconds(work.paged, rates.disk)
@@ -89,7 +89,7 @@ def expected_speed(work: Work, rates: Rates) -> Speed:
 
 
 def _seconds(amount: float, rate: float | None) -> float | None:
-    """None: nobody knows."""
+    """None if ``rate`` is not known and there is something to do."""
     return 0.0 if amount == 0 else amount / rate if rate else None
 
 

@@ -127,7 +127,7 @@ class _Search:
         self.skipped: list[str] = []
 
     def elapsed(self) -> float:
-        """Seconds since the beginning."""
+        """Seconds since the search began."""
         return perf_counter() - self._began
 
     def run(self) -> tuple[MachineSettings, str]:
@@ -256,7 +256,7 @@ class _Bench:
         return len(tokens) / (perf_counter() - began)
 
     def decode(self, settings: MachineSettings, n_tokens: int) -> float:
-        """Tokens a second, one by one."""
+        """Tokens a second, one in each call."""
         context = self._contexts[settings]
         n_tokens = min(n_tokens, context.params.n_ctx)
         context.keep(0)
@@ -268,7 +268,7 @@ class _Bench:
 
 
 def compete(champion: T, challengers: Sequence[T], speed: Callable[[T], float]) -> tuple[T, dict[T, float]]:
-    """The fastest, by the median of rounds in turn, and all speeds; who loses the first round is out."""
+    """The fastest, by the median of rounds in turn, and all speeds; the losers of the first round are out."""
     rounds: dict[T, list[float]] = {champion: [speed(champion)]}
     for challenger in challengers:
         rounds[challenger] = [speed(challenger)]

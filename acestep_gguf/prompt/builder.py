@@ -24,7 +24,7 @@ from acestep_gguf.prompt.segments import ImageInput, Segment
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """Tokens of text."""
+    """A stretch of text between pictures, as tokens."""
 
     tokens: tuple[int, ...]
 
@@ -48,7 +48,7 @@ class Prompt:
 
     @property
     def text_tokens(self) -> list[int]:
-        """All tokens of text."""
+        """The tokens of all text, without the pictures."""
         return [token for span in self.spans if isinstance(span, TokenSpan) for token in span.tokens]
 
     def segments(self, images: Sequence[ImageInput]) -> list[Segment]:

@@ -144,7 +144,7 @@ class DiskCache:
             self._warn(self._write_error)  # not before: an answer may have been on the screen
 
     def contents(self) -> Contents:
-        """How much there is."""
+        """How many entries there are, and their size."""
         try:
             sizes = [status.st_size for path, status in self._files() if ENTRY_NAME.fullmatch(path.name)]
         except OSError as error:

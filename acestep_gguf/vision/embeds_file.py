@@ -44,7 +44,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Header(msgspec.Struct, frozen=True):
-    """The part of the JSON header that ``safetensors.numpy.load`` does not give out."""
+    """The JSON header of a safetensors file."""
 
     metadata: Metadata = msgspec.field(name="__metadata__")
 
@@ -56,7 +56,7 @@ class EmbedsFile:
     path: str | os.PathLike[str]
 
     def read(self, bundle: Bundle) -> ImageEmbeds:
-        """The embeds, see ``read_embeds``."""
+        """The image embeds; the errors are those of ``read_embeds``."""
         return read_embeds(Path(self.path), bundle)[0]
 
 

@@ -40,7 +40,7 @@ def encode_pictures(
     call carries on where it was stopped; another one is replaced only with ``force``.
 
     Raises:
-        BundleError: ``folder`` is no sound bundle.
+        BundleError: ``folder`` is not a sound bundle.
         PromptError: it has no vision tower.
         ImageError: a picture or the folder ``out`` cannot be used, or a file is in the way.
         UsageError: two pictures have one name, or ``vision`` or ``n_threads`` is out of its range.

@@ -1,4 +1,4 @@
-"""A picture becomes image embeds. The tower is loaded for the first one whose embeds nobody has yet."""
+"""A picture becomes image embeds. The tower is loaded for the first one whose embeds are not known yet."""
 
 import hashlib
 import os

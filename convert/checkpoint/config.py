@@ -74,7 +74,6 @@ class VisionConfig:
 
     @property
     def family(self) -> TowerFamily:
-        """The kind of tower."""
         return TOWERS[self.model_type]
 
     @property
@@ -149,7 +148,6 @@ class TextConfig:
 
     @property
     def family(self) -> DecoderFamily:
-        """The kind of decoder."""
         return DECODERS[self.model_type]
 
     @property

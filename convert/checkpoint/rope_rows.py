@@ -22,17 +22,14 @@ class NeighbouringPairs:
 
     @property
     def name(self) -> str:
-        """Name in the checkpoint."""
         return self.tensor.name
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows first."""
         return self.tensor.shape
 
     @property
     def stamp(self) -> str:
-        """State of the files that hold it."""
         return self.tensor.stamp
 
     def check(self) -> None:

@@ -59,7 +59,6 @@ class SafetensorsTensor:
 
     @property
     def stamp(self) -> str:
-        """State of the file."""
         return self.file.stamp
 
     def check(self) -> None:

@@ -22,7 +22,6 @@ class Part:
 
     @property
     def rows(self) -> Rows:
-        """All rows."""
         return {**self.before_layers, **self.layer, **self.after_layers}
 
 

@@ -137,7 +137,7 @@ def _as_byte_level(vocabulary: Vocabulary, raw: Mapping[str, Any]) -> Vocabulary
 
 
 def _as_sentencepiece(vocabulary: Vocabulary, raw: Mapping[str, Any]) -> Vocabulary:
-    """The same with scores for its merges."""
+    """The same vocabulary as SentencePiece's: with scores instead of merges."""
     sentencepiece.check_bytes(vocabulary.ids.keys())
     return replace(
         vocabulary,

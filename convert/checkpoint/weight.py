@@ -17,11 +17,11 @@ class Weight(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in the checkpoint."""
+        """Name of the tensor in the checkpoint."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows first."""
+        """Sizes of the dimensions, rows first."""
 
     @property
     def stamp(self) -> str:

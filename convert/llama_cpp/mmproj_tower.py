@@ -131,7 +131,7 @@ class _Reader:
             raise self._unsupported("cuts pictures into tiles (LLaVA 1.6), which is not supported")
 
     def tensors(self) -> dict[str, GgufTensor]:
-        """All tensors by their names here."""
+        """All tensors by the names that this module gives them."""
         found = {}
         for info in self._file.header.tensors:
             prefix = info.name[:5]
@@ -142,7 +142,7 @@ class _Reader:
         return found
 
     def config(self, tensors: Mapping[str, GgufTensor]) -> LlavaConfig:
-        """What config.json would have said."""
+        """What config.json would say of this tower."""
         keys, has_class_token = Keys.ClipVision, "v.class_embd" in tensors
         n_blocks = self._required(keys.BLOCK_COUNT, int)
         vision = {

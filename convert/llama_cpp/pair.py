@@ -73,7 +73,7 @@ class Pair:
         return cast(str, model_weight_count_rounded_notation(self.decoder.info.n_params))
 
     def source(self, decoder_file: FileRecord) -> Source:
-        """Where the bundle comes from."""
+        """What the bundle was made from, told by hashes of both files."""
         headers = hashlib.sha256(_header_bytes(self.decoder) + _header_bytes(self.mmproj))
         weights = hashlib.sha256(f"{decoder_file.sha256} {_sha256(self.mmproj)}".encode())
         return Source(

@@ -33,7 +33,7 @@ GOOD_COSINE: Final = 0.99
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tower:
-    """What every precision is made from."""
+    """What towers of all precisions are made from."""
 
     config: LlavaConfig
     image: ImageSpec
@@ -60,21 +60,19 @@ class PlannedTower:
 
     @property
     def name(self) -> str:
-        """Name of the ONNX file."""
         return vision_file_name(self.precision)
 
     @property
     def data_name(self) -> str:
-        """Name of the file of the weights."""
         return f"{self.name}.data"
 
     @property
     def n_bytes(self) -> int:
-        """Size of both files."""
+        """Size of both files together."""
         return self.data_bytes + self.model_bytes
 
     def planned_files(self) -> Iterator[PlannedFile]:
-        """Both files, as a Planned event has them."""
+        """What a person or a program is told of both files."""
         for file, n_bytes, types in (
             (self.data_name, self.data_bytes, dict(self.n_weights)),
             (self.name, self.model_bytes, {}),

@@ -212,7 +212,7 @@ class ClipGraph:
         return self._add(hidden, self._linear(activated, f"{block}.ffn_down"), f"{block}.out")
 
     def _linear_input(self, x: str, *, is_foldable: bool = False) -> str:
-        """Say that linear layers take ``x``."""
+        """Note that linear layers take ``x``."""
         self.linear_inputs[x] = LinearInput(is_foldable)
         return x
 
@@ -238,7 +238,7 @@ class ClipGraph:
         plan = self._int8.get(x)
 
         def load() -> NDArray[np.float32]:
-            """[out, in]."""
+            """The weight as float32 [out, in]."""
             weight = tensor.read() if divisors is None else tensor.read() / divisors[:, np.newaxis]
             return weight if plan is None else weight * plan.divisors
 

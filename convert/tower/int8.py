@@ -69,7 +69,7 @@ class ChannelStatistics:
         self._squares = np.zeros(n_channels)
 
     def add(self, x: Floats) -> None:
-        """Take in values [..., n]."""
+        """Count values [..., n_channels]."""
         rows = x.reshape(-1, x.shape[-1])
         self.low = np.minimum(self.low, rows.min(axis=0))
         self.high = np.maximum(self.high, rows.max(axis=0))

@@ -54,7 +54,6 @@ class PlannedMmproj:
     tensors: tuple[tuple[str, TensorSource], ...]
 
     def write(self, staging: Staging, n_threads: int) -> FileRecord:
-        """Write the file."""
         file = staging.create(self.file)
         write_ggufs(self.tensors, [GgufOutput(self.layout, file)], n_threads=n_threads)
         return FileRecord(file=self.file, bytes=file.n_bytes, sha256=file.sha256)

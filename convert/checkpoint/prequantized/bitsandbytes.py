@@ -61,11 +61,10 @@ class NestedScales:
 
     @property
     def parts(self) -> tuple[SafetensorsTensor, ...]:
-        """The tensors that it is read from."""
         return self.quant_map, self.absmax
 
     def decode(self, codes: NDArray[np.uint8], first: int) -> NDArray[np.float32]:
-        """The scales from number ``first`` on."""
+        """The scales of the blocks from ``first`` on, whose 8-bit codes are ``codes``."""
         block_of = np.arange(first, first + len(codes)) // self.blocksize
         scales = self.quant_map.read()[codes]
         scales *= self.absmax.read()[block_of]
@@ -124,14 +123,13 @@ class BitsAndBytes:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Out of ``quantization_config``."""
+        """Read config.json's ``quantization_config``."""
         quant_type = settings.get("bnb_4bit_quant_type")
         if settings.get("load_in_8bit") is True:
             return cls("bitsandbytes 8-bit")
         return cls(f"bitsandbytes 4-bit {quant_type}" if quant_type in QUANT_TYPES else "bitsandbytes")
 
     def label(self) -> str:
-        """What it is, in a few words."""
         return self.name
 
     def weights(self, stored: Stored) -> Iterator[PackedWeight]:

@@ -15,10 +15,10 @@ from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 
 class Format(Protocol):
-    """How a checkpoint is quantized."""
+    """A way in which a checkpoint is quantized."""
 
     def label(self) -> str:
-        """What it is, in a few words."""
+        """Name of the format for people, such as "AWQ 4-bit, groups of 128"."""
 
     def weights(self, stored: Stored) -> Iterator[PackedWeight]:
         """The weights that ``stored`` holds.
@@ -41,7 +41,7 @@ PARTS: Final = ("text_config", "vision_config")
 
 
 def read_format(config: Mapping[str, Any], folder: Path) -> Format | None:
-    """The format that config.json tells; None stands for a checkpoint that is not quantized.
+    """The format that config.json names; None if the checkpoint is not quantized.
 
     Raises:
         CheckpointError: a setting is missing or damaged, or the parts differ.

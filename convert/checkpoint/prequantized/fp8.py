@@ -54,7 +54,7 @@ class Fp8Weight(PackedWeight):
 
 @dataclass(frozen=True, slots=True)
 class Fp8:
-    """A checkpoint in this format."""
+    """A checkpoint of 8-bit floating-point weights with a scale for each block."""
 
     block: tuple[int, int]
 
@@ -77,7 +77,6 @@ class Fp8:
         return cls(block_size(settings, "weight_block_size", default=(128, 128)))
 
     def label(self) -> str:
-        """What it is, in a few words."""
         return f"FP8, blocks of {self.block[0]} x {self.block[1]}"
 
     def weights(self, stored: Stored) -> Iterator[Fp8Weight]:

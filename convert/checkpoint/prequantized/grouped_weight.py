@@ -40,7 +40,6 @@ class Groups:
 
     @property
     def n_bytes(self) -> int:
-        """Memory."""
         return self.qweight.nbytes + self.qzeros.nbytes + self.scales.nbytes + self.group_of.nbytes
 
 
@@ -52,7 +51,7 @@ class RecentGroups:
         self._held: OrderedDict[str, Groups] = OrderedDict()
 
     def get(self, name: str, load: Callable[[], Groups]) -> Groups:
-        """The groups of the weight ``name``."""
+        """The groups of the weight ``name``, loaded if they are not held any more."""
         with self._lock:
             if name not in self._held:
                 self._held[name] = load()

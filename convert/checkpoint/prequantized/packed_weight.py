@@ -27,7 +27,6 @@ class PackedWeight(ABC):
 
     @property
     def stamp(self) -> str:
-        """State of the files that hold it."""
         return " ".join(dict.fromkeys(part.stamp for part in self.parts))
 
     @property
@@ -36,10 +35,9 @@ class PackedWeight(ABC):
         return 0
 
     def check(self) -> None:  # noqa: B027 - nothing is left to check, in none of the formats
-        """Do nothing: see Weight."""
+        """Nothing is left to check."""
 
     def read(self) -> NDArray[np.float32]:
-        """The whole weight as float32."""
         return self.read_rows(0, self.shape[0])
 
     def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
@@ -56,7 +54,7 @@ class PackedWeight(ABC):
 
     @abstractmethod
     def _dequantize(self, start: int, stop: int) -> NDArray[np.float32]:
-        """The rows, not yet checked."""
+        """Rows ``start`` to ``stop`` as float32 [n, in]; the caller checks that they are finite."""
 
 
 def part(

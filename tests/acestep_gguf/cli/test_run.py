@@ -32,7 +32,7 @@ def test_arguments_that_are_not_utf8(tiny_bundle: Path, picture: Path, tmp_path:
     check_is_one_line(acestep("run", tiny_bundle, "hi", "-sys", b"h\xffi"), "not UTF-8")
     check_is_one_line(acestep("run", tiny_bundle, "hi", "--image", b"\xff.png"), "cannot be read")
     path = os.fsencode(tmp_path) + b"/\xff.png"
-    shutil.copy(picture, path)
+    shutil.copy(os.fsencode(picture), path)
     assert acestep("run", tiny_bundle, "hi", "--image", path, "-n", 2).returncode == 0
 
 

@@ -132,7 +132,7 @@ def test_what_a_terminal_cannot_show_is_no_error(
     # A path that the terminal's encoding does not have, and one that is not UTF-8.
     for name in ("日本.png".encode(), b"\xff.png"):
         path = os.fsencode(tmp_path) + b"/" + name
-        shutil.copy(picture, path)
+        shutil.copy(os.fsencode(picture), path)
         done = acestep("encode", tiny_bundle, path, "-o", tmp_path / "out", "-t", 1, env=env)
         assert (done.returncode, done.stderr) == (0, "")
 
