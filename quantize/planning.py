@@ -28,7 +28,7 @@ MAX_THREADS: Final = 1024
 def check_ftype(ftype: str) -> None:
     """Raises UsageError for a file type that cannot be made."""
     if ftype not in FTYPES:
-        raise UsageError(f"{ftype} is not a file type that can be made: choose from {', '.join(FTYPES)}.")
+        raise UsageError(f"{ftype!r} is not a file type that can be made: choose from {', '.join(FTYPES)}.")
 
 
 def worker_threads(threads: int | None) -> int:

@@ -77,8 +77,13 @@ class TypeChoice:
 def choose_types(
     ftype: Ftype, tensors: Sequence[TensorShape], steering: Steering = AS_THE_RECIPE, *, arch: str = "qwen2"
 ) -> dict[str, TypeChoice]:
-    """The type of every tensor, by name, in a decoder file of ``ftype`` and the architecture ``arch``."""
+    """The type of every tensor, by name, in a decoder file of ``ftype`` and the architecture ``arch``.
+
+    Raises:
+        UsageError: ``steering`` has a rule that is for no tensor.
+    """
     names = [tensor.name for tensor in tensors]
+    steering.check_is_followed([tensor.name for tensor in tensors if is_quantizable(tensor)])
     recipe = _Recipe(
         ftype,
         steering,

@@ -18,16 +18,6 @@ STEERABLE_TYPES: Final = (
     QType.IQ4_NL, QType.IQ4_XS,
 )  # fmt: skip
 
-# Python's re backtracks without a limit of time: these bounds, on names of at most 63 characters, keep a
-# careless pattern from running for hours.
-MAX_PATTERN: Final = 256
-MAX_REPEATS: Final = 4
-_REPEAT: Final = re.compile(r"(?<!\\)(?<!\()[*+?{]")
-_REPEATED_GROUP: Final = re.compile(r"\)[*+{]")
-
-# What std::regex, llama.cpp's engine, refuses or reads otherwise than Python's re.
-_PYTHON_ONLY: Final = re.compile(r"\(\?(?![:=!])|\[\[[:.=]|[*+?}]\+|\{,|\\[az]")
-
 
 @dataclass(frozen=True, slots=True)
 class TensorTypeRule:
@@ -50,6 +40,19 @@ class Steering:
         """The type that ``tensor_types`` give the tensor ``name``; None: its recipe's."""
         return next((rule.qtype for rule in self.tensor_types if rule.pattern.search(name)), None)
 
+    def check_is_followed(self, names: Sequence[str]) -> None:
+        """Refuse a rule that is for none of the tensors ``names``: it is mistyped.
+
+        Raises:
+            UsageError: there is one.
+        """
+        for rule in self.tensor_types:
+            if not any(map(rule.pattern.search, names)):
+                raise UsageError(
+                    f"{rule.pattern.pattern!r} is in the name of no tensor that is quantized: names are like "
+                    "blk.0.attn_v.weight."
+                )
+
 
 AS_THE_RECIPE: Final = Steering()
 
@@ -68,8 +71,8 @@ def parse_steering(
     """
     return Steering(
         tensor_types=tuple(map(_parse_rule, tensor_types)),
-        output_tensor_type=_parse_type(output_tensor_type) if output_tensor_type else None,
-        token_embedding_type=_parse_type(token_embedding_type) if token_embedding_type else None,
+        output_tensor_type=None if output_tensor_type is None else _parse_type(output_tensor_type),
+        token_embedding_type=None if token_embedding_type is None else _parse_type(token_embedding_type),
         pure=pure,
     )
 
@@ -79,29 +82,17 @@ def _parse_type(name: str) -> QType:
         if qtype.name == name.upper():
             return qtype
     types = ", ".join(qtype.name for qtype in STEERABLE_TYPES)
-    raise UsageError(f"{name} is not a tensor type that can be made: choose from {types}.")
+    raise UsageError(f"{name!r} is not a tensor type that can be made: choose from {types}.")
 
 
 def _parse_rule(text: str) -> TensorTypeRule:
-    pattern, equals, qtype = text.partition("=")
-    if not (pattern and equals and qtype):
-        raise UsageError(f"--tensor-type {text} is not of the form REGEX=TYPE, such as attn_v=Q6_K.")
-    # Like llama-quantize, which lowers the case of the whole pattern.
-    return TensorTypeRule(_compile(pattern.lower()), _parse_type(qtype))
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    if len(pattern) > MAX_PATTERN or len(_REPEAT.findall(pattern)) > MAX_REPEATS:
-        raise UsageError(
-            f"--tensor-type has a pattern of more than {MAX_PATTERN} characters or {MAX_REPEATS} repeats "
-            "(* + ? {): cut it into several --tensor-type."
-        )
-    if _REPEATED_GROUP.search(pattern):
-        raise UsageError(f"--tensor-type {pattern} repeats a group, which can take forever: write it out.")
-    if _PYTHON_ONLY.search(pattern):
-        raise UsageError(f"--tensor-type {pattern} is not in the syntax of ECMAScript, which llama.cpp uses.")
+    # The type is what follows the last "=": lookaheads have one, too.
+    pattern, _, qtype = text.rpartition("=")
+    if not (pattern and qtype):
+        raise UsageError(f"{text!r} is not a pattern and a type, REGEX=TYPE, such as attn_v=Q6_K.")
     try:
-        with warnings.catch_warnings(action="error"):  # of sets within sets, which other engines know
-            return re.compile(pattern, re.ASCII)
+        with warnings.catch_warnings(action="error"):  # of [[:alpha:]], which Python takes for something else
+            # Like llama-quantize, which lowers the case of the whole pattern.
+            return TensorTypeRule(re.compile(pattern.lower(), re.ASCII), _parse_type(qtype))
     except (re.error, OverflowError, RecursionError, Warning) as error:
-        raise UsageError(f"--tensor-type {pattern} is not a regular expression ({error}).") from error
+        raise UsageError(f"{pattern!r} is not a regular expression of Python ({error}).") from error

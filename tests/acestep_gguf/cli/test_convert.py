@@ -168,5 +168,5 @@ def test_json_lines_of_a_conversion(tiny_checkpoint: Path, tmp_path: Path) -> No
 def test_an_error_is_one_line_and_no_table(tiny_checkpoint: Path, tmp_path: Path) -> None:
     done = convert(tiny_checkpoint, tmp_path / "out", "--tensor-type", "attn_v")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: --tensor-type attn_v is not of the form REGEX=TYPE")
+    assert done.stderr.startswith("error: 'attn_v' is not a pattern and a type, REGEX=TYPE")
     assert done.stderr.count("\n") == 1
