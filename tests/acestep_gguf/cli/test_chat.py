@@ -274,8 +274,9 @@ def test_ctrl_c_while_it_reads_a_long_question(slow_bundle: Path) -> None:
     assert Bundle.read(slow_bundle).image is None
     with terminal(slow_bundle, "-t", 1, "-n", 4, "-b", 16, "--no-cache") as at:
         at.wait_for(r"/help.*> ")
-        at.type("word " * 200 + "\r")
+        at.type("word " * 400 + "\r")
         at.wait_for(r"word word \r\n")
+        time.sleep(0.2)  # input() returns a little after the line has ended
         at.type("\x03")
         shown = at.wait_for(STATISTICS)
         assert "answer 0 tokens" in shown
