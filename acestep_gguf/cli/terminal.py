@@ -236,4 +236,4 @@ def json_text(value: object) -> str:
 
     import msgspec
 
-    return for_stdout(json.dumps(msgspec.to_builtins(value), indent=2))
+    return json.dumps(msgspec.to_builtins(value), indent=2)

@@ -76,7 +76,7 @@ def test_json_cannot_command_the_terminal() -> None:
     code = r"from acestep_gguf.cli.terminal import json_text; print(json_text('\t\x1b[2J\x7f\x9b2J'))"
     shown = at_a_terminal([sys.executable, "-c", code])
     assert not any(ord(char) in CONTROLS for char in shown)
-    assert json.loads(shown) == "\t\x1b[2J\ufffd\x9b2J"
+    assert json.loads(shown) == "\t\x1b[2J\x7f\x9b2J"
 
 
 def test_an_error_is_one_printable_line(tmp_path: Path) -> None:
