@@ -1,7 +1,9 @@
 """What an answer consists of."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from acestep_gguf.errors import DecodeError
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -67,6 +69,23 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+
+    @property
+    def data(self) -> Any:
+        """The value that ``text`` is as JSON, which it is if there was a ``json_schema``.
+
+        Raises:
+            DecodeError: it is none, or was cut before its end.
+        """
+        import json  # noqa: PLC0415 (importing the package costs nothing)
+
+        try:
+            return json.loads(self.text)
+        except (ValueError, RecursionError) as error:
+            raise DecodeError(
+                f"the answer is no JSON (finish_reason {self.finish_reason}: {error}): "
+                "ask with json_schema, and with more max_tokens if it was cut."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,13 @@ the option); its ``Flag`` is how the command line writes it.
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Final, Literal, TypeVar, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, get_args
 
 from acestep_gguf.errors import UsageError
+
+if TYPE_CHECKING:
+    from acestep_gguf.grammar.matcher import Grammar
 
 FlashAttention = Literal["auto", "on", "off"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -202,17 +206,38 @@ class AnswerOptions(SamplingParams):
         exact: go on from what was computed for earlier answers only where that changes nothing, not even
             the last bit. Otherwise from the longest common beginning, which is faster in a chat: an answer
             can come out otherwise where two tokens are about equally probable.
+        json_schema: what the answer has to be, as JSON (docs/json.md): a JSON Schema as a dict, its text or
+            a file with it, or a pydantic model. ``Answer.data`` is the value.
     """
 
     max_tokens: Annotated[int, _flag("-n", "--n-predict", help="Tokens of the answer at most.")] = 512
     stop: Sequence[str] = ()
     exact: bool = True
+    json_schema: Annotated[
+        Mapping[str, Any] | str | os.PathLike[str] | type[Any] | None,
+        _flag(
+            *("-j", "--json-schema", "-jf", "--json-schema-file"),
+            help="Answer as JSON after this schema: a file, or its text.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
         if not isinstance(self.stop, list | tuple) or not all(isinstance(text, str) for text in self.stop):
             raise UsageError(f"stop is {self.stop!r}: give a list of strings, even for a single one.")
+        if self.stop and self.json_schema is not None:
+            raise UsageError("stop would end JSON in its middle: leave it out, or json_schema.")
+        _ = self.constraint  # what is wrong with it is said at once
+
+    @cached_property
+    def constraint(self) -> "Grammar | None":
+        """The grammar that the answer has to follow, if there is one; a file was read when it was made."""
+        if self.json_schema is None:
+            return None
+        from acestep_gguf.grammar.matcher import Grammar  # noqa: PLC0415 (most answers need none)
+
+        return Grammar.of_schema(self.json_schema)
 
 
 def changed(options: Options, changes: Mapping[str, Any]) -> Options:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "answer", "cpus", "options", "sizes"),
+    ("errors", "answer", "cpus", "grammar", "options", "sizes"),
     ("storage",),
     ("bundle",),
     ("llama",),
@@ -32,6 +32,7 @@ FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floo
 
 # Who may import what is heavy or not always installed, by the paths of modules.
 OWNERS = {
+    "llguidance": ("acestep_gguf/grammar/matcher.py",),
     "llama_cpp": ("acestep_gguf/llama/",),
     "gguf": ("convert/", "quantize/"),
     "onnxruntime": ("acestep_gguf/vision/tower.py", "convert/tower/calibration.py"),

@@ -1,6 +1,8 @@
 """From a question to the chunks of its answer: build the prompt, encode pictures, prefill, decode."""
 
 from collections.abc import Generator, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +16,15 @@ from acestep_gguf.engine.turns import Stopwatch
 from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.backend import Interrupted, StopFlag
 from acestep_gguf.llama.sampler import PENALTY_LAST_N, Sampler
+from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.segments import Segment, segments_after
 from acestep_gguf.prompt.text_stream import TextStream
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.encoder import ImageEncoder, Picture
+
+if TYPE_CHECKING:
+    from acestep_gguf.grammar.matcher import Matcher, Vocabulary
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -84,7 +90,7 @@ class AnswerWriter:
             embeds = self._encode(segments, pictures, encoding)
             with prefilling:
                 self._decoder.prefill(segments, embeds)
-            with Sampler(self._model, options) as sampler:
+            with Sampler(self._model, options, self._matcher(options)) as sampler:
                 sampler.accept(prompt.text_tokens[-PENALTY_LAST_N:])
                 chosen = self._speculation.tokens(
                     self._decoder,
@@ -121,6 +127,21 @@ class AnswerWriter:
             ),
         )
         yield Chunk(text="", answer=answer)
+
+    def _matcher(self, options: AnswerOptions) -> "Matcher | None":
+        """What follows the answer's grammar, if it has one."""
+        if options.constraint is None:
+            return None
+        from acestep_gguf.grammar.matcher import Matcher  # noqa: PLC0415 (most answers need none)
+
+        return Matcher(self._vocabulary, options.constraint)
+
+    @cached_property
+    def _vocabulary(self) -> "Vocabulary":
+        from acestep_gguf.grammar.matcher import Vocabulary  # noqa: PLC0415 (as above)
+
+        tokens = [self._model.token_bytes(token) for token in range(self._model.n_vocab)]
+        return Vocabulary(tokens, sorted(self._stop_tokens), self._model.tokenize)
 
     def _encode(
         self, segments: Sequence[Segment], pictures: Sequence[Picture], encoding: Stopwatch

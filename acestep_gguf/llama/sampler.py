@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.backend import Handle, backend
@@ -10,16 +10,26 @@ from acestep_gguf.llama.binding import NOT_FINITE, Context, Model, check_finite
 from acestep_gguf.llama.library import lib
 from acestep_gguf.options import SamplingParams
 
+if TYPE_CHECKING:
+    from acestep_gguf.grammar.matcher import Matcher
+
 PENALTY_LAST_N: Final = 64  # llama.cpp's default window of the repeat penalty
 
 
 class Sampler(Handle):
-    """llama.cpp's sampler chain, in its usual order: penalties, top-k, top-p, min-p, temperature, draw."""
+    """llama.cpp's sampler chain, in its usual order: penalties, top-k, top-p, min-p, temperature, draw.
 
-    def __init__(self, model: Model, params: SamplingParams) -> None:
+    Args:
+        model: whose tokens are chosen.
+        params: how.
+        matcher: lets through what may come next, before anything else is asked; by default everything.
+    """
+
+    def __init__(self, model: Model, params: SamplingParams, matcher: "Matcher | None" = None) -> None:
         backend()
         super().__init__(lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params()))
         self._model = model
+        self._matcher = matcher
         # llama.cpp would first copy all logits: 1 % of the time of a token of a small decoder.
         self._takes_largest = params.temperature == 0.0 and params.repeat_penalty == 1.0
         if params.repeat_penalty != 1.0:
@@ -49,15 +59,23 @@ class Sampler(Handle):
     def sample(self, context: Context, index: int = -1) -> int:
         """Choose and accept the next token from the logits of one of the last outputs.
 
+        Where there is a matcher, it changes the logits.
+
         Raises:
-            DecodeError: there are no such logits, or they are not finite.
+            DecodeError: there are no such logits, they are not finite, or the matcher cannot go on.
         """
         logits = context.logits_view(index)
+        if self._matcher is not None:
+            check_finite(logits)
+            self._matcher.restrict(logits)
         if self._takes_largest:
-            largest = int(logits.argmax())  # NaN counts as the largest
-            if not isfinite(logits[largest]):
+            token = int(logits.argmax())  # NaN counts as the largest
+            if not isfinite(logits[token]):
                 raise DecodeError(NOT_FINITE)
-            return largest
-        check_finite(logits)
-        token: int = lib.llama_sampler_sample(self.pointer, context.pointer, index)
+        else:
+            if self._matcher is None:
+                check_finite(logits)
+            token = lib.llama_sampler_sample(self.pointer, context.pointer, index)
+        if self._matcher is not None:
+            self._matcher.accept(token)
         return token

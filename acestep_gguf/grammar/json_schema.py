@@ -1,0 +1,205 @@
+"""JSON Schema: what an answer has to be. It is checked whole before a model is loaded.
+
+llguidance makes the grammar of it, and refuses most of what it cannot enforce. Checked here is what it would
+pass over or never come to an end with; and an answer is held to a part of what the schema allows, which a
+model cannot lose itself in (see ``_narrow``).
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import inf, prod
+from typing import Any, Final
+from urllib.parse import unquote
+
+from acestep_gguf.errors import UsageError
+from acestep_gguf.grammar.sources import text_or_file
+
+ENFORCED: Final = frozenset(
+    {
+        *("type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf"),
+        *("properties", "required", "additionalProperties", "patternProperties", "minProperties"),
+        *("maxProperties", "items", "prefixItems", "minItems", "maxItems"),
+        *("minLength", "maxLength", "pattern", "format"),
+        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    }
+)
+# They say nothing of which values are valid; ``discriminator`` is OpenAPI's, and pydantic writes it.
+ANNOTATIONS: Final = frozenset(
+    {
+        *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
+        *("$comment", "$schema", "$id", "$defs", "definitions"),
+        *("contentEncoding", "contentMediaType", "discriminator"),
+    }
+)
+COMBINED: Final = ("anyOf", "oneOf", "allOf", "$ref")
+BOUNDS: Final = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+
+MAX_DEPTH: Final = 48
+MAX_SUBSCHEMAS: Final = 400
+MAX_REPETITIONS: Final = 10_000  # of all counts of a pattern, multiplied
+MAX_PATTERN: Final = 1_000
+MAX_INTEGER: Final = 2**53 - 1  # beyond it, JSON's readers round
+MAX_NUMBER: Final = 1e15
+FLOAT_END: Final = 1e300
+LEAST_STEP: Final = 1e-9
+LEAST_RANGE: Final = 1e-3
+
+
+def read_schema(source: object) -> Mapping[str, Any]:
+    """The schema that ``source`` is (a dict, JSON text), names (a file), or has (a pydantic model).
+
+    Raises:
+        UsageError: it cannot be read, or is none of these.
+    """
+    of_model = getattr(source, "model_json_schema", None)
+    if callable(of_model):
+        source = of_model()
+    if isinstance(source, str | os.PathLike):
+        text = text_or_file("json_schema", source, is_text=lambda text: text.lstrip().startswith("{"))
+        try:
+            source = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"json_schema is no JSON ({error}).", settings=["json_schema"]) from error
+    if not isinstance(source, Mapping):
+        raise _refused(f"it is {type(source).__name__}: give a dict, JSON text, a file or a pydantic model")
+    return source
+
+
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """``schema``, checked and narrowed, as JSON.
+
+    Raises:
+        UsageError: it is none, or what it asks for cannot be enforced.
+    """
+    try:
+        own: dict[str, Any] = json.loads(json.dumps(schema, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(f"json_schema is no JSON ({error}).", settings=["json_schema"]) from error
+    walk = _Walk(own)
+    walk.visit(own, "#", 0)
+    if not walk.is_combined:
+        for subschema in walk.visited:
+            _narrow(subschema)
+    own.pop("$id", None)  # references are found by their paths in this schema
+    return json.dumps(own)
+
+
+@dataclass
+class _Walk:
+    """Visits every subschema that an answer may have to follow."""
+
+    root: dict[str, Any]
+    visited: list[dict[str, Any]] = field(default_factory=list)
+    # Whether some value has to follow several subschemas together.
+    is_combined: bool = False
+    _open: list[str] = field(default_factory=list)
+    _done: set[str] = field(default_factory=set)
+
+    def visit(self, schema: Any, path: str, depth: int) -> None:
+        if schema is True or schema is False or path in self._done:
+            return
+        if path in self._open:
+            raise _refused(f"{path} refers to itself, without end")
+        if not isinstance(schema, dict):
+            raise _refused(f"{path} is {type(schema).__name__}, not an object")
+        if depth > MAX_DEPTH:
+            raise _refused(f"it is nested deeper than {MAX_DEPTH}")
+        if len(self.visited) >= MAX_SUBSCHEMAS:
+            raise _refused(f"it has more than {MAX_SUBSCHEMAS} parts")
+        _check_keywords(schema, path)
+        combined = [name for name in COMBINED if name in schema]
+        others = ENFORCED.intersection(schema).difference(combined)
+        self.is_combined |= "allOf" in schema or bool(combined and (others or len(combined) > 1))
+        self.visited.append(schema)
+        self._open.append(path)
+        for name, subschema in _subschemas(schema):
+            self.visit(subschema, f"{path}/{name}", depth + 1)
+        if "$ref" in schema:
+            target = schema["$ref"]
+            self.visit(self._resolve(target), unquote(target), depth + 1)
+        self._open.pop()
+        self._done.add(path)
+
+    def _resolve(self, target: Any) -> Any:
+        if not isinstance(target, str) or not re.fullmatch(r"#(/.*)?", target, re.DOTALL):
+            raise _refused(f"$ref {target!r} leads out of it, only #/… is followed")
+        found: Any = self.root
+        for step in unquote(target).split("/")[1:]:
+            name = step.replace("~1", "/").replace("~0", "~")
+            try:
+                found = found[int(name) if isinstance(found, list) else name]
+            except (KeyError, IndexError, TypeError, ValueError):
+                raise _refused(f"$ref {target!r} leads nowhere") from None
+        return found
+
+
+def _check_keywords(schema: dict[str, Any], path: str) -> None:
+    if unknown := schema.keys() - ENFORCED - ANNOTATIONS:
+        raise _refused(f"{', '.join(sorted(unknown))} at {path} cannot be enforced: leave it out")
+    if "$id" in schema and path != "#":
+        raise _refused(f"$id at {path} changes where references lead: leave it out")
+    least = schema.get("minProperties", 0)
+    if isinstance(least, int) and least > 1:  # one name written twice would count as two
+        raise _refused(f"minProperties of {least} at {path} cannot be enforced: name what is required")
+    patterns = schema.get("patternProperties")
+    for pattern in (schema.get("pattern"), *(patterns if isinstance(patterns, dict) else ())):
+        if isinstance(pattern, str):
+            _check_pattern(pattern, path)
+
+
+def _check_pattern(pattern: str, path: str) -> None:
+    counts = [max(map(int, filter(None, pair))) for pair in re.findall(r"\{(\d{1,9}),?(\d{0,9})\}", pattern)]
+    if len(pattern) > MAX_PATTERN or prod(max(count, 1) for count in counts) > MAX_REPETITIONS:
+        raise _refused(f"the pattern at {path} is too large")
+
+
+def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name in ("items", "additionalProperties"):
+        if name in schema:
+            yield name, schema[name]
+    for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        if isinstance(several := schema.get(name), list):
+            for index, subschema in enumerate(several):
+                yield f"{name}/{index}", subschema
+    for name in ("properties", "patternProperties"):
+        if isinstance(named := schema.get(name), dict):
+            for key, subschema in named.items():
+                yield f"{name}/{key.replace('~', '~0').replace('/', '~1')}", subschema
+
+
+def _narrow(schema: dict[str, Any]) -> None:
+    """Leave out what a schema allows by saying nothing, and nobody wants.
+
+    Fields that it does not name, and numbers of endless digits, in which a model can lose itself.
+    """
+    named, required = schema.get("properties"), schema.get("required", [])
+    if (
+        isinstance(named, dict)
+        and isinstance(required, list)
+        and all(isinstance(name, str) and name in named for name in required)
+        and "patternProperties" not in schema
+    ):
+        schema.setdefault("additionalProperties", False)
+    types = schema.get("type")
+    types = types if isinstance(types, list) else [types]
+    if not {"integer", "number"}.intersection(types) or {"enum", "const", "multipleOf"} & schema.keys():
+        return
+    given = [schema.get(name) for name in BOUNDS]
+    if any(one is not None and not (isinstance(one, int | float) and abs(one) < FLOAT_END) for one in given):
+        return
+    most = MAX_NUMBER if "number" in types else MAX_INTEGER
+    low = max((one for one in given[:2] if one is not None), default=-inf)
+    high = min((one for one in given[2:] if one is not None), default=inf)
+    if low == -inf and high > -most:
+        schema["minimum"] = low = -most
+    if high == inf and low < most:
+        schema["maximum"] = high = most
+    if "number" in types and high - low >= LEAST_RANGE:
+        schema["multipleOf"] = LEAST_STEP
+
+
+def _refused(reason: str) -> UsageError:
+    return UsageError(f"json_schema cannot be used: {reason}.", settings=["json_schema"])
