@@ -69,22 +69,22 @@ def compare_with_checkpoint(folder: Path, checkpoint: Path) -> tuple[DecoderComp
         is_same = model.source == replace(bundle.source, tensors_sha256=None)
         if is_same and bundle.source.tensors_sha256:
             is_same = tensors_sha256(model.weights.stored, executor) == bundle.source.tensors_sha256
-        decoders = {
-            ftype: _Comparison(ftype, stack.enter_context(GgufSource(folder / record.file)))
+        comparisons = [
+            _Comparison(ftype, stack.enter_context(GgufSource(folder / record.file)))
             for ftype, record in bundle.decoders.files.items()
-        }
-        for decoder in decoders.values():
+        ]
+        for comparison in comparisons:
             if not is_same:
-                decoder.problems.append(
-                    f"{decoder.source.path} was not made from {checkpoint}: give its own checkpoint."
+                comparison.problems.append(
+                    f"{comparison.decoder.path} was not made from {checkpoint}: give its own checkpoint."
                 )
-            decoder.check_names_and_shapes(model.tensors.decoder)
+            comparison.check_names_and_shapes(model.tensors.decoder)
         for name, tensor in model.tensors.decoder.items():
-            comparable = [decoder for decoder in decoders.values() if name in decoder.tensors]
-            errors = relative_errors(tensor, [decoder.tensors[name] for decoder in comparable], executor)
-            for decoder, error in zip(comparable, errors, strict=True):
-                decoder.add(name, error)
-    return tuple(decoder.result() for decoder in decoders.values())
+            having = [comparison for comparison in comparisons if name in comparison.tensors]
+            errors = relative_errors(tensor, [comparison.tensors[name] for comparison in having], executor)
+            for comparison, error in zip(having, errors, strict=True):
+                comparison.add(name, error)
+    return tuple(comparison.result() for comparison in comparisons)
 
 
 def relative_errors(tensor: TensorSource, stored: Sequence[GgufTensor], executor: Executor) -> list[float]:
@@ -110,12 +110,12 @@ def _dequantized(tensor: GgufTensor, start: int, stop: int) -> NDArray[np.float3
 
 
 class _Comparison:
-    """A decoder while it is compared; ``tensors`` are those that can be."""
+    """A ``decoder`` while it is compared with the checkpoint; ``tensors`` are those that can be compared."""
 
-    def __init__(self, ftype: DecoderFtype, source: GgufSource) -> None:
+    def __init__(self, ftype: DecoderFtype, decoder: GgufSource) -> None:
         self.ftype = ftype
-        self.source = source
-        self.tensors = {tensor.name: tensor for tensor in source.tensors}
+        self.decoder = decoder
+        self.tensors = {tensor.name: tensor for tensor in decoder.tensors}
         self.problems: list[str] = []
         self._errors: dict[QType, dict[str, float]] = {}
 
@@ -150,7 +150,7 @@ class _Comparison:
         """The findings, the types of the most bits first."""
         return DecoderComparison(
             ftype=self.ftype,
-            file=self.source.path.name,
+            file=self.decoder.path.name,
             errors=tuple(
                 QtypeError(
                     qtype=qtype.name,
@@ -167,4 +167,4 @@ class _Comparison:
         )
 
     def _note(self, name: str, problem: str) -> None:
-        self.problems.append(f"{self.source.path} does not fit the checkpoint: tensor {name} {problem}.")
+        self.problems.append(f"{self.decoder.path} does not fit the checkpoint: tensor {name} {problem}.")
