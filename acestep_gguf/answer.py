@@ -29,7 +29,9 @@ class Usage:
 class Timings:
     """Seconds, one after another: loading since the last answer, pictures, reading the prompt, writing.
 
-    ``prefill_tokens`` and ``decode_tokens`` are the positions computed in ``prefill_s`` and ``decode_s``.
+    ``prefill_tokens`` and ``decode_tokens`` are the positions computed in ``prefill_s`` and ``decode_s``. The
+    first token of an answer costs none: it is chosen from what the last position of the prompt gave. Nor does
+    a call of llama.cpp that was cancelled.
     """
 
     load_s: float
@@ -40,19 +42,23 @@ class Timings:
     decode_tokens: int
 
     @property
-    def prefill_tokens_per_s(self) -> float:
-        """Speed of reading the prompt."""
-        return self.prefill_tokens / self.prefill_s if self.prefill_s else 0.0
+    def prefill_tokens_per_s(self) -> float | None:
+        """Speed of reading the prompt; None if nothing was computed."""
+        return _speed(self.prefill_tokens, self.prefill_s)
 
     @property
-    def decode_tokens_per_s(self) -> float:
-        """Speed of writing the answer."""
-        return self.decode_tokens / self.decode_s if self.decode_s else 0.0
+    def decode_tokens_per_s(self) -> float | None:
+        """Speed of writing the answer; None if nothing was computed."""
+        return _speed(self.decode_tokens, self.decode_s)
 
     @property
     def total_s(self) -> float:
-        """All together."""
+        """Seconds from the question to the end of the answer, and of loading before it."""
         return self.load_s + self.image_s + self.prefill_s + self.decode_s
+
+
+def _speed(n_tokens: int, seconds: float) -> float | None:
+    return n_tokens / seconds if n_tokens and seconds else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

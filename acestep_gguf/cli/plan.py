@@ -1,6 +1,7 @@
 """``acestep-gguf plan``: what would go where, on this machine or another."""
 
 from dataclasses import replace
+from math import inf, nan
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,10 +9,27 @@ import typer
 from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import AsJson, BundleFolder
 from acestep_gguf.cli.terminal import json_text
+from acestep_gguf.errors import UsageError
 from acestep_gguf.options import EngineOptions
 
 if TYPE_CHECKING:
     from acestep_gguf.plan.machine import Machine
+
+
+def rate(argument: str) -> float:
+    """Operations a second, such as 2e12.
+
+    Raises:
+        typer.BadParameter: not a number above 0.
+    """
+    try:
+        number = float(argument)
+    except ValueError:
+        number = nan
+    if not 0 < number < inf:  # NaN fails both
+        raise typer.BadParameter(f"{argument!r} is not a number above 0.")
+    return number
+
 
 Bandwidth = Annotated[str | None, typer.Option(metavar="SIZE", help="Bytes a second, such as 50GB.")]
 
@@ -34,10 +52,11 @@ def plan(
     pcie_bandwidth: Bandwidth = None,
     disk_bandwidth: Bandwidth = None,
     cpu_flops: Annotated[
-        float | None, typer.Option(help="Operations a second of the CPU in prefill.")
+        float | None,
+        typer.Option(parser=rate, help="Operations a second of the CPU in prefill, such as 2e11."),
     ] = None,
     gpu_flops: Annotated[
-        float | None, typer.Option(help="Operations a second of the GPU in prefill.")
+        float | None, typer.Option(parser=rate, help="Operations a second of the GPU in prefill.")
     ] = None,
     as_json: AsJson = False,
     engine: EngineOptions,
@@ -55,10 +74,10 @@ def plan(
     from acestep_gguf.plan.speed import Rates, measured_rates
 
     rates = Rates(
-        ram=_size(ram_bandwidth, "--ram-bandwidth"),
-        vram=_size(vram_bandwidth, "--vram-bandwidth"),
-        pcie=_size(pcie_bandwidth, "--pcie-bandwidth"),
-        disk=_size(disk_bandwidth, "--disk-bandwidth"),
+        ram=_bandwidth(ram_bandwidth, "--ram-bandwidth"),
+        vram=_bandwidth(vram_bandwidth, "--vram-bandwidth"),
+        pcie=_bandwidth(pcie_bandwidth, "--pcie-bandwidth"),
+        disk=_bandwidth(disk_bandwidth, "--disk-bandwidth"),
         cpu_flops=cpu_flops,
         gpu_flops=gpu_flops,
     )
@@ -76,10 +95,15 @@ def plan(
     print(json_text(plan_facts(made)) if as_json else plan_table(made))
 
 
-def _size(text: str | None, name: str) -> int | None:
+def _bandwidth(text: str | None, name: str) -> int | None:
     from acestep_gguf.sizes import parse_size
 
-    return None if text is None else parse_size(text, name)
+    if text is None:
+        return None
+    size = parse_size(text, name)
+    if size == 0:
+        raise UsageError(f"{name} is 0: leave it out if it is not known.")
+    return size
 
 
 def _told_machine(ram: str | None, vram: list[str]) -> "Machine":

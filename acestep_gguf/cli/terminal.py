@@ -213,11 +213,15 @@ def statistics(answer: "Answer") -> str:
     of_prompt = f"{usage.image_tokens} of pictures, {usage.cached_tokens} known from before"
     return (
         f"[load {timings.load_s:.2f} s | pictures {timings.image_s:.2f} s | "
-        f"prompt {usage.prompt_tokens} tokens ({of_prompt}) {timings.prefill_s:.2f} s, "
-        f"{timings.prefill_tokens_per_s:.1f} tokens/s | "
-        f"answer {usage.completion_tokens} tokens {timings.decode_s:.2f} s, "
-        f"{timings.decode_tokens_per_s:.1f} tokens/s | {answer.finish_reason}]"
+        f"prompt {usage.prompt_tokens} tokens ({of_prompt}) {timings.prefill_s:.2f} s"
+        f"{_speed(timings.prefill_tokens_per_s)} | "
+        f"answer {usage.completion_tokens} tokens {timings.decode_s:.2f} s"
+        f"{_speed(timings.decode_tokens_per_s)} | {answer.finish_reason}]"
     )
+
+
+def _speed(tokens_per_s: float | None) -> str:
+    return "" if tokens_per_s is None else f", {tokens_per_s:.1f} tokens/s"
 
 
 def printable(text: object) -> str:

@@ -122,8 +122,8 @@ class AnswerWriter:
                 image_s=encoding.take(),
                 prefill_s=prefilling.take(),
                 decode_s=decoding.take(),
-                prefill_tokens=n_prompt - n_cached,
-                decode_tokens=len(tokens),
+                prefill_tokens=min(self._decoder.n_past, n_prompt) - n_cached,
+                decode_tokens=max(self._decoder.n_past - n_prompt, 0),
             ),
         )
         yield Chunk(text="", answer=answer)

@@ -13,6 +13,9 @@ from acestep_gguf.options import SamplingParams
 if TYPE_CHECKING:
     from acestep_gguf.grammar.matcher import Matcher
 
+# Draws below it are those of the most probable token, but where two logits are the same but for rounding; far
+# below, logits divided by it are not finite in float32, and llama.cpp draws nonsense from them.
+LEAST_TEMPERATURE: Final = 1e-6
 PENALTY_LAST_N: Final = 64  # llama.cpp's default window of the repeat penalty
 
 
@@ -31,11 +34,12 @@ class Sampler(Handle):
         self._model = model
         self._matcher = matcher
         # llama.cpp would first copy all logits: 1 % of the time of a token of a small decoder.
-        self._takes_largest = params.temperature == 0.0 and params.repeat_penalty == 1.0
+        is_greedy = params.temperature < LEAST_TEMPERATURE
+        self._takes_largest = is_greedy and params.repeat_penalty == 1.0
         if params.repeat_penalty != 1.0:
             penalty = (model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, 0.0, 0.0)
             self._add(lib.llama_sampler_init_penalties(*penalty))
-        if params.temperature == 0.0:
+        if is_greedy:
             self._add(lib.llama_sampler_init_greedy())
             return
         self._add(lib.llama_sampler_init_top_k(params.top_k))

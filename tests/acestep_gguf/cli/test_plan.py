@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 COMMAND = [sys.executable, "-m", "acestep_gguf.cli"]
 
 
@@ -41,6 +43,16 @@ def test_a_plan_that_cannot_fit_is_refused_in_one_line(tiny_bundle: Path) -> Non
     assert done.returncode == 1
     assert done.stderr.startswith("error: context ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--cpu-flops", "--gpu-flops", "--ram-bandwidth", "--disk-bandwidth"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "fast"])
+def test_rates_that_are_none(tiny_bundle: Path, option: str, value: str) -> None:
+    done = run("plan", str(tiny_bundle), option, value)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert option in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_run_says_its_plan_on_one_line(tiny_bundle: Path) -> None:

@@ -215,6 +215,11 @@ def test_cancelling(tiny_bundle: Path, picture: Path, after: int) -> None:
         assert chunk.answer.finish_reason == "cancelled"
         assert chunk.answer.text == "".join(texts)
         assert after < chunk.answer.usage.completion_tokens < 300
+        # The first token costs no call, and the call that was cancelled gave none.
+        assert chunk.answer.timings.decode_tokens == chunk.answer.usage.completion_tokens - 1
+        assert (chunk.answer.timings.decode_tokens_per_s is None) == (
+            chunk.answer.usage.completion_tokens == 1
+        )
         assert model.generate("What is this?", [picture], max_tokens=12).text == expected.text
 
 
@@ -233,6 +238,8 @@ def test_another_thread_cancels_while_the_prompt_is_read(tiny_bundle: Path) -> N
         ended.set()
         canceller.join()
         assert (answer.finish_reason, answer.text, answer.tokens) == ("cancelled", "", ())
+        assert answer.timings.prefill_tokens < answer.usage.prompt_tokens
+        assert (answer.timings.decode_tokens, answer.timings.decode_tokens_per_s) == (0, None)
         assert model.generate(question, max_tokens=5).finish_reason != "cancelled"
 
 

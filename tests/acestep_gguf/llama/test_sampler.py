@@ -52,6 +52,16 @@ def test_the_same_seed_draws_the_same(weights: Model, context: Context) -> None:
     assert len(set(draws(3))) > 5
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-44, 1e-40, 1e-38, 1e-7, 1e-6])
+def test_a_temperature_of_nearly_nothing_is_greedy(
+    weights: Model, context: Context, temperature: float
+) -> None:
+    """Logits divided by 1e-38 are infinite, and their softmax is not a number."""
+    context.decode_tokens(TOKENS, 0, n_outputs=1)
+    with Sampler(weights, SamplingParams(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0)) as sampler:
+        assert {sampler.sample(context) for _ in range(10)} == {int(np.argmax(context.logits()))}
+
+
 def test_top_k_1_is_greedy(weights: Model, context: Context) -> None:
     context.decode_tokens(TOKENS, 0, n_outputs=1)
     with Sampler(weights, SamplingParams(temperature=5.0, top_k=1)) as sampler:
