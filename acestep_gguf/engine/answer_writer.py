@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.answer import Answer, Chunk, FinishReason, Timings, Usage
+from acestep_gguf.answer import Chunk
 from acestep_gguf.bundle.schema import PromptSpec
 from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.decoding.speculation import Speculation
 from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.turns import Stopwatch
+from acestep_gguf.engine.writing import Spelling, Writing
 from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.backend import Interrupted, StopFlag
 from acestep_gguf.llama.sampler import PENALTY_LAST_N, Sampler
 from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.segments import Segment, segments_after
-from acestep_gguf.prompt.text_stream import TextStream
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.encoder import ImageEncoder, Picture
 
@@ -57,9 +57,8 @@ class AnswerWriter:
         self._speculation = speculation
         self._cache = cache
         self._loading = loading
-        self._strip_space = spec.space_prefix != "never"
         self._prompts = PromptBuilder(spec, self._model.tokenize, self._model.token_bytes)
-        self._stop_tokens = frozenset(spec.control_tokens[token] for token in spec.stop_tokens)
+        self._spelling = Spelling.of(spec, self._model)
         self._stop_flag = StopFlag()
 
     def cancel(self) -> None:
@@ -70,61 +69,37 @@ class AnswerWriter:
     def chunks(self, question: Question) -> Generator[Chunk, None, None]:
         """The answer as it is written; the last chunk has the whole of it, and no text."""
         prompt = self._prompts.build(*question.as_messages())
-        n_image_tokens = self._encoder.n_tokens * len(prompt.images)
-        n_prompt = len(prompt.text_tokens) + n_image_tokens
-        self._decoder.check_fits(n_prompt)
-        options = question.options
-        text = TextStream(options.stop, strip_space=self._strip_space)
-        encoding, prefilling, decoding = Stopwatch(), Stopwatch(), Stopwatch()
-        n_cached, tokens = 0, list[int]()
-        finish_reason: FinishReason = "cancelled"
+        writing = Writing(
+            prompt, self._encoder.n_tokens * len(prompt.images), question.options, self._spelling
+        )
+        self._decoder.check_fits(writing.n_prompt)
         self._stop_flag = StopFlag()
         self._decoder.context.watch(self._stop_flag)
         try:
-            with encoding:
+            with writing.encoding:
                 pictures = [self._encoder.prepare(image) for image in prompt.images]
             segments = prompt.segments([picture.input for picture in pictures])
-            with prefilling:
-                n_cached = self._decoder.reuse(segments, exact=options.exact)
+            with writing.prefilling:
+                writing.n_cached = self._decoder.reuse(segments, exact=question.options.exact)
                 self._decoder.prefill(segments)  # the tower may still be loading
-            embeds = self._encode(segments, pictures, encoding)
-            with prefilling:
+            embeds = self._encode(segments, pictures, writing.encoding)
+            with writing.prefilling:
                 self._decoder.prefill(segments, embeds)
-            with Sampler(self._model, options, self._matcher(options)) as sampler:
+            with Sampler(self._model, question.options, self._matcher(question.options)) as sampler:
                 sampler.accept(prompt.text_tokens[-PENALTY_LAST_N:])
+                n_new = writing.n_prompt - writing.n_cached
+                reading_s = writing.encoding.seconds + writing.prefilling.seconds * writing.n_prompt / n_new
                 chosen = self._speculation.tokens(
-                    self._decoder,
-                    sampler,
-                    prompt,
-                    segments,
-                    self._stop_flag,
-                    reading_s=encoding.seconds + prefilling.seconds * n_prompt / (n_prompt - n_cached),
+                    self._decoder, sampler, prompt, segments, self._stop_flag, reading_s=reading_s
                 )
-                finish_reason = yield from self._write(chosen, tokens, text, options.max_tokens, decoding)
+                yield from self._write(chosen, writing)
         except Interrupted:
             pass
         finally:
             self._keep_on_disk()
-        answer = Answer(
-            text=text.so_far,
-            tokens=tuple(tokens),
-            finish_reason=finish_reason,
-            usage=Usage(
-                prompt_tokens=n_prompt,
-                image_tokens=n_image_tokens,
-                cached_tokens=n_cached,
-                completion_tokens=len(tokens),
-                drafted_tokens=self._speculation.pace.n_drafted,
-                accepted_tokens=self._speculation.pace.n_accepted,
-            ),
-            timings=Timings(
-                load_s=self._loading.take(),
-                image_s=encoding.take(),
-                prefill_s=prefilling.take(),
-                decode_s=decoding.take(),
-                prefill_tokens=min(self._decoder.n_past, n_prompt) - n_cached,
-                decode_tokens=max(self._decoder.n_past - n_prompt, 0),
-            ),
+        pace = self._speculation.pace
+        answer = writing.answer(
+            load_s=self._loading.take(), drafted_tokens=pace.n_drafted, accepted_tokens=pace.n_accepted
         )
         yield Chunk(text="", answer=answer)
 
@@ -165,37 +140,19 @@ class AnswerWriter:
                 raise
         return embeds
 
-    def _write(
-        self,
-        chosen: Iterator[int],
-        tokens: list[int],
-        text: TextStream,
-        max_tokens: int,
-        decoding: Stopwatch,
-    ) -> Generator[Chunk, None, FinishReason]:
-        """Chunks of the answer, whose tokens are added to ``tokens``; returns why it ended."""
-        finish_reason: FinishReason = "length"
-        while len(tokens) < max_tokens and finish_reason == "length":
+    def _write(self, chosen: Iterator[int], writing: Writing) -> Generator[Chunk, None, None]:
+        """Chunks of the answer until it ends."""
+        while writing.finish_reason is None:
             try:
-                with decoding:
+                with writing.decoding:
                     token = next(chosen, None)
             except Interrupted:
-                finish_reason = "cancelled"
-                break
-            if token is None:
-                break
-            if token in self._stop_tokens:
-                finish_reason = "stop"
-                break
-            tokens.append(token)
-            if piece := text.feed(self._model.token_bytes(token)):
+                piece = writing.end("cancelled")
+            else:
+                piece = writing.end("length") if token is None else writing.take(token)
+            if piece:
                 yield Chunk(text=piece)
-            if text.stopped:
-                finish_reason = "stop"
             self._keep_on_disk()  # not before the first token is out
-        if piece := text.finish():
-            yield Chunk(text=piece)
-        return finish_reason
 
     def _keep_on_disk(self) -> None:
         if self._cache is not None:

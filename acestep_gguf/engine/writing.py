@@ -1,0 +1,95 @@
+"""An answer while it is written: tokens come in, text goes out, until something ends it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from acestep_gguf.answer import Answer, FinishReason, Timings, Usage
+from acestep_gguf.bundle.schema import PromptSpec
+from acestep_gguf.engine.turns import Stopwatch
+from acestep_gguf.llama.binding import Model
+from acestep_gguf.options import AnswerOptions
+from acestep_gguf.prompt.builder import Prompt
+from acestep_gguf.prompt.text_stream import TextStream
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How the tokens that a model writes become text, and which of them end it."""
+
+    token_bytes: Callable[[int], bytes]
+    stop_tokens: frozenset[int]
+    strip_space: bool
+
+    @classmethod
+    def of(cls, spec: PromptSpec, model: Model) -> Self:
+        """What bundle.json says of ``model``."""
+        stop_tokens = frozenset(spec.control_tokens[token] for token in spec.stop_tokens)
+        return cls(model.token_bytes, stop_tokens, strip_space=spec.space_prefix != "never")
+
+
+class Writing:
+    """The tokens and the text of one answer so far, and how long each part of it took.
+
+    Args:
+        prompt: what it answers.
+        n_image_tokens: positions of the prompt's pictures together.
+        options: when it ends.
+        spelling: of its tokens.
+    """
+
+    def __init__(
+        self, prompt: Prompt, n_image_tokens: int, options: AnswerOptions, spelling: Spelling
+    ) -> None:
+        self.options = options
+        self.n_image_tokens = n_image_tokens
+        self.n_prompt = len(prompt.text_tokens) + n_image_tokens
+        self.n_cached = 0  # positions of the prompt that were computed before
+        self.tokens: list[int] = []
+        self.finish_reason: FinishReason | None = None  # None while it goes on
+        self.encoding, self.prefilling, self.decoding = Stopwatch(), Stopwatch(), Stopwatch()
+        self._spelling = spelling
+        self._text = TextStream(options.stop, strip_space=spelling.strip_space)
+
+    def take(self, token: int) -> str:
+        """Add the next token; the text that is certain now."""
+        if token in self._spelling.stop_tokens:
+            return self.end("stop")
+        self.tokens.append(token)
+        piece = self._text.feed(self._spelling.token_bytes(token))
+        if self._text.stopped:
+            self.finish_reason = "stop"
+        elif len(self.tokens) == self.options.max_tokens:
+            piece += self.end("length")
+        return piece
+
+    def end(self, reason: FinishReason) -> str:
+        """End it, unless it has ended; the text that was held back."""
+        if self.finish_reason is not None:
+            return ""
+        self.finish_reason = reason
+        return self._text.finish()
+
+    def answer(self, *, load_s: float = 0.0, drafted_tokens: int = 0, accepted_tokens: int = 0) -> Answer:
+        """The answer, which is cancelled if nothing has ended it."""
+        return Answer(
+            text=self._text.so_far,
+            tokens=tuple(self.tokens),
+            finish_reason=self.finish_reason or "cancelled",
+            usage=Usage(
+                prompt_tokens=self.n_prompt,
+                image_tokens=self.n_image_tokens,
+                cached_tokens=self.n_cached,
+                completion_tokens=len(self.tokens),
+                drafted_tokens=drafted_tokens,
+                accepted_tokens=accepted_tokens,
+            ),
+            timings=Timings(
+                load_s=load_s,
+                image_s=self.encoding.seconds,
+                prefill_s=self.prefilling.seconds,
+                decode_s=self.decoding.seconds,
+                prefill_tokens=self.n_prompt - self.n_cached,
+                decode_tokens=len(self.tokens),
+            ),
+        )
