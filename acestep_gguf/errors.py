@@ -59,6 +59,10 @@ class UsageError(AceStepError):
     """A setting is out of its range, or a closed or busy model is used."""
 
 
+class QueueFullError(AceStepError):
+    """As many questions wait as may; ask again later."""
+
+
 class MemoryShortageError(AceStepError):
     """No plan fits into the memory that there is; the message names the nearest ones that would."""
 

@@ -22,6 +22,7 @@ SpecType = Literal["none", "ngram-simple"]
 
 SPEC_TYPES: Final[tuple[SpecType, ...]] = get_args(SpecType)
 MOST_DRAFT_MAX: Final = 64
+MOST_PARALLEL: Final = 256
 
 Options = TypeVar("Options", "EngineOptions", "AnswerOptions")
 
@@ -56,6 +57,7 @@ class EngineOptions:
         use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
         n_batch, n_ubatch, n_gpu_layers, offload_kqv, type_k, type_v, flash_attn, use_mmap, use_mlock: as in
             llama.cpp.
+        n_parallel: answers that ``batch`` writes together, each with a context of its own; -1: as many as fit.
         allow_paging: run even if weights do not fit into memory and are read from disk again and again.
         image_tokens: tokens of a picture at most: those that say most of it are kept. By default all.
         spec_type: "ngram-simple" guesses ahead what followed the last tokens before (see speculation.py).
@@ -102,6 +104,9 @@ class EngineOptions:
         bool | None, _flag("--mmap/--no-mmap", help="Map the weights' file, or read it into memory.")
     ] = None
     use_mlock: Annotated[bool | None, _flag("--mlock", help="Keep the weights from being paged out.")] = None
+    n_parallel: Annotated[
+        int, _flag("-np", "--parallel", help="Answers that `batch` writes together; -1: as many as fit.")
+    ] = 1
     allow_paging: Annotated[
         bool, _flag("--allow-paging", help="Run even if weights do not fit and are read again and again.")
     ] = False
@@ -152,11 +157,14 @@ class EngineOptions:
                 settings=["spec_type", "draft"],
             )
         check_integer("draft_max", self.draft_max, 1, MOST_DRAFT_MAX)
+        check_integer("n_parallel", self.n_parallel, -1, MOST_PARALLEL)
+        if self.n_parallel == 0:
+            raise UsageError("n_parallel is 0: give 1 or more, or -1.", settings=["n_parallel"])
 
     @property
-    def n_outputs_max(self) -> int:
-        """Positions of one call of the decoder that give logits: guesses are judged by theirs."""
-        return 1 + self.draft_max if self.spec_type != "none" or self.draft is not None else 1
+    def n_guesses(self) -> int:
+        """Tokens that are guessed ahead at a time, at most."""
+        return self.draft_max if self.spec_type != "none" or self.draft is not None else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,291 @@
+"""Several answers at a time in one context: questions come in, chunks go out, and a free place is taken at once.
+
+Each answer has a sequence of its own. A question is read by itself, so that its numbers are to the bit what they
+are for one answer at a time; then all answers go on by a token each in one call, which takes little longer than a
+call for one of them. What a prompt has in common with one that was read before is not read again. The tower
+encodes the pictures of the next questions while answers are written.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from acestep_gguf.answer import Chunk, FinishReason
+from acestep_gguf.bundle.schema import PromptSpec
+from acestep_gguf.decoding.decoder import Decoder, append_each
+from acestep_gguf.engine.batch import Outcome
+from acestep_gguf.engine.question import Question
+from acestep_gguf.engine.writing import Spelling, Writing
+from acestep_gguf.errors import AceStepError, DecodeError, QueueFullError
+from acestep_gguf.llama.backend import Interrupted, StopFlag
+from acestep_gguf.llama.sampler import PENALTY_LAST_N, Sampler
+from acestep_gguf.prompt.builder import Prompt, PromptBuilder
+from acestep_gguf.prompt.segments import Segment
+from acestep_gguf.storage.disk_cache import DiskCache
+from acestep_gguf.vision.encoder import ImageEncoder
+
+FloatArray = npt.NDArray[np.float32]
+
+ENCODED_AHEAD: Final = 2  # questions whose pictures are encoded before there is a place for them
+COPIED_TOKENS: Final = 32  # to read fewer takes no longer than to copy a sequence
+
+
+@dataclass(eq=False)
+class Request:
+    """A question that was submitted, and what has become of it so far."""
+
+    question: Question
+    is_cancelled: bool = False
+    prepared: Future["_Prepared"] | None = None
+
+
+# What came of a request in one step; the last of its events is an error, or a chunk with the whole answer.
+Event = tuple[Request, Chunk | AceStepError]
+
+
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A prompt and the image embeds that it needs, by their keys, float32 [n_tokens, n_embd]."""
+
+    prompt: Prompt
+    segments: Sequence[Segment]
+    embeds: dict[bytes, FloatArray]
+    writing: Writing
+
+
+@dataclass(frozen=True, eq=False)
+class _Running:
+    """An answer that is being written, in a sequence of its own."""
+
+    request: Request
+    decoder: Decoder
+    writing: Writing
+    sampler: Sampler
+
+
+class Scheduler:
+    """Answers requests in the order in which they were submitted, as many together as there are sequences.
+
+    All methods but ``cancel`` are one thread's.
+
+    Args:
+        spec: how messages become tokens.
+        encoder: of pictures.
+        decoders: of the sequences of one context; what they have read and written is reused.
+        cache: of what is kept on disk, told when to write.
+        n_waiting: requests at most that wait for a place.
+    """
+
+    def __init__(
+        self,
+        *,
+        spec: PromptSpec,
+        encoder: ImageEncoder,
+        decoders: Sequence[Decoder],
+        cache: DiskCache | None,
+        n_waiting: int,
+    ) -> None:
+        self._context = decoders[0].context
+        self._check_fits = decoders[0].check_fits
+        self._encoder = encoder
+        self._cache = cache
+        self._n_waiting = n_waiting
+        self._waiting: deque[Request] = deque()
+        self._free = deque(decoders)  # whose answer ended longest ago comes first
+        self._running: list[_Running] = []
+        self._prompts = PromptBuilder(spec, self._context.model.tokenize, self._context.model.token_bytes)
+        self._spelling = Spelling.of(spec, self._context.model)
+        self._tower_thread = ThreadPoolExecutor(1, thread_name_prefix="vision tower")
+        self._stop_flag = StopFlag()
+        self._context.watch(self._stop_flag)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request may be submitted."""
+        return len(self._waiting) < self._n_waiting
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._waiting and not self._running
+
+    def submit(self, question: Question) -> Request:
+        """Put a question at the end of the queue.
+
+        Raises:
+            QueueFullError: there is no room for it.
+        """
+        if not self.has_room:
+            raise QueueFullError(f"{len(self._waiting)} questions wait already: ask again later.")
+        request = Request(question)
+        self._waiting.append(request)
+        self._encode_ahead()
+        return request
+
+    def cancel(self, request: Request) -> None:
+        """End a request at the next step: its answer so far is its last event. Any thread may."""
+        request.is_cancelled = True
+
+    def step(self) -> list[Event]:
+        """Read one question, or write one token of each answer; what came of it.
+
+        Raises:
+            Interrupted: the scheduler is being closed.
+        """
+        if events := self._end_cancelled():
+            return events
+        if self._free and self._waiting and (not self._running or self._is_ready(self._waiting[0])):
+            return self._begin(self._waiting.popleft())
+        return self._write() if self._running else []
+
+    def close(self) -> None:
+        """End all requests without an event, and leave the sequences to others."""
+        self._stop_flag.set()
+        self._encoder.stop()
+        self._tower_thread.shutdown(cancel_futures=True)
+        for running in [*self._running]:
+            self._leave(running)
+        self._waiting.clear()
+
+    def _end_cancelled(self) -> list[Event]:
+        events: list[Event] = []
+        for request in [request for request in self._waiting if request.is_cancelled]:
+            self._waiting.remove(request)
+            nothing = Writing(Prompt((), ()), 0, request.question.options, self._spelling)
+            events.append((request, Chunk(text="", answer=nothing.answer())))
+        for running in [running for running in self._running if running.request.is_cancelled]:
+            events += self._end(running)
+        return events
+
+    def _encode_ahead(self) -> None:
+        for request in islice(self._waiting, ENCODED_AHEAD):
+            if request.prepared is None:
+                request.prepared = self._tower_thread.submit(self._prepare, request.question)
+
+    @staticmethod
+    def _is_ready(request: Request) -> bool:
+        return request.prepared is not None and request.prepared.done()
+
+    def _prepare(self, question: Question) -> _Prepared:
+        """Build the prompt and encode its pictures, in the tower's thread."""
+        prompt = self._prompts.build(*question.as_messages())
+        writing = Writing(
+            prompt, self._encoder.n_tokens * len(prompt.images), question.options, self._spelling
+        )
+        self._check_fits(writing.n_prompt)
+        with writing.encoding:
+            pictures = [self._encoder.prepare(image) for image in prompt.images]
+            embeds = {picture.input.key: self._encoder.rows(picture) for picture in pictures}
+        return _Prepared(prompt, prompt.segments([picture.input for picture in pictures]), embeds, writing)
+
+    def _begin(self, request: Request) -> list[Event]:
+        """Read a question in a free sequence, and choose the first token of its answer."""
+        prepared, request.prepared = request.prepared, None
+        assert prepared is not None  # noqa: S101 (the first that wait are prepared when they come to the front)
+        self._encode_ahead()
+        options = request.question.options
+        try:
+            read = prepared.result()
+            decoder = self._free_decoder(read.segments, exact=options.exact)
+            with read.writing.prefilling:
+                read.writing.n_cached = decoder.reuse(read.segments, exact=options.exact)
+                decoder.prefill(read.segments, read.embeds)
+        except AceStepError as error:
+            return [(request, error)]
+        finally:
+            if self._cache is not None:
+                self._cache.write()
+        sampler = Sampler(self._context.model, options)
+        sampler.accept(read.prompt.text_tokens[-PENALTY_LAST_N:])
+        running = _Running(request, decoder, read.writing, sampler)
+        self._free.remove(decoder)
+        self._running.append(running)
+        return self._take(running, -1)
+
+    def _free_decoder(self, segments: Sequence[Segment], *, exact: bool) -> Decoder:
+        """The free one that has computed most of the prompt; or a copy of a busy one, if that has more."""
+        decoders = (*self._free, *(running.decoder for running in self._running))
+        n_reusable = {decoder: decoder.n_reusable(segments, exact=exact) for decoder in decoders}
+        free = max(self._free, key=lambda decoder: n_reusable[decoder])
+        best = max(decoders, key=lambda decoder: n_reusable[decoder])
+        if n_reusable[best] < n_reusable[free] + COPIED_TOKENS:
+            return free
+        self._free[0].copy_of(best)
+        return self._free[0]
+
+    def _write(self) -> list[Event]:
+        """One more token of each answer."""
+        if full := [running for running in self._running if running.decoder.n_past == running.decoder.n_ctx]:
+            return [event for running in full for event in self._end(running, "length")]
+        together = [*self._running]
+        try:
+            with ExitStack() as clocks:
+                for running in together:
+                    clocks.enter_context(running.writing.decoding)
+                append_each(
+                    [running.decoder for running in together],
+                    [running.writing.tokens[-1] for running in together],
+                )
+        except DecodeError as error:
+            for running in together:
+                self._leave(running)
+            return [(running.request, error) for running in together]
+        return [
+            event for i, running in enumerate(together) for event in self._take(running, i - len(together))
+        ]
+
+    def _take(self, running: _Running, output: int) -> list[Event]:
+        """Choose the next token from an output of the last call, and give out what text it makes certain."""
+        try:
+            token = running.sampler.sample(self._context, output)
+        except DecodeError as error:
+            running.decoder.reset()
+            self._leave(running)
+            return [(running.request, error)]
+        piece = running.writing.take(token)
+        events: list[Event] = [(running.request, Chunk(text=piece))] if piece else []
+        return events if running.writing.finish_reason is None else events + self._end(running)
+
+    def _end(self, running: _Running, reason: FinishReason = "cancelled") -> list[Event]:
+        piece = running.writing.end(reason)
+        self._leave(running)
+        chunks = [Chunk(text=piece)] if piece else []
+        return [(running.request, chunk) for chunk in (*chunks, Chunk(text="", answer=running.writing.answer()))]
+
+    def _leave(self, running: _Running) -> None:
+        running.sampler.close()
+        self._running.remove(running)
+        self._free.append(running.decoder)
+
+
+def answer_all(scheduler: Scheduler, questions: Iterable[Question]) -> Generator[Outcome, None, None]:
+    """Outcomes as they come; a question is taken when there is room for it."""
+    source = enumerate(questions)
+    indices: dict[Request, int] = {}
+    is_exhausted = False
+    with scheduler, suppress(Interrupted):
+        while not (is_exhausted and scheduler.is_idle):
+            while scheduler.has_room and not is_exhausted:
+                index, question = next(source, (-1, None))
+                if question is None:
+                    is_exhausted = True
+                else:
+                    indices[scheduler.submit(question)] = index
+            for request, what in scheduler.step():
+                if isinstance(what, AceStepError):
+                    yield Outcome(indices.pop(request), error=what)
+                elif what.answer is not None:
+                    yield Outcome(indices.pop(request), answer=what.answer)
