@@ -57,7 +57,7 @@ class EngineOptions:
         use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
         n_batch, n_ubatch, n_gpu_layers, offload_kqv, type_k, type_v, flash_attn, use_mmap, use_mlock: as in
             llama.cpp.
-        n_parallel: answers that ``batch`` writes together, each with a context of its own; -1: as many as fit.
+        n_parallel: answers that ``batch`` writes together, each in ``n_ctx`` of its own; -1: what fits.
         allow_paging: run even if weights do not fit into memory and are read from disk again and again.
         image_tokens: tokens of a picture at most: those that say most of it are kept. By default all.
         spec_type: "ngram-simple" guesses ahead what followed the last tokens before (see speculation.py).

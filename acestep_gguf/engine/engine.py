@@ -19,6 +19,7 @@ from acestep_gguf.decoding.speculation import Speculation
 from acestep_gguf.engine.answer_writer import AnswerWriter
 from acestep_gguf.engine.batch import Outcome, one_by_one
 from acestep_gguf.engine.question import Question
+from acestep_gguf.engine.scheduler import ENCODED_AHEAD, Scheduler, answer_all
 from acestep_gguf.engine.turns import Stopwatch, Turnstile
 from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.binding import Context, Model
@@ -98,7 +99,8 @@ class AceStep:
             )
             self.info = files.decoder(self.settings.quant).info
             self._begin_with(first)
-            self._decoder = self._load_decoder(files)
+            self._decoders = self._load_decoders(files)
+            self._decoder = self._decoders[0]
             draft = None if options.draft is None else self._load_draft(files, _folder(options.draft))
             self._speculation = Speculation(options.spec_type, options.draft_max, draft)
             self._writer = AnswerWriter(
@@ -167,7 +169,9 @@ class AceStep:
         Closing the iterator ends what is being written. An error of one question is its outcome; the errors
         that are raised are those that end all: UsageError, when the model is closed.
         """
-        return one_by_one(questions, self.generate)
+        if len(self._decoders) == 1:
+            return one_by_one(questions, self.generate)
+        return self._several(questions)
 
     def prepare_image(self, source: PictureSource) -> Picture:
         """A picture, opened and checked once: it may be given in the place of ``source`` in many prompts.
@@ -221,7 +225,8 @@ class AceStep:
         else:  # loading keeps one thread busy, be it of tower or decoder
             self._encoder.load_beside(first.pictures())
 
-    def _load_decoder(self, files: BundleModel) -> Decoder:
+    def _load_decoders(self, files: BundleModel) -> list[Decoder]:
+        """A decoder for each sequence of the context."""
         model = files.decoder(self.settings.quant)
         check_vocabulary(model.header, self.bundle.prompt, self.bundle.image)
         path = check_file(files.folder, self.bundle.decoder(self.settings.quant))
@@ -229,7 +234,8 @@ class AceStep:
         states = None
         if self._cache is not None:
             states = KVStates(self._cache, decoder_facts(path, loading, params))
-        return Decoder(Context(Model(path, loading), params), states)
+        context = Context(Model(path, loading), params)
+        return [Decoder(context, states, sequence=number) for number in range(params.n_seq_max)]
 
     def _load_draft(self, files: BundleModel, folder: Path) -> DraftModel:
         return DraftModel(
@@ -239,6 +245,18 @@ class AceStep:
             n_ctx=self.settings.n_ctx,
             cache=self._cache,
         )
+
+    def _several(self, questions: Iterable[Question]) -> Generator[Outcome, None, None]:
+        with self._turnstile.turn():
+            self._check_open()
+            scheduler = Scheduler(
+                spec=self.bundle.prompt,
+                encoder=self._encoder,
+                decoders=self._decoders,
+                cache=self._cache,
+                n_waiting=ENCODED_AHEAD,
+            )
+            yield from answer_all(scheduler, questions)
 
     def _answer(self, question: Question) -> Generator[Chunk, None, None]:
         with self._turnstile.turn():

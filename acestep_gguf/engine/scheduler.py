@@ -1,9 +1,9 @@
-"""Several answers at a time in one context: questions come in, chunks go out, and a free place is taken at once.
+"""Several answers at a time in one context: questions come in, chunks go out, a free place is taken at once.
 
-Each answer has a sequence of its own. A question is read by itself, so that its numbers are to the bit what they
-are for one answer at a time; then all answers go on by a token each in one call, which takes little longer than a
-call for one of them. What a prompt has in common with one that was read before is not read again. The tower
-encodes the pictures of the next questions while answers are written.
+Each answer has a sequence of its own. A question is read by itself, so that its numbers are to the bit what
+they are for one answer at a time; then all answers go on by a token each in one call, which takes little longer
+than a call for one of them. What a prompt has in common with one that was read before is not read again. The
+tower encodes the pictures of the next questions while answers are written.
 """
 
 from collections import deque
@@ -263,7 +263,9 @@ class Scheduler:
         piece = running.writing.end(reason)
         self._leave(running)
         chunks = [Chunk(text=piece)] if piece else []
-        return [(running.request, chunk) for chunk in (*chunks, Chunk(text="", answer=running.writing.answer()))]
+        return [
+            (running.request, chunk) for chunk in (*chunks, Chunk(text="", answer=running.writing.answer()))
+        ]
 
     def _leave(self, running: _Running) -> None:
         running.sampler.close()

@@ -153,7 +153,7 @@ def _ram_weights(
 
 def _buffer_parts(model: DecoderModel, settings: Settings, placement: Placement) -> Iterator[Part]:
     shape, params = model.shape, settings.context_params()
-    kv = kv_layer_bytes(shape, settings.n_ctx, settings.type_k, settings.type_v)
+    kv = settings.n_seq_max * kv_layer_bytes(shape, settings.n_ctx, settings.type_k, settings.type_v)
     compute = _compute_buffers(model, params, placement)
     for device in range(placement.n_gpus + 1):
         kind: Kind = "gpu" if device else "anonymous"

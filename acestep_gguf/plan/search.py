@@ -22,6 +22,7 @@ from acestep_gguf.plan.settings import Settings, Workload
 from acestep_gguf.plan.speed import Rates, Work
 
 N_BATCH: Final = 2048
+MOST_TOGETHER: Final = 16  # answers at a time; more gain little beside the memory of their contexts
 SMALLER_N_UBATCH: Final = (256, 128)
 SMALLER_CACHE_TYPES: Final[tuple[CacheType, ...]] = ("q8_0", "q4_0")
 CACHE_BLOCK: Final = 32  # llama.cpp wants a head to fill whole blocks of a quantized cache
@@ -129,6 +130,7 @@ class Search:
     def _best(self, quant: DecoderFtype, n_ctx: int) -> Settings:
         """What was set by hand, and beside it what suits the machine."""
         task, options = self.task, self.task.options
+        together = MOST_TOGETHER if options.n_parallel == -1 else options.n_parallel
         names = {field.name for field in fields(Settings)} - {"quant", "n_ctx", "vision"}
         chosen = {"n_batch": N_BATCH, **asdict(task.defaults)}
         if options.n_threads is not None:
@@ -138,6 +140,8 @@ class Search:
         return Settings(
             quant=quant,
             n_ctx=n_ctx,
+            n_seq_max=together,
+            n_outputs_max=max(1 + options.n_guesses, together),
             vision=task.bundle.vision(options.vision) if task.workload.images else None,
             **chosen,
         )
@@ -145,6 +149,11 @@ class Search:
     def _concessions(self) -> Iterator[Concession]:
         """What can be given up, in the order in which it is."""
         options, best = self.task.options, self.best
+        if options.n_parallel == -1:
+            fewer = [best.n_seq_max >> halved for halved in range(best.n_seq_max.bit_length())]
+            yield Concession(
+                [{"n_seq_max": n} for n in fewer], lambda change: f"{change['n_seq_max']} answers at a time"
+            )
         yield Concession(
             self._cache_types(), lambda change: f"KV cache {change.get('type_k', change['type_v'])}"
         )
