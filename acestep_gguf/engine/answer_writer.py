@@ -1,14 +1,11 @@
 """From a question to the chunks of its answer: build the prompt, encode pictures, prefill, decode."""
 
 from collections.abc import Generator, Iterator, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from acestep_gguf.answer import Chunk
-from acestep_gguf.bundle.schema import PromptSpec
 from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.decoding.speculation import Speculation
 from acestep_gguf.engine.question import Question
@@ -17,14 +14,10 @@ from acestep_gguf.engine.writing import Spelling, Writing
 from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.backend import Interrupted, StopFlag
 from acestep_gguf.llama.sampler import PENALTY_LAST_N, Sampler
-from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.segments import Segment, segments_after
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.encoder import ImageEncoder, Picture
-
-if TYPE_CHECKING:
-    from acestep_gguf.grammar.matcher import Matcher, Vocabulary
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -33,7 +26,8 @@ class AnswerWriter:
     """Writes one answer at a time.
 
     Args:
-        spec: how messages become tokens.
+        prompts: how messages become tokens.
+        spelling: how tokens become an answer.
         encoder: of pictures.
         decoder: what it has read and written is reused.
         speculation: how it guesses ahead.
@@ -44,7 +38,8 @@ class AnswerWriter:
     def __init__(
         self,
         *,
-        spec: PromptSpec,
+        prompts: PromptBuilder,
+        spelling: Spelling,
         encoder: ImageEncoder,
         decoder: Decoder,
         speculation: Speculation,
@@ -57,8 +52,8 @@ class AnswerWriter:
         self._speculation = speculation
         self._cache = cache
         self._loading = loading
-        self._prompts = PromptBuilder(spec, self._model.tokenize, self._model.token_bytes)
-        self._spelling = Spelling.of(spec, self._model)
+        self._prompts = prompts
+        self._spelling = spelling
         self._stop_flag = StopFlag()
 
     def cancel(self) -> None:
@@ -85,7 +80,7 @@ class AnswerWriter:
             embeds = self._encode(segments, pictures, writing.encoding)
             with writing.prefilling:
                 self._decoder.prefill(segments, embeds)
-            with Sampler(self._model, question.options, self._matcher(question.options)) as sampler:
+            with Sampler(self._model, question.options, self._spelling.matcher(question.options)) as sampler:
                 sampler.accept(prompt.text_tokens[-PENALTY_LAST_N:])
                 n_new = writing.n_prompt - writing.n_cached
                 reading_s = writing.encoding.seconds + writing.prefilling.seconds * writing.n_prompt / n_new
@@ -102,21 +97,6 @@ class AnswerWriter:
             load_s=self._loading.take(), drafted_tokens=pace.n_drafted, accepted_tokens=pace.n_accepted
         )
         yield Chunk(text="", answer=answer)
-
-    def _matcher(self, options: AnswerOptions) -> "Matcher | None":
-        """What follows the answer's grammar, if it has one."""
-        if options.constraint is None:
-            return None
-        from acestep_gguf.grammar.matcher import Matcher  # noqa: PLC0415 (most answers need none)
-
-        return Matcher(self._vocabulary, options.constraint)
-
-    @cached_property
-    def _vocabulary(self) -> "Vocabulary":
-        from acestep_gguf.grammar.matcher import Vocabulary  # noqa: PLC0415 (as above)
-
-        tokens = [self._model.token_bytes(token) for token in range(self._model.n_vocab)]
-        return Vocabulary(tokens, sorted(self._stop_tokens), self._model.tokenize)
 
     def _encode(
         self, segments: Sequence[Segment], pictures: Sequence[Picture], encoding: Stopwatch

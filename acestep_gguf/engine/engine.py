@@ -21,6 +21,7 @@ from acestep_gguf.engine.batch import Outcome, one_by_one
 from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.scheduler import ENCODED_AHEAD, Scheduler, answer_all
 from acestep_gguf.engine.turns import Stopwatch, Turnstile
+from acestep_gguf.engine.writing import Spelling
 from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.options import AnswerOptions, EngineOptions, changed
@@ -29,6 +30,7 @@ from acestep_gguf.plan.machine import this_machine
 from acestep_gguf.plan.machine_settings import machine_settings
 from acestep_gguf.plan.planner import make_plan
 from acestep_gguf.plan.settings import Settings, Workload
+from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.messages import Message
 from acestep_gguf.storage.disk_cache import DiskCache, default_folder
 from acestep_gguf.vision.embeds_file import EmbedsFile
@@ -103,8 +105,12 @@ class AceStep:
             self._decoder = self._decoders[0]
             draft = None if options.draft is None else self._load_draft(files, _folder(options.draft))
             self._speculation = Speculation(options.spec_type, options.draft_max, draft)
+            model = self._decoder.context.model
+            self._prompts = PromptBuilder(self.bundle.prompt, model.tokenize, model.token_bytes)
+            self._spelling = Spelling(self.bundle.prompt, model)
             self._writer = AnswerWriter(
-                spec=self.bundle.prompt,
+                prompts=self._prompts,
+                spelling=self._spelling,
                 encoder=self._encoder,
                 decoder=self._decoder,
                 speculation=self._speculation,
@@ -250,7 +256,8 @@ class AceStep:
         with self._turnstile.turn():
             self._check_open()
             scheduler = Scheduler(
-                spec=self.bundle.prompt,
+                prompts=self._prompts,
+                spelling=self._spelling,
                 encoder=self._encoder,
                 decoders=self._decoders,
                 cache=self._cache,

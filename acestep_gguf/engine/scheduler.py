@@ -1,9 +1,9 @@
 """Several answers at a time in one context: questions come in, chunks go out, a free place is taken at once.
 
 Each answer has a sequence of its own. A question is read by itself, so that its numbers are to the bit what
-they are for one answer at a time; then all answers go on by a token each in one call, which takes little longer
-than a call for one of them. What a prompt has in common with one that was read before is not read again. The
-tower encodes the pictures of the next questions while answers are written.
+they are for one answer at a time; then all answers go on by a token each in one call, which takes little
+longer than a call for one of them. What a prompt has in common with an earlier one is not read again.
+The tower encodes the pictures of the next questions while answers are written.
 """
 
 from collections import deque
@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from acestep_gguf.answer import Chunk, FinishReason
-from acestep_gguf.bundle.schema import PromptSpec
 from acestep_gguf.decoding.decoder import Decoder, append_each
 from acestep_gguf.engine.batch import Outcome
 from acestep_gguf.engine.question import Question
@@ -76,7 +75,8 @@ class Scheduler:
     All methods but ``cancel`` are one thread's.
 
     Args:
-        spec: how messages become tokens.
+        prompts: how messages become tokens.
+        spelling: how tokens become an answer.
         encoder: of pictures.
         decoders: of the sequences of one context; what they have read and written is reused.
         cache: of what is kept on disk, told when to write.
@@ -86,7 +86,8 @@ class Scheduler:
     def __init__(
         self,
         *,
-        spec: PromptSpec,
+        prompts: PromptBuilder,
+        spelling: Spelling,
         encoder: ImageEncoder,
         decoders: Sequence[Decoder],
         cache: DiskCache | None,
@@ -100,8 +101,8 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._free = deque(decoders)  # whose answer ended longest ago comes first
         self._running: list[_Running] = []
-        self._prompts = PromptBuilder(spec, self._context.model.tokenize, self._context.model.token_bytes)
-        self._spelling = Spelling.of(spec, self._context.model)
+        self._prompts = prompts
+        self._spelling = spelling
         self._tower_thread = ThreadPoolExecutor(1, thread_name_prefix="vision tower")
         self._stop_flag = StopFlag()
         self._context.watch(self._stop_flag)
@@ -208,7 +209,7 @@ class Scheduler:
         finally:
             if self._cache is not None:
                 self._cache.write()
-        sampler = Sampler(self._context.model, options)
+        sampler = Sampler(self._context.model, options, self._spelling.matcher(options))
         sampler.accept(read.prompt.text_tokens[-PENALTY_LAST_N:])
         running = _Running(request, decoder, read.writing, sampler)
         self._free.remove(decoder)

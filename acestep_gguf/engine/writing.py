@@ -1,8 +1,7 @@
 """An answer while it is written: tokens come in, text goes out, until something ends it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from acestep_gguf.answer import Answer, FinishReason, Timings, Usage
 from acestep_gguf.bundle.schema import PromptSpec
@@ -12,20 +11,38 @@ from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.builder import Prompt
 from acestep_gguf.prompt.text_stream import TextStream
 
+if TYPE_CHECKING:
+    from acestep_gguf.grammar.matcher import Matcher, Vocabulary
 
-@dataclass(frozen=True)
+
 class Spelling:
-    """How the tokens that a model writes become text, and which of them end it."""
+    """How the tokens that a model writes become text, and which of them may come next.
 
-    token_bytes: Callable[[int], bytes]
-    stop_tokens: frozenset[int]
-    strip_space: bool
+    Args:
+        spec: what bundle.json says of prompts and answers.
+        model: the decoder's vocabulary.
+    """
 
-    @classmethod
-    def of(cls, spec: PromptSpec, model: Model) -> Self:
-        """What bundle.json says of ``model``."""
-        stop_tokens = frozenset(spec.control_tokens[token] for token in spec.stop_tokens)
-        return cls(model.token_bytes, stop_tokens, strip_space=spec.space_prefix != "never")
+    def __init__(self, spec: PromptSpec, model: Model) -> None:
+        self.token_bytes = model.token_bytes
+        self.stop_tokens = frozenset(spec.control_tokens[token] for token in spec.stop_tokens)
+        self.strip_space = spec.space_prefix != "never"
+        self._model = model
+
+    def matcher(self, options: AnswerOptions) -> "Matcher | None":
+        """What follows the answer's grammar, if it has one."""
+        if options.constraint is None:
+            return None
+        from acestep_gguf.grammar.matcher import Matcher  # noqa: PLC0415 (most answers need none)
+
+        return Matcher(self._vocabulary, options.constraint)
+
+    @cached_property
+    def _vocabulary(self) -> "Vocabulary":
+        from acestep_gguf.grammar.matcher import Vocabulary  # noqa: PLC0415 (as above)
+
+        tokens = [self._model.token_bytes(token) for token in range(self._model.n_vocab)]
+        return Vocabulary(tokens, sorted(self.stop_tokens), self._model.tokenize)
 
 
 class Writing:

@@ -58,7 +58,7 @@ def test_answers_of_sentencepiece_begin_without_its_space(model: AceStep) -> Non
 @pytest.mark.parametrize("token", ["<s>", "</s>", "<unk>", "<image>", "<pad>", "<|im_end|>"])
 def test_control_tokens_typed_by_a_user_stay_text(model: AceStep, token: str) -> None:
     def n_controls(text: str) -> int:
-        prompt = model._writer._prompts.build([user_message(text, [])])
+        prompt = model._prompts.build([user_message(text, [])])
         return sum(token in control_ids for token in prompt.text_tokens)
 
     control_ids = set(model.bundle.prompt.control_tokens.values())
