@@ -94,7 +94,10 @@ class AnswerWriter:
             self._keep_on_disk()
         pace = self._speculation.pace
         answer = writing.answer(
-            load_s=self._loading.take(), drafted_tokens=pace.n_drafted, accepted_tokens=pace.n_accepted
+            self._decoder.n_past,
+            load_s=self._loading.take(),
+            drafted_tokens=pace.n_drafted,
+            accepted_tokens=pace.n_accepted,
         )
         yield Chunk(text="", answer=answer)
 

@@ -166,7 +166,7 @@ class Scheduler:
         for request in [request for request in self._waiting if request.is_cancelled]:
             self._waiting.remove(request)
             nothing = Writing(Prompt((), ()), 0, request.question.options, self._spelling)
-            events.append((request, Chunk(text="", answer=nothing.answer())))
+            events.append((request, Chunk(text="", answer=nothing.answer(0))))
         for running in [running for running in self._running if running.request.is_cancelled]:
             events += self._end(running)
         return events
@@ -265,7 +265,8 @@ class Scheduler:
         self._leave(running)
         chunks = [Chunk(text=piece)] if piece else []
         return [
-            (running.request, chunk) for chunk in (*chunks, Chunk(text="", answer=running.writing.answer()))
+            (running.request, chunk)
+            for chunk in (*chunks, Chunk(text="", answer=running.writing.answer(running.decoder.n_past)))
         ]
 
     def _leave(self, running: _Running) -> None:

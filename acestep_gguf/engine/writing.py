@@ -87,8 +87,10 @@ class Writing:
         self.finish_reason = reason
         return self._text.finish()
 
-    def answer(self, *, load_s: float = 0.0, drafted_tokens: int = 0, accepted_tokens: int = 0) -> Answer:
-        """The answer, which is cancelled if nothing has ended it."""
+    def answer(
+        self, n_past: int, *, load_s: float = 0.0, drafted_tokens: int = 0, accepted_tokens: int = 0
+    ) -> Answer:
+        """The answer, which is cancelled if nothing has ended it, after ``n_past`` positions were computed."""
         return Answer(
             text=self._text.so_far,
             tokens=tuple(self.tokens),
@@ -106,7 +108,7 @@ class Writing:
                 image_s=self.encoding.seconds,
                 prefill_s=self.prefilling.seconds,
                 decode_s=self.decoding.seconds,
-                prefill_tokens=self.n_prompt - self.n_cached,
-                decode_tokens=len(self.tokens),
+                prefill_tokens=max(min(n_past, self.n_prompt) - self.n_cached, 0),
+                decode_tokens=max(n_past - self.n_prompt, 0),
             ),
         )
