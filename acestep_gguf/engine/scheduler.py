@@ -262,12 +262,10 @@ class Scheduler:
 
     def _end(self, running: _Running, reason: FinishReason = "cancelled") -> list[Event]:
         piece = running.writing.end(reason)
+        answer = running.writing.answer(running.decoder.n_past)
         self._leave(running)
         chunks = [Chunk(text=piece)] if piece else []
-        return [
-            (running.request, chunk)
-            for chunk in (*chunks, Chunk(text="", answer=running.writing.answer(running.decoder.n_past)))
-        ]
+        return [(running.request, chunk) for chunk in (*chunks, Chunk(text="", answer=answer))]
 
     def _leave(self, running: _Running) -> None:
         running.sampler.close()

@@ -90,7 +90,7 @@ class Writing:
     def answer(
         self, n_past: int, *, load_s: float = 0.0, drafted_tokens: int = 0, accepted_tokens: int = 0
     ) -> Answer:
-        """The answer, which is cancelled if nothing has ended it, after ``n_past`` positions were computed."""
+        """The answer after ``n_past`` positions were computed; cancelled, if nothing has ended it."""
         return Answer(
             text=self._text.so_far,
             tokens=tuple(self.tokens),
