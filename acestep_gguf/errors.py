@@ -67,6 +67,10 @@ class MemoryShortageError(AceStepError):
     """No plan fits into the memory that there is; the message names the nearest ones that would."""
 
 
+class BatchError(AceStepError):
+    """The pictures, the journal or the table of a batch cannot be used."""
+
+
 class MissingPackageError(AceStepError):
     """A package of an extra is not installed: ``convert`` is what writing files needs."""
 

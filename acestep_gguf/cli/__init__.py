@@ -8,6 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from acestep_gguf.cli import (
+    batch,
     cache,
     chat,
     check,
@@ -32,6 +33,7 @@ VERBS = (
     import_.import_,
     quantize.quantize,
     run.run,
+    batch.batch,
     chat.chat,
     encode.encode,
     info.info,

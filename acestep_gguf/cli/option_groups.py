@@ -14,16 +14,19 @@ from acestep_gguf.errors import AceStepError
 from acestep_gguf.options import AnswerOptions, EngineOptions, Flag
 
 
-def options_of(group: type[Any]) -> tuple[Parameter, ...]:
-    """The fields of a group that have a flag, as keyword-only parameters for typer."""
+def options_of(group: type[Any], defaults: Any = None) -> tuple[Parameter, ...]:
+    """The fields of a group that have a flag, as keyword-only parameters for typer.
+
+    Defaults are those of ``defaults``, if it is a group, or else the flags' own, or else those of Python.
+    """
     return tuple(
         Parameter(
             name,
             Parameter.KEYWORD_ONLY,
-            default=default if flag.default is None else flag.default,
+            default=flag_default if defaults is None else getattr(defaults, name),
             annotation=Annotated[kind, typer.Option(*flag.names, help=flag.help)],
         )
-        for name, kind, flag, default in _flags(group)
+        for name, kind, flag, flag_default in _flags(group)
     )
 
 
@@ -37,12 +40,13 @@ def in_flags(error: AceStepError) -> str:
 
 
 def _flags(group: type[Any]) -> Iterator[tuple[str, Any, Flag, Any]]:
-    """Name, type for typer, flag and default of each field that the command line has."""
+    """Name, type for typer, flag and its default of each field that the command line has."""
     hints = get_type_hints(group, include_extras=True)
     for field in fields(group):
         if get_origin(hints[field.name]) is Annotated:
             declared, flag = get_args(hints[field.name])
-            yield field.name, _typer_type(declared), flag, field.default
+            default = field.default if flag.default is None else flag.default
+            yield field.name, _typer_type(declared), flag, default
 
 
 def _typer_type(declared: Any) -> Any:
@@ -74,14 +78,17 @@ def _long_names() -> dict[str, str]:
 def takes_groups(verb: Callable[..., None]) -> Callable[..., None]:
     """Let typer see the fields of each parameter that is a group (a dataclass) as options of ``verb``.
 
-    A group's options stand in --help where the group stands among the parameters.
+    A group's options stand in --help where the group stands among the parameters. A group that is a
+    parameter's default gives the options theirs.
     """
     groups: dict[str, type[Any]] = {}
     parameters: list[Parameter] = []
     for parameter in signature(verb, eval_str=True).parameters.values():
         if is_dataclass(group := parameter.annotation) and isinstance(group, type):
             groups[parameter.name] = group
-            parameters += options_of(group)
+            parameters += options_of(
+                group, None if parameter.default is Parameter.empty else parameter.default
+            )
         else:
             parameters.append(parameter)
 

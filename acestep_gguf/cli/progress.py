@@ -8,16 +8,11 @@ from time import monotonic
 from typing import Final
 
 import msgspec
+from rich import progress
+from rich.console import Console
 
 from acestep_gguf.cli.terminal import cleaning_up_on_ctrl_c, for_stdout
-from acestep_gguf.errors import MissingPackageError
 from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Planned, PlannedFile, Progress
-
-try:
-    from rich import progress
-    from rich.console import Console
-except ModuleNotFoundError as error:
-    raise MissingPackageError("rich") from error
 
 SECONDS_BETWEEN_LINES: Final = 1.0
 CARRIES_ON: Final = "stopped: the same command carries on."

@@ -1,5 +1,6 @@
 """What comes from standard input and goes to standard output, and how Ctrl-C ends it."""
 
+import ctypes
 import io
 import os
 import signal
@@ -153,6 +154,29 @@ def cleaning_up_on_ctrl_c(message: str) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def end_on_ctrl_c(last_words: Callable[[], None]) -> None:
+    """At Ctrl-C, call ``last_words`` in a thread, and end as fast as after ``end_at_once_on_ctrl_c``.
+
+    Python's handlers wait for the main thread, but the number of a signal is written to a pipe at once.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def wait() -> None:
+        while os.read(reader, 1) != bytes([signal.SIGINT]):
+            pass
+        last_words()
+        # By the signal, as above. signal.signal() refuses to do this in a thread.
+        ctypes.pythonapi.PyOS_setsig(signal.SIGINT, ctypes.c_void_p(signal.SIG_DFL))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    Thread(target=wait, daemon=True).start()
 
 
 def from_a_thread(

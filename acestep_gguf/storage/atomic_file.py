@@ -2,10 +2,11 @@
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 PRIVATE: Final = 0o600
 
@@ -15,14 +16,12 @@ def partial_name(name: str) -> str:
     return f".{name}.partial"
 
 
-def write_atomically(
-    path: Path, parts: Iterable[bytes | memoryview], *, durable: bool = True, mode: int = 0o666
-) -> None:
-    """Write ``parts``, one after another, under a name of their own, and rename that to ``path``.
+@contextmanager
+def opened_atomically(path: Path, *, durable: bool = True, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A new file under a name of its own, which is renamed to ``path`` when the block ends without an error.
 
     Args:
         path: file to write or to replace.
-        parts: its contents.
         durable: whether to wait until it is on the disk; otherwise it may be damaged after a power failure.
         mode: permissions, from which the umask is taken: ``PRIVATE`` for what is nobody else's business.
 
@@ -32,8 +31,7 @@ def write_atomically(
     temporary = path.with_name(partial_name(f"{path.name}.{secrets.token_hex(4)}"))
     try:
         with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
-            for part in parts:
-                file.write(part)
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -41,3 +39,12 @@ def write_atomically(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_atomically(
+    path: Path, parts: Iterable[bytes | memoryview], *, durable: bool = True, mode: int = 0o666
+) -> None:
+    """Write ``parts``, one after another, as ``opened_atomically`` does."""
+    with opened_atomically(path, durable=durable, mode=mode) as file:
+        for part in parts:
+            file.write(part)

@@ -80,7 +80,6 @@ def test_the_last_line_names_the_file_that_quantize_wrote() -> None:
 @pytest.mark.parametrize(
     ("package", "module"),
     [
-        ("rich", "acestep_gguf.cli.progress"),
         ("filelock", "acestep_gguf.quantize.requantize"),
         ("onnx", "acestep_gguf.convert"),
         ("gguf", "acestep_gguf.convert"),

@@ -1,0 +1,1 @@
+"""Many pictures, one table of answers: inputs become tasks, every answer is kept at once."""

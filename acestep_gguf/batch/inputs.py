@@ -1,0 +1,97 @@
+"""Which pictures are meant: files, folders, patterns, tables, and standard input."""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from acestep_gguf.batch.input_tables import READERS, entry_of_json, lines
+from acestep_gguf.batch.tasks import Entry, shown
+from acestep_gguf.errors import BatchError
+
+STDIN: Final = "-"
+# What is taken from a folder. Given by its name, any file is a picture, and an error if it is none.
+PICTURE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+
+
+def entries_of(arguments: Iterable[str], *, recursive: bool, stdin: BinaryIO | None) -> Iterator[Entry]:
+    """The pictures that ``arguments`` name, in their order; those of a folder or pattern in natural order.
+
+    Args:
+        arguments: paths of pictures, folders, .jsonl and .csv tables, patterns such as ``"scans/*.jpg"``, and
+            ``-`` for standard input, whose lines are paths or JSON objects.
+        recursive: whether folders in folders count.
+        stdin: standard input, if there is one.
+
+    Raises:
+        BatchError: something is not there or has no picture, or a table is damaged.
+    """
+    for argument in arguments:
+        if argument == STDIN:
+            yield from _entries_of_lines(stdin)
+        elif os.path.lexists(argument) or not glob.has_magic(argument):
+            yield from _entries_of_path(Path(argument), recursive)
+        else:
+            found = sorted(glob.glob(argument, recursive=True), key=natural)
+            if not found:
+                raise BatchError(f"nothing matches {shown(argument)}: give another pattern.")
+            for name in found:
+                yield from _entries_of_path(Path(name), recursive)
+
+
+def natural(name: str | os.PathLike[str]) -> tuple[list[str | int], str]:
+    """Sorts 2.jpg before 10.jpg, as people do."""
+    text = os.fspath(name)
+    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"([0-9]+)", text)], text
+
+
+def _entries_of_path(path: Path, recursive: bool) -> Iterator[Entry]:
+    if path.is_dir():
+        yield from _entries_of_folder(path, recursive)
+    elif not os.path.lexists(path):
+        raise BatchError(f"{shown(path)} is not there: give pictures, folders or tables.")
+    elif (reader := READERS.get(path.suffix.lower())) is not None:
+        yield from reader(path)
+    else:
+        yield _picture(path)
+
+
+def _entries_of_folder(folder: Path, recursive: bool) -> Iterator[Entry]:
+    try:
+        found = sorted(_pictures_in(folder, recursive), key=natural)
+    except OSError as error:
+        name = shown(error.filename or folder)
+        raise BatchError(f"{name} cannot be read ({error.strerror}): give another folder.") from error
+    if not found:
+        hint = "" if recursive else " -r takes those of the folders in it, too."
+        raise BatchError(f"{shown(folder)} has no JPEG, PNG or WEBP.{hint}")
+    yield from map(_picture, found)
+
+
+def _pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
+    """Hidden files are left out: many systems leave some beside pictures, under their names."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if recursive:
+                    yield from _pictures_in(Path(entry.path), recursive)
+            elif Path(entry.name).suffix.lower() in PICTURE_SUFFIXES:
+                yield Path(entry.path)
+
+
+def _entries_of_lines(stdin: BinaryIO | None) -> Iterator[Entry]:
+    if stdin is None:
+        raise BatchError("standard input is closed: give paths there, one a line.")
+    for number, line in lines(stdin, "standard input"):
+        if line.startswith(b"{"):
+            yield entry_of_json(line, f"standard input:{number}", Path())
+        else:
+            yield _picture(Path(os.fsdecode(line)))
+
+
+def _picture(path: Path) -> Entry:
+    return Entry(shown(path), (path,))

@@ -1,0 +1,61 @@
+"""A row of the table: what was asked, and what became of it."""
+
+from typing import Any, Final
+
+import msgspec
+
+from acestep_gguf.answer import Answer, FinishReason
+from acestep_gguf.batch.tasks import Task
+from acestep_gguf.engine.batch import Outcome
+
+
+class Row(msgspec.Struct, kw_only=True, frozen=True):
+    """What became of a task: an answer or an ``error``; token counts are those of ``Usage``.
+
+    ``path`` is a list where a question is about several pictures, None where it is about none. ``seconds``
+    are those of pictures, prompt and answer, without loading.
+    """
+
+    id: str | int
+    path: str | list[str] | None
+    prompt: str
+    text: str | None = None
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    image_tokens: int | None = None
+    completion_tokens: int | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+
+COLUMNS: Final = Row.__struct_fields__
+
+
+def row_of(task: Task, outcome: Outcome) -> Row:
+    """The row of a task, from what the engine made of it."""
+    known: dict[str, Any] = {"id": task.id, "path": task.path, "prompt": _readable(task.prompt)}
+    if outcome.answer is None:
+        return Row(**known, error=_readable(str(outcome.error)))
+    return Row(**known, **_of_answer(outcome.answer))
+
+
+def _of_answer(answer: Answer) -> dict[str, Any]:
+    timings, usage = answer.timings, answer.usage
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "image_tokens": usage.image_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "seconds": round(timings.image_s + timings.prefill_s + timings.decode_s, 3),
+    }
+
+
+def _readable(text: str) -> str:
+    """What an argument or a path had that is no Unicode is shown as �: a table is UTF-8."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def as_text(value: Any) -> str:
+    """A value for a column of texts: what is none is written as JSON."""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()

@@ -1,0 +1,81 @@
+"""``acestep-gguf batch``: many pictures, one table of answers."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from acestep_gguf.cli.option_groups import takes_groups
+from acestep_gguf.cli.options import BundleFolder, SystemPrompt
+from acestep_gguf.cli.terminal import end_on_ctrl_c
+from acestep_gguf.errors import UsageError
+from acestep_gguf.options import AnswerOptions, EngineOptions
+
+# The decoder's states of a folder of pictures take gigabytes, and would drive out those of other verbs.
+WITHOUT_CACHE: Final = EngineOptions(cache=False)
+
+
+@takes_groups
+def batch(
+    bundle: BundleFolder,
+    pictures: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PICTURES...",
+            help="Files, folders, quoted patterns, .jsonl or .csv tables; - for paths on standard input.",
+        ),
+    ],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Table to write: .jsonl, .csv or .parquet.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option("-p", "--prompt", help="Question about each picture; may be repeated.")
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Take pictures from folders in folders, too.")
+    ] = False,
+    sidecar: Annotated[
+        str | None, typer.Option("--sidecar", help="Write answers beside pictures, too: txt or json.")
+    ] = None,
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Ask again what failed before.")
+    ] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget earlier answers, begin anew.")] = False,
+    system_prompt: SystemPrompt = None,
+    answer: AnswerOptions,
+    engine: EngineOptions = WITHOUT_CACHE,
+) -> None:
+    """Ask about many pictures, and write a table; the same command carries on where it was stopped."""
+    from acestep_gguf.batch.inputs import entries_of
+    from acestep_gguf.batch.run import Batch
+    from acestep_gguf.batch.settings import settings_of
+    from acestep_gguf.batch.sidecars import SIDECAR_KINDS
+    from acestep_gguf.batch.tasks import tasks_of
+    from acestep_gguf.bundle.schema import Bundle
+    from acestep_gguf.cli.batch_progress import BatchProgress
+    from acestep_gguf.engine.engine import AceStep
+
+    kind = next((kind for kind in SIDECAR_KINDS if kind == sidecar), None)
+    if sidecar is not None and kind is None:
+        raise UsageError(f"--sidecar is {sidecar!r}: give {' or '.join(SIDECAR_KINDS)}.")
+    if not all(text.strip() for text in prompt or ()):
+        raise UsageError("a --prompt is empty: ask something.")
+    stdin = None if sys.stdin is None else sys.stdin.buffer
+    settings = settings_of(
+        Bundle.read(bundle), engine, answer, prompts=prompt or (), system_prompt=system_prompt
+    )
+    progress = BatchProgress(output)
+    end_on_ctrl_c(progress.interrupt)
+    summary = Batch(
+        tasks=tasks_of(entries_of(pictures, recursive=recursive, stdin=stdin), prompt or ()),
+        output=output,
+        settings=settings,
+        options=answer,
+        system_prompt=system_prompt,
+        sidecar=kind,
+        retry_errors=retry_errors,
+        restart=restart,
+    ).run(lambda: AceStep(bundle, engine), progress.watching)
+    progress.finish(summary)
+    if summary.errors:
+        sys.exit(1)
