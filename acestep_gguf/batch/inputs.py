@@ -44,7 +44,8 @@ def entries_of(arguments: Iterable[str], *, recursive: bool, stdin: BinaryIO | N
 def natural(name: str | os.PathLike[str]) -> tuple[list[str | int], str]:
     """Sorts 2.jpg before 10.jpg, as people do."""
     text = os.fspath(name)
-    return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"([0-9]+)", text)], text
+    parts = re.split(r"([0-9]+)", text)  # every other one is a number
+    return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], text
 
 
 def _entries_of_path(path: Path, recursive: bool) -> Iterator[Entry]:

@@ -88,7 +88,7 @@ class Journal:
             if restart:
                 self._file.truncate(0)
                 output.unlink(missing_ok=True)
-            self._read(msgspec.to_builtins(settings))
+            self._read(settings)
             if not self._end:
                 self._write(_Header(VERSION, dict(settings), restart))
                 self.replaces_sidecars = restart

@@ -38,5 +38,4 @@ def settings_of(
         "prompt": [*prompts],
         "system_prompt": system_prompt,
     }
-    builtins: dict[str, Any] = msgspec.to_builtins(settings)
-    return builtins
+    return msgspec.json.decode(msgspec.json.encode(settings), type=dict[str, Any])

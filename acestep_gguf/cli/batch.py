@@ -54,12 +54,15 @@ def batch(
     from acestep_gguf.bundle.schema import Bundle
     from acestep_gguf.cli.batch_progress import BatchProgress
     from acestep_gguf.engine.engine import AceStep
+    from acestep_gguf.engine.question import Question
 
     kind = next((kind for kind in SIDECAR_KINDS if kind == sidecar), None)
     if sidecar is not None and kind is None:
         raise UsageError(f"--sidecar is {sidecar!r}: give {' or '.join(SIDECAR_KINDS)}.")
-    if not all(text.strip() for text in prompt or ()):
-        raise UsageError("a --prompt is empty: ask something.")
+    for text in (*(prompt or ()), *([] if system_prompt is None else [system_prompt])):
+        if not text.strip():
+            raise UsageError("a prompt is empty: ask something.")
+        Question(text).turns()  # checks it
     stdin = None if sys.stdin is None else sys.stdin.buffer
     settings = settings_of(
         Bundle.read(bundle), engine, answer, prompts=prompt or (), system_prompt=system_prompt

@@ -6,11 +6,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from acestep_gguf.cli.batch import batch
 from acestep_gguf.cli.chat import chat
 from acestep_gguf.cli.option_groups import in_flags, options_of, takes_groups
 from acestep_gguf.cli.run import run
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import AnswerOptions, EngineOptions
+
+SMALL = EngineOptions(n_ctx=77)
 
 
 def test_the_command_line_has_every_option() -> None:
@@ -69,7 +72,21 @@ def test_a_verb_gets_its_groups_from_options() -> None:
     assert "What it does." in CliRunner().invoke(app, ["--help"]).output
 
 
-def test_run_and_chat_have_the_same_options_of_both_groups() -> None:
+def test_a_verb_has_defaults_of_its_own() -> None:
+    got = []
+
+    @takes_groups
+    def verb(*, engine: EngineOptions = SMALL) -> None:
+        got.append(engine)
+
+    app = typer.Typer()
+    app.command()(verb)
+    for arguments in ([], ["-c", "5", "--cache"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert got == [SMALL, EngineOptions(n_ctx=5, cache=True)]
+
+
+def test_run_chat_and_batch_have_the_same_options_of_both_groups() -> None:
     shared = {option.name for group in (EngineOptions, AnswerOptions) for option in options_of(group)}
-    for verb in (run, chat):
+    for verb in (run, chat, batch):
         assert shared < inspect.signature(verb).parameters.keys()
