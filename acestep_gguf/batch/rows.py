@@ -1,5 +1,7 @@
 """A row of the table: what was asked, and what became of it."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -54,6 +56,31 @@ def _of_answer(answer: Answer) -> dict[str, Any]:
 def _readable(text: str) -> str:
     """What an argument or a path had that is no Unicode is shown as �: a table is UTF-8."""
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def table_row(row: Row, task: Task, *, is_data: bool, taken: Iterable[str]) -> dict[str, Any]:
+    """The cells of a row by their columns: of the row, of the task's fields, and of an answer that is data.
+
+    Args:
+        row: what became of ``task``.
+        task: what was asked.
+        is_data: whether the answer is JSON: if it is an object, its members become columns.
+        taken: names of other columns; a member of such a name is called ``answer_…``.
+    """
+    cells = {**msgspec.to_builtins(row), **task.fields}
+    for name, value in (_members(row.text) if is_data else {}).items():
+        column = name
+        while column in cells or column in taken:
+            column = f"answer_{column}"
+        cells[column] = value
+    return cells
+
+
+def _members(text: str | None) -> dict[str, Any]:
+    """Of an answer that was cut short, and of one that is no object, there are none."""
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return msgspec.json.decode(text or "", type=dict[str, Any])
+    return {}
 
 
 def as_text(value: Any) -> str:

@@ -83,9 +83,13 @@ class Batch:
                 with watching(len(self.tasks) - len(missing), len(self.tasks)) as show, opened() as model:
                     self._ask(model, missing, journal, show)
             if self.sidecar is not None:
-                write_missing_sidecars(self.tasks, self.sidecar, journal)
-            write_table(self.output, self.tasks, journal)
+                write_missing_sidecars(self.tasks, self.sidecar, journal, is_data=self._is_data)
+            write_table(self.output, self.tasks, journal, is_data=self._is_data)
             return Summary(len(self.tasks), sum(map(journal.is_error, self.tasks)), len(missing))
+
+    @property
+    def _is_data(self) -> bool:
+        return self.options.constraint is not None
 
     def _is_missing(self, task: Task, journal: Journal) -> bool:
         return task not in journal or (self.retry_errors and journal.is_error(task))
@@ -104,7 +108,7 @@ class Batch:
                 row = row_of(task, outcome)
                 journal.append(task, row)
                 if self.sidecar is not None:
-                    write_sidecar(task, row, self.sidecar)
+                    write_sidecar(task, row, self.sidecar, is_data=self._is_data)
                 show(row)
 
     def _question(self, task: Task) -> Question:

@@ -35,6 +35,7 @@ def settings_of(
         "type_k": engine.type_k,
         "type_v": engine.type_v,
         **asdict(answer),
+        "json_schema": None if answer.constraint is None else answer.constraint.text,
         "prompt": [*prompts],
         "system_prompt": system_prompt,
     }

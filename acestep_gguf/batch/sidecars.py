@@ -8,7 +8,7 @@ from typing import Final, Literal
 import msgspec
 
 from acestep_gguf.batch.journal import Journal
-from acestep_gguf.batch.rows import Row
+from acestep_gguf.batch.rows import Row, table_row
 from acestep_gguf.batch.tasks import Task, shown
 from acestep_gguf.errors import BatchError
 from acestep_gguf.storage.atomic_file import write_atomically
@@ -37,16 +37,20 @@ def check_sidecars(tasks: Iterable[Task], kind: SidecarKind, journal: Journal) -
             raise BatchError(f"{shown(path)} is there already: move it away, or leave out --sidecar.")
 
 
-def write_sidecar(task: Task, row: Row, kind: SidecarKind) -> None:
+def write_sidecar(task: Task, row: Row, kind: SidecarKind, *, is_data: bool) -> None:
     """Write the answer of ``row``, if it is one, beside the first picture of ``task``.
+
+    As ``txt`` it is its text, as ``json`` the cells of the row, as in the table.
 
     Raises:
         BatchError: it cannot be written.
     """
     if (path := _path(task, kind)) is None or row.text is None:
         return
-    fields = {**msgspec.to_builtins(row), **task.fields}
-    data = f"{row.text}\n".encode() if kind == "txt" else msgspec.json.encode(fields) + b"\n"
+    if kind == "txt":
+        data = f"{row.text}\n".encode()
+    else:
+        data = msgspec.json.encode(table_row(row, task, is_data=is_data, taken=())) + b"\n"
     try:
         write_atomically(path, [data])
     except OSError as error:
@@ -55,11 +59,13 @@ def write_sidecar(task: Task, row: Row, kind: SidecarKind) -> None:
         ) from error
 
 
-def write_missing_sidecars(tasks: Iterable[Task], kind: SidecarKind, journal: Journal) -> None:
+def write_missing_sidecars(
+    tasks: Iterable[Task], kind: SidecarKind, journal: Journal, *, is_data: bool
+) -> None:
     """Write those of answers that were kept when a process ended, or before there were to be any."""
     for task in tasks:
         if (path := _path(task, kind)) is not None and not os.path.lexists(path):
-            write_sidecar(task, journal.row(task), kind)
+            write_sidecar(task, journal.row(task), kind, is_data=is_data)
 
 
 def _path(task: Task, kind: SidecarKind) -> Path | None:

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from acestep_gguf.cli.option_groups import takes_groups
-from acestep_gguf.cli.options import BundleFolder, SystemPrompt
+from acestep_gguf.cli.options import BundleFolder, SystemPrompt, path, text
 from acestep_gguf.cli.terminal import end_on_ctrl_c
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import AnswerOptions, EngineOptions
@@ -27,9 +27,13 @@ def batch(
         ),
     ],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Table to write: .jsonl, .csv or .parquet.")],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", parser=path, help="Table to write: .jsonl, .csv or .parquet."),
+    ],
     prompt: Annotated[
-        list[str] | None, typer.Option("-p", "--prompt", help="Question about each picture; may be repeated.")
+        list[str] | None,
+        typer.Option("-p", "--prompt", parser=text, help="Question about each picture; repeat for more."),
     ] = None,
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Take pictures from folders in folders, too.")
@@ -54,15 +58,12 @@ def batch(
     from acestep_gguf.bundle.schema import Bundle
     from acestep_gguf.cli.batch_progress import BatchProgress
     from acestep_gguf.engine.engine import AceStep
-    from acestep_gguf.engine.question import Question
 
     kind = next((kind for kind in SIDECAR_KINDS if kind == sidecar), None)
     if sidecar is not None and kind is None:
         raise UsageError(f"--sidecar is {sidecar!r}: give {' or '.join(SIDECAR_KINDS)}.")
-    for text in (*(prompt or ()), *([] if system_prompt is None else [system_prompt])):
-        if not text.strip():
-            raise UsageError("a prompt is empty: ask something.")
-        Question(text).turns()  # checks it
+    if not all(question.strip() for question in prompt or ()):
+        raise UsageError("a --prompt is empty: ask something.")
     stdin = None if sys.stdin is None else sys.stdin.buffer
     settings = settings_of(
         Bundle.read(bundle), engine, answer, prompts=prompt or (), system_prompt=system_prompt

@@ -39,6 +39,7 @@ def test_what_changes_answers_changes_them(tiny_bundle: Path) -> None:
         settings(tiny_bundle, EngineOptions(type_k="q8_0")),
         settings(tiny_bundle, answer=AnswerOptions(max_tokens=5)),
         settings(tiny_bundle, answer=AnswerOptions(temperature=0.5)),
+        settings(tiny_bundle, answer=AnswerOptions(json_schema={"type": "integer"})),
         settings(tiny_bundle, prompt="Why?"),
         settings(tiny_bundle, system_prompt="Be brief."),
     ]

@@ -97,6 +97,26 @@ def test_parquet(tmp_path: Path) -> None:
     assert pyarrow.__name__ == "pyarrow"
 
 
+def test_members_of_answers_that_are_data_are_columns(tmp_path: Path) -> None:
+    answers = ['{"total": 3, "text": "T", "items": [1]}', '{"count": 9}', '{"total": 4']
+    path = tmp_path / "a.csv"
+    with Journal(path, {}) as journal:
+        for task, text in zip(TASKS, answers, strict=True):
+            journal.append(task, row_of(task, Outcome(0, answered(text))))
+        write_table(path, TASKS, journal, is_data=True)
+        write_table(tmp_path / "a.jsonl", TASKS, journal, is_data=True)
+    with path.open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert list(table[0])[-4:] == ["total", "answer_text", "items", "answer_count"]
+    assert [row["total"] for row in table] == ["3", "", ""]  # the last one was cut short
+    assert [row["answer_text"] for row in table] == ["T", "", ""]
+    assert table[0]["items"] == "[1]"
+    assert (table[1]["count"], table[1]["answer_count"]) == ("4", "9")
+    assert [row["text"] for row in table] == answers
+    first = json.loads((tmp_path / "a.jsonl").read_bytes().splitlines()[0])
+    assert (first["total"], first["items"]) == (3, [1])
+
+
 @pytest.mark.parametrize(
     "name", ["answers", "answers.txt", "answers.xlsx", "missing/answers.csv", "folder.csv"]
 )
