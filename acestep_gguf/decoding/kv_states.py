@@ -65,6 +65,7 @@ class KVStates:
     def take(self, context: Context, prompt: Sequence[Segment], *, sequence: int = 0) -> None:
         """Copy the state of a sequence, which is after ``prompt``; it is written when the cache writes."""
         if self._cache.takes(context.state_bytes(sequence=sequence)):
+            self._cache.finish_writing()  # a plan has room for one copy
             self._cache.put(self.name(prompt), context.state(sequence=sequence))
 
     def name(self, prompt: Sequence[Segment]) -> str:

@@ -135,11 +135,15 @@ class DiskCache:
             writer.start()
             self._writers.append(writer)
 
+    def finish_writing(self) -> None:
+        """Wait until all that ``write`` began is written: its memory is free then."""
+        for writer in self._writers:
+            writer.join()
+
     def close(self) -> None:
         """Write what was put, and wait for it."""
         self.write()
-        for writer in self._writers:
-            writer.join()
+        self.finish_writing()
         if self._write_error is not None:
             self._warn(self._write_error)  # not before: an answer may have been on the screen
 

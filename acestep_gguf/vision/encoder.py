@@ -20,11 +20,12 @@ from acestep_gguf.bundle.schema import NO_TOWER, Bundle, check_file
 from acestep_gguf.cpus import cpu_name
 from acestep_gguf.errors import ImageError, PromptError
 from acestep_gguf.prompt.segments import ImageInput
+from acestep_gguf.sizes import show_size
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.storage.file_identity import file_identity, file_state
 from acestep_gguf.vision.embeds import ImageEmbeds
 from acestep_gguf.vision.embeds_file import EmbedsFile, model_identity, read_embeds
-from acestep_gguf.vision.image import ImageSource, pixel_values
+from acestep_gguf.vision.image import ImageSource, opening_bytes, picture_name, pixel_values
 from acestep_gguf.vision.int8_check import vision_precision
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class ImageEncoder:
         precision: of the tower; by default the bundle's default.
         image_tokens: tokens of a picture at most (see token_selection.py); None for all.
         cache: where embeds are kept between processes.
+        opening_limit: memory in bytes that opening a picture may take; None for any.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class ImageEncoder:
         precision: VisionPrecision | None = None,
         image_tokens: int | None = None,
         cache: DiskCache | None = None,
+        opening_limit: int | None = None,
     ) -> None:
         self._folder = folder
         self._bundle = bundle
@@ -92,6 +95,7 @@ class ImageEncoder:
         self._precision: VisionPrecision | None = None
         self._image_tokens = image_tokens
         self._cache = cache
+        self._opening_limit = opening_limit
         self._tower: VisionTower | None = None
         self._loading: Future[VisionTower] | None = None
         self._embeds: OrderedDict[str, ImageEmbeds] = OrderedDict()  # by Picture.sha256
@@ -129,7 +133,9 @@ class ImageEncoder:
 
         Errors are those of ``prepare``.
         """
-        if any(self.recall(self.prepare(source)) is None for source in sources):
+        # All are opened before anything is loaded: then their memory is free again.
+        pictures = [self.prepare(source) for source in sources]
+        if any(self.recall(picture) is None for picture in pictures):
             thread = ThreadPoolExecutor(1)
             self._loading = thread.submit(self._new_tower)
             thread.shutdown(wait=False)
@@ -141,8 +147,8 @@ class ImageEncoder:
 
     def encode_ahead(self, sources: Sequence[PictureSource]) -> None:
         """Encode pictures, at most REMEMBERED, and free the tower; errors are those of prepare and load."""
-        for source in sources:
-            self.rows(self.prepare(source))
+        for picture in [self.prepare(source) for source in sources]:
+            self.rows(picture)
         self._tower = None
 
     def prepare(self, source: PictureSource) -> Picture:
@@ -232,6 +238,11 @@ class ImageEncoder:
 
     def _open(self, source: ImageSource) -> Picture:
         _, image = self._bundle.tower()
+        if self._opening_limit is not None and (needed := opening_bytes(source, image)) > self._opening_limit:
+            raise ImageError(
+                f"{picture_name(source)} takes {show_size(needed)} of memory to open, and "
+                f"{show_size(self._opening_limit)} are left: give a smaller picture."
+            )
         pixels = pixel_values(source, image)
         sha256 = hashlib.sha256(bytes.fromhex(self.tower_identity) + pixels.tobytes()).hexdigest()
         return Picture(source, self._input(sha256), sha256, tower=self.tower_identity, pixels=pixels)

@@ -10,6 +10,8 @@ import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +30,11 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP")
 MAX_FILE_BYTES: Final = 128 * 2**20
 MAX_PIXELS: Final = 100 * 10**6
 WHITE: Final = (255, 255, 255, 255)
+PIXEL_BYTES: Final = 4  # of a colour picture in Pillow
+# Bytes a pixel, at most, while a file is decoded and made RGB. libjpeg keeps the coefficients of a
+# progressive picture, libwebp two canvases; Pillow's picture comes on top, and then the one in RGB.
+OPENING_BYTES: Final = {"PNG": 8, "JPEG": 12, "WEBP": 16}
+TILE: Final = 512  # side of what is made RGB at a time, since some ways to it take several copies
 
 _RESAMPLE: Final = {
     "nearest": Image.Resampling.NEAREST,
@@ -62,6 +69,36 @@ def pixel_values(source: ImageSource, spec: ImageSpec) -> FloatArray:
     return preprocess(to_rgb(open_image(source)), spec)
 
 
+def picture_name(source: ImageSource) -> str:
+    """What messages call a picture: its path, or "the picture"."""
+    return os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the picture"
+
+
+def opening_bytes(source: ImageSource, spec: ImageSpec) -> int:
+    """Memory that ``pixel_values`` takes at most meanwhile, known without decoding the picture.
+
+    Raises:
+        ImageError: missing, not a JPEG, PNG or WEBP, too large, or so long and narrow that it cannot be
+            resized.
+    """
+    if isinstance(source, Image.Image):
+        _check_size(source, "the picture")
+        n_file, per_pixel, (width, height) = 0, 2 * PIXEL_BYTES, source.size  # upright, and in RGB
+    else:
+        image, n_file = _open_undecoded(source)
+        per_pixel, (width, height) = OPENING_BYTES[str(image.format)], image.size
+    opened = 2 * n_file + per_pixel * width * height  # libwebp has a copy of the file
+    most = PIXEL_BYTES * width * height
+    if spec.pad_to_square is not None:
+        width = height = max(width, height)
+    padded = most + PIXEL_BYTES * width * height
+    if spec.resize_to is None:
+        return max(opened, padded)
+    resized_width, resized_height = _resized_size((width, height), spec, spec.resize_to)
+    # Pillow resizes all rows to their new width first.
+    return max(opened, padded, PIXEL_BYTES * (width * height + resized_width * (height + resized_height)))
+
+
 def open_image(source: ImageSource) -> Image.Image:
     """Open and decode a picture, the first frame if it moves; its size is checked before it is decoded.
 
@@ -71,24 +108,9 @@ def open_image(source: ImageSource) -> Image.Image:
     if isinstance(source, Image.Image):
         _check_size(source, "the picture")
         return source
-    if not isinstance(source, str | os.PathLike | bytes):
-        raise ImageError(f"a picture is given as {type(source).__name__}: give a path, bytes or a PIL image.")
-    name = "the picture" if isinstance(source, bytes) else os.fsdecode(source)
-    data = source if isinstance(source, bytes) else read_file(Path(name))
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB: give a smaller picture.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what we check or refuse ourselves
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(image, name)
-            image.load()
-    except UnidentifiedImageError:
-        raise ImageError(f"{name} is not a picture that can be read: give a JPEG, PNG or WEBP.") from None
-    except Image.DecompressionBombError:
-        raise _too_many_pixels(name) from None
-    except _DECODER_ERRORS as error:
-        raise ImageError(f"{name} is damaged ({error}): save or copy it again.") from error
+    image, _ = _open_undecoded(source)
+    with _refusing_damage(picture_name(source)):
+        image.load()
     return image
 
 
@@ -100,21 +122,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
             "F" of PIL images).
     """
     is_from_file = image.format is not None  # then 16 bits are 16 bits
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged EXIF data that says nothing of the orientation
-            image = ImageOps.exif_transpose(image)
+    with _refusing_damage("the picture"):
+        image = ImageOps.exif_transpose(image)
         if image.mode == "F":
             raise _no_known_range("floating-point numbers")
         if image.mode.startswith("I"):
-            return _gray_of_8_bits(image, is_from_file).convert("RGB")
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
-        # Pillow has already undone the inversion of Adobe's CMYK pictures.
-        return image.convert("RGB")
-    except _DECODER_ERRORS as error:
-        raise ImageError(f"the picture is damaged ({error}): save or copy it again.") from error
+            _check_range(image, is_from_file)
+        if image.mode == "RGB" and not image.has_transparency_data:
+            return image
+        rgb = Image.new("RGB", image.size)
+        for corner, tile in _tiles(image):
+            rgb.paste(_tile_to_rgb(tile), corner)
+        return rgb
 
 
 def preprocess(image: Image.Image, spec: ImageSpec) -> FloatArray:
@@ -127,12 +146,12 @@ def preprocess(image: Image.Image, spec: ImageSpec) -> FloatArray:
         image = _pad_to_square(image, spec.pad_to_square)
     if spec.resize_to is not None:
         image = _resize(image, spec, spec.resize_to)
-    pixels: UInt8Array = np.asarray(image, np.uint8)  # [H, W, 3]
     if spec.center_crop is not None:
-        pixels = _center_crop(pixels, spec.center_crop)
-    if pixels.shape[:2] != (spec.size.height, spec.size.width):
-        got, wanted = "{1} x {0}".format(*pixels.shape), f"{spec.size.width} x {spec.size.height}"
+        image = _center_crop(image, spec.center_crop)
+    if image.size != (spec.size.width, spec.size.height):
+        got, wanted = f"{image.width} x {image.height}", f"{spec.size.width} x {spec.size.height}"
         raise ImageError(f"the picture is {got} pixels, this model takes {wanted}: scale it first.")
+    pixels: UInt8Array = np.asarray(image, np.uint8)  # [H, W, 3]
     # transformers rescales in float64 and normalizes in float32.
     scaled = (pixels.astype(np.float64) * spec.rescale_factor).astype(np.float32)
     normalized = (scaled - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
@@ -156,6 +175,35 @@ def read_file(path: Path) -> bytes:
         raise ImageError(f"{path} cannot be read ({error}): give a JPEG, PNG or WEBP.") from error
 
 
+def _open_undecoded(source: str | os.PathLike[str] | bytes) -> tuple[Image.Image, int]:
+    """A picture whose pixels are not decoded yet, and the size of its file; errors as open_image's."""
+    if not isinstance(source, str | os.PathLike | bytes):
+        raise ImageError(f"a picture is given as {type(source).__name__}: give a path, bytes or a PIL image.")
+    name = picture_name(source)
+    data = source if isinstance(source, bytes) else read_file(Path(name))
+    if len(data) > MAX_FILE_BYTES:
+        raise ImageError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB: give a smaller picture.")
+    with _refusing_damage(name):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        _check_size(image, name)
+    return image, len(data)
+
+
+@contextmanager
+def _refusing_damage(name: str) -> Iterator[None]:
+    """Let what Pillow raises inside be ImageErrors."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of what we check, refuse or need not know
+            yield
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not a picture that can be read: give a JPEG, PNG or WEBP.") from None
+    except Image.DecompressionBombError:
+        raise _too_many_pixels(name) from None
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"{name} is damaged ({error}): save or copy it again.") from error
+
+
 def _check_size(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_many_pixels(name)
@@ -167,24 +215,44 @@ def _too_many_pixels(name: str) -> ImageError:
     return ImageError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels: give a smaller picture.")
 
 
-def _gray_of_8_bits(image: Image.Image, is_from_file: bool) -> Image.Image:
-    """Grayscale of mode "I" or "I;16" as "L".
+def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
+    """The picture in pieces, each with its left upper corner."""
+    for top in range(0, image.height, TILE):
+        for left in range(0, image.width, TILE):
+            right, bottom = min(left + TILE, image.width), min(top + TILE, image.height)
+            yield (left, top), image.crop((left, top, right, bottom))
 
-    Of 16 bits, the high byte is taken, where Pillow's convert() would clip at 255. A PIL image made of
-    numbers up to 255 may have been meant as 8 bits, or be a dark one of 16. Mode "I" has 32 bits, of which
-    nobody uses all: up to 255 they are what convert() takes them for, more can mean anything.
+
+def _tile_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _gray_of_8_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image).convert("RGB")
+    return image.convert("RGB")  # Pillow has already undone the inversion of Adobe's CMYK pictures
+
+
+def _check_range(image: Image.Image, is_from_file: bool) -> None:
+    """Refuse grayscale of mode "I" or "I;16" whose numbers do not tell what is white.
+
+    A PIL image made of numbers up to 255 may have been meant as 8 bits, or be a dark one of 16. Mode "I" has
+    32 bits, of which nobody uses all: up to 255 they are what convert() takes them for, more can mean
+    anything.
     """
-    values = np.asarray(image)  # uint16 or int32
-    low, high = int(values.min()), int(values.max())
+    tiles = (np.asarray(tile) for _, tile in _tiles(image))  # int32 or uint16
+    ranges = [(int(values.min()), int(values.max())) for values in tiles]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     is_8_bits = 0 <= low <= high <= 255
-    if image.mode == "I":
-        if not is_8_bits:
-            raise _no_known_range(f"whole numbers from {low} to {high}")
-        gray = values.astype(np.uint8)
-    else:
-        if is_8_bits and high and not is_from_file:
-            raise _no_known_range(f"16-bit numbers up to {high}")
-        gray = (values >> 8).astype(np.uint8)
+    if image.mode == "I" and not is_8_bits:
+        raise _no_known_range(f"whole numbers from {low} to {high}")
+    if image.mode != "I" and is_8_bits and high and not is_from_file:
+        raise _no_known_range(f"16-bit numbers up to {high}")
+
+
+def _gray_of_8_bits(image: Image.Image) -> Image.Image:
+    """Grayscale of mode "I" or "I;16" as "L": of 16 bits the high byte, where convert() would clip at 255."""
+    values = np.asarray(image)  # int32 or uint16
+    gray = (values if image.mode == "I" else values >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray[values == transparent] = 255
@@ -207,17 +275,7 @@ def _pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Ima
 
 
 def _resize(image: Image.Image, spec: ImageSpec, to: Size) -> Image.Image:
-    width, height = to.width, to.height
-    if spec.resize == "shortest_edge":
-        short, long = sorted(image.size)
-        scaled = int(to.height * long / short)
-        width, height = (to.height, scaled) if image.width <= image.height else (scaled, to.height)
-    elif spec.resize == "longest_edge":
-        width, height = _fitting_size(image, to)
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            f"a picture of {image.width} x {image.height} is too long and narrow: crop it first."
-        )
+    width, height = _resized_size(image.size, spec, to)
     resized = image.resize((width, height), _RESAMPLE[spec.resample])
     if spec.fill is None:
         return resized
@@ -226,22 +284,31 @@ def _resize(image: Image.Image, spec: ImageSpec, to: Size) -> Image.Image:
     return filled
 
 
-def _fitting_size(image: Image.Image, to: Size) -> tuple[int, int]:
-    """Width and height of ``image`` scaled to fit into ``to``: libmtmd's, which computes in float32."""
-    width, height = np.float32(image.width), np.float32(image.height)
+def _resized_size(size: tuple[int, int], spec: ImageSpec, to: Size) -> tuple[int, int]:
+    """Width and height that a picture of ``size`` is resized to."""
+    width, height = to.width, to.height
+    if spec.resize == "shortest_edge":
+        short, long = sorted(size)
+        scaled = int(to.height * long / short)
+        width, height = (to.height, scaled) if size[0] <= size[1] else (scaled, to.height)
+    elif spec.resize == "longest_edge":
+        width, height = _fitting_size(size, to)
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"a picture of {size[0]} x {size[1]} is too long and narrow: crop it first.")
+    return width, height
+
+
+def _fitting_size(size: tuple[int, int], to: Size) -> tuple[int, int]:
+    """Width and height of ``size`` scaled to fit into ``to``: libmtmd's, which computes in float32."""
+    width, height = np.float32(size[0]), np.float32(size[1])
     scale = min(np.float32(to.width) / width, np.float32(to.height) / height)
     return min(math.ceil(width * scale), to.width), min(math.ceil(height * scale), to.height)
 
 
-def _center_crop(pixels: UInt8Array, size: Size) -> UInt8Array:
-    """Cut [H, W, 3] to ``size`` around its middle, with zeros where the picture is smaller.
+def _center_crop(image: Image.Image, size: Size) -> Image.Image:
+    """Cut a picture to ``size`` around its middle, with zeros where it is smaller.
 
     Halves are rounded as in transformers.image_transforms.center_crop: down for a cut, up for padding.
     """
-    height, width = pixels.shape[:2]
-    canvas_height, canvas_width = max(height, size.height), max(width, size.width)
-    pad_top, pad_left = -((height - canvas_height) // 2), -((width - canvas_width) // 2)
-    canvas = np.zeros((canvas_height, canvas_width, 3), np.uint8)
-    canvas[pad_top : pad_top + height, pad_left : pad_left + width] = pixels
-    top, left = (height - size.height) // 2 + pad_top, (width - size.width) // 2 + pad_left
-    return canvas[top : top + size.height, left : left + size.width]
+    left, top = (image.width - size.width) // 2, (image.height - size.height) // 2
+    return image.crop((left, top, left + size.width, top + size.height))

@@ -86,6 +86,14 @@ def test_an_entry_under_another_name_is_thrown_away(tmp_path: Path) -> None:
     assert not has(cache, 2)
 
 
+def test_what_is_being_written_can_be_waited_for(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path)
+    cache.put(name(1), data(50_000_000))
+    cache.write()
+    cache.finish_writing()
+    assert has(cache, 1)
+
+
 def test_what_is_no_file_is_no_entry(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, limit=10**6)
     os.mkfifo(tmp_path / name(1))

@@ -1,5 +1,6 @@
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,29 @@ def test_what_fails_beside_is_told_by_load(bundle_copy: Path, picture: Path) -> 
     encoder.load_beside([picture])
     with pytest.raises(BundleError):
         encoder.load()
+
+
+@pytest.mark.parametrize("load", [ImageEncoder.load_beside, ImageEncoder.encode_ahead])
+def test_all_pictures_are_opened_before_the_tower_is_loaded(
+    load: Callable[..., None], bundle_copy: Path, picture: Path, tmp_path: Path
+) -> None:
+    encoder = make(bundle_copy, precision="float32")
+    encoder.prepare(picture)
+    (bundle_copy / Bundle.read(bundle_copy).vision_file("float32").file).write_bytes(b"")
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(picture.read_bytes()[:50])
+    with pytest.raises(ImageError, match="damaged"):
+        load(encoder, [picture, damaged])
+
+
+def test_a_picture_that_there_is_no_memory_to_open_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("1", (1000, 1000)).save(path)
+    encoder = make(tiny_bundle, opening_limit=7 * 10**6)
+    for source in (path, Image.open(path)):
+        with pytest.raises(ImageError, match=r"takes 8.0 MB of memory to open, and 7.0 MB are left: give a"):
+            encoder.prepare(source)
+    make(tiny_bundle, opening_limit=9 * 10**6).prepare(path)
 
 
 def test_another_process_finds_embeds_on_disk(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Memory for opening pictures, against what it really takes at its peak."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.vision.image import opening_bytes
+
+SIDE = 2500
+MB = 10**6
+SIZE = Size(height=224, width=224)
+
+# A process of its own: opens each picture, after a small one like it, and prints what that takes at its peak.
+CHILD = """
+import re, sys
+from pathlib import Path
+import msgspec
+from acestep_gguf.bundle.schema import ImageSpec
+from acestep_gguf.vision.image import pixel_values
+
+def taken(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+for spec, small, large in msgspec.json.decode(sys.argv[1], type=list[tuple[ImageSpec, str, str]]):
+    pixel_values(small, spec)
+    before = taken("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    pixel_values(large, spec)
+    print(taken("VmHWM") - before)
+"""
+
+
+def spec(**changes: Any) -> ImageSpec:
+    fields: dict[str, Any] = {
+        "pad_to_square": None,
+        "resize": "shortest_edge",
+        "resize_to": SIZE,
+        "resample": "bicubic",
+        "center_crop": SIZE,
+        "rescale_factor": 1 / 255,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "size": SIZE,
+        "n_image_tokens": 4,
+        "n_embd": 8,
+    }
+    return ImageSpec(**fields | changes)
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (9, 9, 3), np.uint8)
+    return Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR)
+
+
+def encoded(mode: str, format: str, size: tuple[int, int] = (SIDE, SIDE), **options: Any) -> bytes:
+    picture = smooth(*size)
+    if mode == "I;16":
+        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) << 8)
+    elif mode == "RGBA":
+        picture.putalpha(picture.convert("L"))
+    else:
+        picture = picture.convert(mode)
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+# How a picture is saved, and what its model does with it.
+CASES: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
+    ("RGB", "PNG", {}, {}),
+    ("1", "PNG", {}, {}),
+    ("P", "PNG", {"transparency": 1}, {}),
+    ("RGBA", "PNG", {}, {}),
+    ("LA", "PNG", {}, {}),
+    ("I;16", "PNG", {}, {}),
+    ("RGB", "JPEG", {}, {}),
+    ("CMYK", "JPEG", {"progressive": True, "subsampling": 0}, {}),
+    ("RGB", "WEBP", {"method": 0}, {}),
+    ("RGBA", "WEBP", {"method": 0, "lossless": True, "quality": 0}, {}),
+    ("L", "PNG", {"size": (400, 20_000)}, {"resize_to": Size(height=512, width=512)}),
+    ("L", "PNG", {"size": (1000, 4000)}, {"pad_to_square": (0, 0, 0)}),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of memory")
+def test_opening_a_picture_takes_no_more_than_is_planned(tmp_path: Path) -> None:
+    cases: list[tuple[ImageSpec, str, str]] = []
+    for number, (mode, format, options, changes) in enumerate(CASES):
+        small, large = tmp_path / f"{number}-small", tmp_path / f"{number}-large"
+        small.write_bytes(encoded(mode, format, **options | {"size": (300, 300)}))
+        large.write_bytes(encoded(mode, format, **options))
+        cases.append((spec(**changes), str(small), str(large)))
+    words = [sys.executable, "-c", CHILD, msgspec.json.encode(cases).decode()]
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    for (image, _, path), peak in zip(cases, map(int, printed.split()), strict=True):
+        planned = opening_bytes(path, image)
+        assert peak < planned + 6 * MB, path  # tiles come on top
+        assert planned < 2 * peak, path  # it is the format's worst that is planned
