@@ -1,10 +1,11 @@
 """``acestep-gguf chat``: questions and answers in turn, about pictures that may come at any time."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -89,6 +90,8 @@ class Chat:
             try:
                 if line.startswith("/"):
                     self._do(line)
+                elif os.path.isfile(path := _path(line.strip())):
+                    raise PromptError(f"{path} is a file, not a question: write /image {path} to add it.")
                 elif line.strip():
                     self._ask(line.strip())
             except ContextOverflowError as error:
@@ -148,40 +151,50 @@ class Chat:
             raise PromptError(
                 f"there is no command {name}: /help lists them; a question may begin with / after a space."
             )
-        if bool(argument) != bool(command.argument):
-            raise PromptError(f"write it so: {name} {command.argument}".rstrip() + ".")
-        command.do(self, argument)
+        if command.argument and not argument:
+            raise PromptError(f"the path is missing: write {name} {command.argument}.")
+        if argument and not command.argument:
+            raise PromptError(f"{name} stands alone: write it without {argument!r}.")
+        command.do(self, _path(argument))
 
     def _print_error(self, error: object) -> None:
         self.failed = True
         print(f"error: {printable(error)}", file=sys.stderr)
 
-    def _image(self, path: str) -> None:
-        self.attach("picture", _path(path))
+    def _say(self, text: str) -> None:
+        print(f"[{printable(text)}]", file=sys.stderr)
 
-    def _embeds(self, path: str) -> None:
-        self.attach("embeds", _path(path))
+    def _image(self, path: Path) -> None:
+        self.attach("picture", path)
+        self._say(f"{path} goes with the next question")
 
-    def _save(self, path: str) -> None:
-        self.conversation.save(_path(path))
+    def _embeds(self, path: Path) -> None:
+        self.attach("embeds", path)
+        self._say(f"{path} goes with the next question")
 
-    def _load(self, path: str) -> None:
+    def _save(self, path: Path) -> None:
+        self.conversation.save(path)
+        self._say(f"{path} has the conversation, {len(self.conversation.exchanges)} questions long")
+
+    def _load(self, path: Path) -> None:
         from acestep_gguf.engine.conversation import Conversation
 
-        self.conversation = Conversation.load(_path(path), self._opened)
+        self.conversation = Conversation.load(path, self._opened)
         self._attachments.clear()
+        self._say(f"the conversation goes on after {len(self.conversation.exchanges)} questions")
 
-    def _reset(self, _: str) -> None:
+    def _reset(self, _: Path) -> None:
         from acestep_gguf.engine.conversation import Conversation
 
         self.conversation = Conversation(self.conversation.system_prompt)
         self._attachments.clear()
+        self._say("the conversation begins anew")
 
-    def _help(self, _: str) -> None:
+    def _help(self, _: Path) -> None:
         for name, command in COMMANDS.items():
             print(f"{name + ' ' + command.argument:<15} {command.help}")
 
-    def _exit(self, _: str) -> None:
+    def _exit(self, _: Path) -> None:
         self._ended = True
 
 
@@ -191,7 +204,7 @@ class Command:
 
     argument: str
     help: str
-    do: Callable[[Chat, str], None]
+    do: Callable[[Chat, Path], None]
 
 
 COMMANDS: Final = {
@@ -206,6 +219,9 @@ COMMANDS: Final = {
 
 
 def _path(text: str) -> Path:
-    """A path as typed or dropped into a terminal: in quotes or not, from ~ or not."""
-    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return Path(os.path.expanduser(text[1:-1] if quoted else text))
+    """A path as typed, from ~ or not, or as a terminal writes a dropped file: quoted or with backslashes."""
+    if not os.path.exists(text):
+        with suppress(ValueError):  # a quote that does not end, as in John's.png
+            words = shlex.split(text)
+            text = words[0] if len(words) == 1 else text
+    return Path(os.path.expanduser(text))

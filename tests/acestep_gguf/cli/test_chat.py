@@ -3,6 +3,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -121,6 +122,7 @@ def test_errors_are_one_line_and_the_chat_goes_on(
     chat: Chat, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["/fly", "/image", "/reset all", f"/image {tmp_path}", "/load x", "/save /none/x", "/embeds x"]
+    lines += [str(picture), f"'{picture}'"]  # dropped on the terminal, without a word
     for line in lines:
         chat.talk([line])
         captured = capsys.readouterr()
@@ -130,6 +132,29 @@ def test_errors_are_one_line_and_the_chat_goes_on(
     assert chat.failed
     chat.talk(["Hello", " /fly"])
     assert [past.question for past in chat.conversation.exchanges] == ["Hello", "/fly"]
+
+
+def test_what_a_command_did_is_told(
+    chat: Chat, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for line, words in (
+        (f"/image {picture}", "goes with the next question"),
+        (f"/save {tmp_path / 'talk.json'}", "has the conversation, 0 questions long"),
+        (f"/load {tmp_path / 'talk.json'}", "goes on after 0 questions"),
+        ("/reset", "begins anew"),
+    ):
+        chat.talk([line])
+        captured = capsys.readouterr()
+        assert words in captured.err
+        assert captured.out == ""
+
+
+@pytest.mark.parametrize("name", ["two words.png", "John's.png", "back\\slash.png"])
+def test_paths_as_typed_and_as_dropped(chat: Chat, picture: Path, name: str) -> None:
+    path = picture.rename(picture.with_name(name))
+    for written in (str(path), shlex.quote(str(path)), re.sub(r"([ '\\])", r"\\\1", str(path))):
+        chat.talk([f"/image {written}"])
+    assert not chat.failed
 
 
 def test_a_full_context_does_not_end_the_chat(chat: Chat, capsys: pytest.CaptureFixture[str]) -> None:
