@@ -184,7 +184,8 @@ def _check_is_first_quantization(source: GgufSource, choices: Mapping[str, TypeC
         if tensor.is_quantized and tensor.qtype != choices[tensor.name].qtype:
             raise UsageError(
                 f"{source.path} is quantized already ({tensor.name} is {tensor.qtype.name}): "
-                "quantize an F32, F16 or BF16 file, or accept the loss with --allow-requantize."
+                "quantize an F32, F16 or BF16 file, or accept the loss with allow_requantize=True.",
+                settings=["allow_requantize"],
             )
 
 

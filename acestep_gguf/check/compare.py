@@ -228,5 +228,6 @@ class _Comparison:
         if n_left > shutil.disk_usage(self._scratch).free:
             raise UsageError(
                 f"the answers' logits may need {n_left / 1e9:.1f} GB in {self._scratch.parent}: ask less, "
-                "lower --n-predict, or set TMPDIR."
+                "lower max_tokens, or set TMPDIR.",
+                settings=["max_tokens"],
             )

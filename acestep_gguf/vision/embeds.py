@@ -41,7 +41,10 @@ class ImageEmbeds:
         if image_tokens is None or image_tokens >= n_tokens:
             return self.embeds
         if n_patches == 0:
-            raise BundleError("this bundle is too old for --image-tokens: convert the checkpoint again.")
+            raise BundleError(
+                "this bundle is too old for image_tokens: convert the checkpoint again.",
+                settings=["image_tokens"],
+            )
         n_others = n_tokens - n_patches
         grid = patch_grid(image.size, n_patches)
         patches = kept_patches(self.patch_attention, grid, max(0, image_tokens - n_others))

@@ -55,7 +55,7 @@ def encode_pictures(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ImageError(f"{out} cannot be made ({error.strerror}): give another folder with -o.") from error
+        raise ImageError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
     encoder = ImageEncoder(folder, bundle, n_threads=n_threads, precision=precision)
     for source, path in zip(pictures, paths, strict=True):
         picture = encoder.prepare(source)
@@ -96,6 +96,9 @@ def _check_is(path: Path, bundle: Bundle, pixels_sha256: str, precision: VisionP
     try:
         _, metadata = read_embeds(path, bundle)
     except ImageError as error:
-        raise ImageError(f"{error} --force replaces it.") from error
+        raise ImageError(f"{error} Or replace it: force=True.", settings=["force"]) from error
     if (metadata.pixels_sha256, metadata.precision) != (pixels_sha256, precision):
-        raise ImageError(f"{path} is of another picture or tower: give another folder with -o, or --force.")
+        raise ImageError(
+            f"{path} is of another picture or tower: choose another folder, or replace it: force=True.",
+            settings=["force"],
+        )

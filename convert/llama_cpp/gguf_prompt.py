@@ -60,12 +60,16 @@ def choose_template(name: str | None, file: Path | None) -> str | None:
     if name is None and file is None:
         return None
     if name is not None and file is not None:
-        raise UsageError("--chat-template and --chat-template-file are both given: give one of them.")
+        raise UsageError(
+            "chat_template and chat_template_file are both given: give one of them.",
+            settings=["chat_template", "chat_template_file"],
+        )
     if file is None:
         if name not in CHAT_TEMPLATES:
             known = ", ".join(CHAT_TEMPLATES)
             raise UsageError(
-                f"{name!r} is not a known template: choose from {known}, or --chat-template-file."
+                f"{name!r} is not a known template: choose from {known}, or give a chat_template_file.",
+                settings=["chat_template_file"],
             )
         return CHAT_TEMPLATES[name]
     try:
@@ -133,8 +137,8 @@ def _check_has_place(prompt: PromptSpec, path: Path) -> None:
     except PromptError as error:
         raise CheckpointError(
             f"{path}: no question about a picture can be put ({str(error).rstrip('.')}): name what its "
-            "template writes for a picture with --image-token, or give another template with "
-            "--chat-template-file."
+            "template writes for a picture as image_token, or give another chat_template_file.",
+            settings=["image_token", "chat_template_file"],
         ) from error
 
 
@@ -142,8 +146,9 @@ def _template(header: GGUFHeader) -> str:
     template = header.metadata.get("tokenizer.chat_template")
     if not isinstance(template, str) or not template:
         raise CheckpointError(
-            f"{header.path} has no chat template: give it with --chat-template-file, or one of "
-            f"--chat-template {', '.join(CHAT_TEMPLATES)} (LLaVA 1.5 has vicuna)."
+            f"{header.path} has no chat template: give a chat_template_file, or as chat_template one of "
+            f"{', '.join(CHAT_TEMPLATES)} (LLaVA 1.5 has vicuna).",
+            settings=["chat_template", "chat_template_file"],
         )
     return template
 

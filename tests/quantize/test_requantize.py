@@ -143,7 +143,9 @@ def test_quantizing_again_needs_permission_and_copies_what_keeps_its_type(
     tmp_path: Path, make_source: MakeSource
 ) -> None:
     source = make_source("Q5_K_M", n_layers=5, intermediate_size=256)
-    with pytest.raises(UsageError, match=r"quantized already \(token_embd.weight is Q5_K\).*--allow-requ"):
+    with pytest.raises(
+        UsageError, match=r"quantized already \(token_embd.weight is Q5_K\).*allow_requantize=True"
+    ):
         quantize_gguf(source, tmp_path / "ours.gguf", "Q4_K_M")
     assert not list(tmp_path.iterdir())
     for ftype in ("Q4_K_M", "Q5_K_M", "Q8_0", "F16"):  # Q6_K stays Q6_K in the first

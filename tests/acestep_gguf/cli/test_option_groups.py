@@ -40,6 +40,7 @@ def test_defaults_are_those_of_python() -> None:
         ("type_k=q8_0 type_v=q8_0", ["type_k", "type_v"], "--cache-type-k q8_0 --cache-type-v q8_0"),
         ("use_mmap=True; use_mmap=False", ["use_mmap"], "--mmap; --no-mmap"),
         ("allow_paging=True or max_tokens", ["allow_paging", "max_tokens"], "--allow-paging or --n-predict"),
+        ("lose it with allow_paging=True.", ["allow_paging"], "lose it with --allow-paging."),
         ("temperature is hot", [], "temperature is hot"),
         ("chat_template is missing", ["chat_template"], "--chat-template is missing"),
     ],

@@ -44,7 +44,7 @@ def test_a_token_that_belongs_to_no_patch_comes_first(image: ImageSpec) -> None:
 def test_without_attention_none_can_be_left_out(image: ImageSpec) -> None:
     embeds = numbered(4, [])
     assert len(embeds.kept(None, image)) == len(embeds.kept(4, image)) == 4
-    with pytest.raises(BundleError, match="too old for --image-tokens"):
+    with pytest.raises(BundleError, match="too old for image_tokens"):
         embeds.kept(3, image)
 
 

@@ -79,7 +79,7 @@ def test_the_same_call_carries_on(tiny_bundle: Path, encoded: Path, picture: Pat
 
 def test_what_is_in_the_way_stays_unless_forced(tiny_bundle: Path, encoded: Path, picture: Path) -> None:
     Image.new("RGB", (9, 9), "blue").save(picture)
-    with pytest.raises(ImageError, match=r"of another picture.*--force"):
+    with pytest.raises(ImageError, match=r"of another picture.*force=True"):
         list(encode_pictures(tiny_bundle, [picture], encoded.parent, n_threads=1))
     other = encoded.read_bytes()
     (done,) = encode_pictures(tiny_bundle, [picture], encoded.parent, n_threads=1, force=True)
@@ -87,7 +87,7 @@ def test_what_is_in_the_way_stays_unless_forced(tiny_bundle: Path, encoded: Path
     with pytest.raises(ImageError, match="or tower"):
         list(encode_pictures(tiny_bundle, [picture], encoded.parent, n_threads=1, vision="FLOAT32"))
     encoded.write_text("mine")
-    with pytest.raises(ImageError, match="--force replaces it"):
+    with pytest.raises(ImageError, match="replace it: force=True"):
         list(encode_pictures(tiny_bundle, [picture], encoded.parent, n_threads=1))
     assert encoded.read_text() == "mine"
 

@@ -120,11 +120,11 @@ def test_templates_by_name_and_from_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "error", "problem"),
     [
-        ({"tokenizer.chat_template": None}, CheckpointError, "--chat-template vicuna, chatml"),
+        ({"tokenizer.chat_template": None}, CheckpointError, "as chat_template one of vicuna, chatml"),
         (
             {"tokenizer.chat_template": string("{{ messages[0]['role'] }}")},
             CheckpointError,
-            "--image-token, or give another template with --chat-template-file",
+            "as image_token, or give another chat_template_file",
         ),
         ({"tokenizer.chat_template": string("{% if %}")}, CheckpointError, "not valid"),
         ({"tokenizer.ggml.tokens": None}, BundleError, "no vocabulary"),

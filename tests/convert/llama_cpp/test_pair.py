@@ -258,7 +258,7 @@ def test_llava_1_5_of_the_first_hour(tmp_path: Path) -> None:
         "general.name": string("Old"),
     }
     decoder = rewrite(made.decoder, tmp_path / "decoder.gguf", metadata=old)
-    with pytest.raises(CheckpointError, match=r"no chat template: give it with --chat-template-file.*vicuna"):
+    with pytest.raises(CheckpointError, match=r"no chat template: give a chat_template_file.*vicuna"):
         made.import_(decoder=decoder)
     from acestep_gguf.convert.llama_cpp.gguf_prompt import CHAT_TEMPLATES
 
