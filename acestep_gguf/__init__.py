@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from acestep_gguf.options import AnswerOptions, EngineOptions
     from acestep_gguf.vision.embeds_file import EmbedsFile
 
+    __version__: str
+
 __all__ = [
     "AceStep",
     "AceStepError",
@@ -60,6 +62,10 @@ if _NO_TELEMETRY not in os.environ:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 (as slow as all else here)
+
+        return version("acestep-gguf")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -6,9 +6,12 @@ import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import acestep_gguf
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,6 +31,7 @@ FLOORS = (
     ("quantize",),
     ("convert",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 
@@ -130,6 +134,12 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"
+
+
+def test_the_version_is_that_of_the_installed_package() -> None:
+    command = [sys.executable, "-m", "acestep_gguf", "--version"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == acestep_gguf.__version__ == version("acestep-gguf")
 
 
 @pytest.mark.slow
