@@ -62,6 +62,7 @@ def test_another_picture_is_another_answer(answerer: BundleAnswerer, shown: Enco
     )
 
 
+@pytest.mark.slow
 def test_every_decoder_and_tower_is_compared_with_the_best(tiny_bundle: Path, shown: EncodedPicture) -> None:
     asked = [(shown.path, "How many?"), (shown.path, "What is this?")]
     told: list[str] = []

@@ -12,6 +12,7 @@ def run(bundle: Path, picture: Path, **options: object) -> None:
     check(bundle, [picture], question=["Who?"], n_predict=4, **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_table_and_page(
     tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

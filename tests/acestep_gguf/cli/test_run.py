@@ -49,6 +49,7 @@ def test_a_name_of_several_lines_is_told_on_one(tiny_bundle: Path) -> None:
     check_is_one_line(done, "a??[2Jb.png cannot be read")
 
 
+@pytest.mark.slow
 def test_input_that_is_not_read_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
     def warned(stdin: str) -> bool:
         command = subprocess.list2cmdline([*PROGRAM, "run", str(tiny_bundle), "hi", "-n", "2", "-t", "1"])

@@ -50,6 +50,7 @@ def at_a_terminal(command: list[str]) -> str:
     return written.decode()
 
 
+@pytest.mark.slow
 def test_an_answer_cannot_command_the_terminal(tiny_bundle: Path) -> None:
     command = [*PROGRAM, "run", str(tiny_bundle), *RANDOM_ANSWER]
     piped = subprocess.run(command, capture_output=True, check=True).stdout.decode()
@@ -124,6 +125,7 @@ def test_a_closed_standard_error_does_not_become_standard_output(tiny_bundle: Pa
         assert b"tokens/s" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii", "latin-1:strict"])
 def test_what_a_terminal_cannot_show_is_no_error(
     tiny_bundle: Path, picture: Path, tmp_path: Path, encoding: str

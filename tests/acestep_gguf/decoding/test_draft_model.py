@@ -97,6 +97,7 @@ def far_sighted(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield opened
 
 
+@pytest.mark.slow
 def test_a_prepared_picture_is_opened_again_for_another_tower(
     model: AceStep, far_sighted: AceStep, picture: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_prepared_picture_is_opened_again_for_another_tower(
         assert guessed.usage.drafted_tokens > 0
 
 
+@pytest.mark.slow
 def test_embeds_of_another_tower_cost_guesses_and_no_answer(
     model: AceStep, far_sighted: AceStep, tiny_bundle: Path, picture: Path, tmp_path: Path
 ) -> None:
