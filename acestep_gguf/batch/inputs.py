@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from acestep_gguf.batch.input_tables import READERS, entry_of_json, lines
+from acestep_gguf.batch.journal import journal_path
 from acestep_gguf.batch.tasks import Entry, shown
 from acestep_gguf.errors import BatchError
 
@@ -16,7 +17,9 @@ STDIN: Final = "-"
 PICTURE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
-def entries_of(arguments: Iterable[str], *, recursive: bool, stdin: BinaryIO | None) -> Iterator[Entry]:
+def entries_of(
+    arguments: Iterable[str], *, recursive: bool, stdin: BinaryIO | None, output: Path | None = None
+) -> Iterator[Entry]:
     """The pictures that ``arguments`` name, in their order; those of a folder or pattern in natural order.
 
     Args:
@@ -24,11 +27,16 @@ def entries_of(arguments: Iterable[str], *, recursive: bool, stdin: BinaryIO | N
             ``-`` for standard input, whose lines are paths or JSON objects.
         recursive: whether folders in folders count.
         stdin: standard input, if there is one.
+        output: the table that is to be written; it and its journal may be named, as ``photos/*`` does, and
+            are left out.
 
     Raises:
         BatchError: something is not there or has no picture, or a table is damaged.
     """
+    own = set() if output is None else {output, journal_path(output)}
     for argument in arguments:
+        if Path(argument) in own:
+            continue
         if argument == STDIN:
             yield from _entries_of_lines(stdin)
         elif os.path.lexists(argument) or not glob.has_magic(argument):
@@ -37,8 +45,9 @@ def entries_of(arguments: Iterable[str], *, recursive: bool, stdin: BinaryIO | N
             found = sorted(glob.glob(argument, recursive=True), key=natural)
             if not found:
                 raise BatchError(f"nothing matches {shown(argument)}: give another pattern.")
-            for name in found:
-                yield from _entries_of_path(Path(name), recursive)
+            for path in map(Path, found):
+                if path not in own:
+                    yield from _entries_of_path(path, recursive)
 
 
 def natural(name: str | os.PathLike[str]) -> tuple[list[str | int], str]:

@@ -29,6 +29,11 @@ MAX_LINE_BYTES: Final = 64 * 2**20
 Settings = Mapping[str, Any]
 
 
+def journal_path(output: Path) -> Path:
+    """Where the journal of the table ``output`` lies."""
+    return output.with_name(output.name + SUFFIX)
+
+
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
     batch: int  # VERSION
     settings: dict[str, Any]
@@ -68,12 +73,12 @@ class Journal:
     replaces_sidecars: bool
 
     def __init__(self, output: Path, settings: Settings, *, restart: bool = False) -> None:
-        self.path = output.with_name(output.name + SUFFIX)
+        self.path = journal_path(output)
         self._output = output
-        if output.exists() and not restart and not self.path.exists():
+        if output.exists() and not self.path.exists():
             raise BatchError(
-                f"{shown(output)} is there, without the journal of a batch: give another --output, or "
-                "--restart to replace it."
+                f"{shown(output)} is there, and no batch made it (it has no journal): give another --output, "
+                "or move it away."
             )
         self._places: dict[str, _Place] = {}
         self._end = 0

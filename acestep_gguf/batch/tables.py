@@ -14,7 +14,7 @@ from acestep_gguf.batch.journal import Journal
 from acestep_gguf.batch.rows import COLUMNS, as_text, table_row
 from acestep_gguf.batch.tasks import Task, shown
 from acestep_gguf.errors import BatchError, MissingPackageError
-from acestep_gguf.storage.atomic_file import opened_atomically
+from acestep_gguf.storage.atomic_file import opened_atomically, remove_partial
 
 # Programs for spreadsheets compute what begins so, and a stranger may have written it into a picture; numbers
 # stay numbers.
@@ -52,6 +52,7 @@ def write_table(path: Path, tasks: Sequence[Task], journal: Journal, *, is_data:
     """
     rows = _Rows(tasks, journal, is_data)
     try:
+        remove_partial(path)  # the journal is locked
         with opened_atomically(path) as file:
             WRITERS[path.suffix.lower()](file, rows)
     except OSError as error:

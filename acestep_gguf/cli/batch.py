@@ -71,7 +71,7 @@ def batch(
     progress = BatchProgress(output)
     end_on_ctrl_c(progress.interrupt)
     summary = Batch(
-        tasks=tasks_of(entries_of(pictures, recursive=recursive, stdin=stdin), prompt or ()),
+        tasks=tasks_of(entries_of(pictures, recursive=recursive, stdin=stdin, output=output), prompt or ()),
         output=output,
         settings=settings,
         options=answer,

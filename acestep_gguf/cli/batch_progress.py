@@ -53,12 +53,12 @@ class BatchProgress:
                 if row.error is not None:
                     errors += 1
                     if errors == 1:
-                        self._print(f"{row.id}: {row.error} (The table has further errors.)")
+                        self._print(f"{row.id}: {row.error} (The table has all errors.)")
                 if not self._console.is_terminal and monotonic() >= self._next_line:
                     self._next_line = monotonic() + SECONDS_BETWEEN_LINES
                     per_minute = self._per_minute(done - n_done)
                     minutes = (n_all - done) / per_minute
-                    left = f"{per_minute:.1f} a minute, {minutes:.0f} minutes left"
+                    left = f"{per_minute:.1f} a minute, {minutes:.0f} min left"
                     self._print(f"{done} of {n_all}, {left}, {errors} errors")
 
             yield show

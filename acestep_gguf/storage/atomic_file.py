@@ -1,5 +1,6 @@
 """Writing a file so that its name has all of it or nothing new."""
 
+import glob
 import os
 import secrets
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 PRIVATE: Final = 0o600
+TOKEN_BYTES: Final = 4
 
 
 def partial_name(name: str) -> str:
@@ -28,7 +30,7 @@ def opened_atomically(path: Path, *, durable: bool = True, mode: int = 0o666) ->
     Raises:
         OSError: it cannot be written; nothing is left behind, and what ``path`` was it still is.
     """
-    temporary = path.with_name(partial_name(f"{path.name}.{secrets.token_hex(4)}"))
+    temporary = path.with_name(partial_name(f"{path.name}.{secrets.token_hex(TOKEN_BYTES)}"))
     try:
         with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             yield file
@@ -39,6 +41,13 @@ def opened_atomically(path: Path, *, durable: bool = True, mode: int = 0o666) ->
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what killed processes left that were writing ``path``; nobody may be writing it now."""
+    pattern = partial_name(f"{glob.escape(path.name)}.{'[0-9a-f]' * 2 * TOKEN_BYTES}")
+    for left in path.parent.glob(pattern):
+        left.unlink(missing_ok=True)
 
 
 def write_atomically(

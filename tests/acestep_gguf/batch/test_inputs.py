@@ -12,9 +12,11 @@ from acestep_gguf.batch.tasks import Entry, tasks_of
 from acestep_gguf.errors import BatchError
 
 
-def entries(*arguments: object, recursive: bool = False, stdin: bytes | None = None) -> list[Entry]:
+def entries(
+    *arguments: object, recursive: bool = False, stdin: bytes | None = None, output: Path | None = None
+) -> list[Entry]:
     file = None if stdin is None else io.BytesIO(stdin)
-    return list(entries_of(map(str, arguments), recursive=recursive, stdin=file))
+    return list(entries_of(map(str, arguments), recursive=recursive, stdin=file, output=output))
 
 
 @pytest.fixture
@@ -42,6 +44,15 @@ def test_a_folder_that_leads_to_itself(folder: Path) -> None:
 def test_a_pattern_that_the_shell_left_as_it_is(folder: Path) -> None:
     assert names(entries(folder / "*.[jJ][pP][gG]"), folder) == ["2.JPG", "10.jpg"]
     assert names(entries(folder / "**/*.png"), folder) == ["sub/1.png"]
+
+
+@pytest.mark.parametrize("by_the_shell", [True, False])
+def test_the_table_and_its_journal_are_no_pictures(folder: Path, by_the_shell: bool) -> None:
+    for name in ("a.csv", "a.csv.journal"):
+        (folder / name).write_text("image\n")
+    arguments = sorted(folder.glob("[!.]*")) if by_the_shell else [folder / "*"]
+    found = names(entries(*arguments, output=folder / "a.csv"), folder)
+    assert set(found) == {"10.jpg", "2.JPG", "b.webp", "notes.txt", "sub/1.png"}
 
 
 def test_a_file_whose_name_looks_like_a_pattern(folder: Path) -> None:

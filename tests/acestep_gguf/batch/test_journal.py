@@ -131,8 +131,9 @@ def test_restart_forgets_rows_and_table(tmp_path: Path) -> None:
 
 def test_a_table_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"mine")
-    with pytest.raises(BatchError, match="without the journal"):
-        journal(tmp_path)
+    for restart in (False, True):
+        with pytest.raises(BatchError, match="no batch made it"):
+            journal(tmp_path, restart=restart)
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 

@@ -132,4 +132,6 @@ def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> No
     with Journal(path, {}) as journal, pytest.raises(KeyError):
         write_table(path, TASKS, journal)  # not all have rows
     assert path.read_bytes() == old
+    (tmp_path / ".a.csv.0123abcd.partial").touch()  # of a process that was killed
+    written(tmp_path, "a.csv", TASKS[:1], ["old"])
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.csv", "a.csv.journal"]
