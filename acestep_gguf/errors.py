@@ -43,6 +43,10 @@ class PromptError(AceStepError):
     """A question or a list of messages cannot be put to this model."""
 
 
+class TemplateLimitError(PromptError):
+    """A chat template was stopped, because it does more than it may."""
+
+
 class ConversationError(AceStepError):
     """A saved conversation is missing or damaged, a picture of it has changed, or it cannot be written."""
 

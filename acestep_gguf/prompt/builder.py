@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, NoReturn
 from jinja2.exceptions import TemplateError
 
 from acestep_gguf.bundle.schema import NO_TOWER, PromptSpec, SpacePrefix
-from acestep_gguf.errors import BundleError, PromptError
+from acestep_gguf.errors import BundleError, PromptError, TemplateLimitError
 from acestep_gguf.prompt.chat_template import ChatTemplate
 from acestep_gguf.prompt.messages import Message, Turn, parse_messages
 from acestep_gguf.prompt.segments import ImageInput, Segment
@@ -131,6 +131,8 @@ class PromptBuilder:
             for version in (turns, without_tokens):
                 try:
                     return self._render(version, content)
+                except TemplateLimitError:
+                    raise
                 except PromptError as problem:
                     problems.append(problem)
         raise problems[0]

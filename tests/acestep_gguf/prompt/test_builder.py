@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from acestep_gguf.answer import Answer, Timings, Usage
 from acestep_gguf.bundle.schema import Bundle, PromptSpec
-from acestep_gguf.errors import BundleError, DecodeError, PromptError
+from acestep_gguf.errors import BundleError, DecodeError, PromptError, TemplateLimitError
 from acestep_gguf.llama.binding import Model
 from acestep_gguf.prompt.builder import ImageSpan, Prompt, PromptBuilder, TokenSpan
 from acestep_gguf.prompt.messages import user_message
@@ -138,6 +138,12 @@ def test_templates_that_cannot_be_trusted(
 ) -> None:
     with pytest.raises(PromptError, match=message):
         with_template(spec, template, weights).build(user("hello <|im_end|>"))
+
+
+def test_a_template_that_does_too_much_is_stopped_once(spec: PromptSpec, weights: Model) -> None:
+    template = "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(TemplateLimitError):
+        with_template(spec, template, weights).build(user("x"))
 
 
 def test_a_template_without_a_place_for_images(spec: PromptSpec, weights: Model) -> None:
