@@ -49,7 +49,12 @@ def test_the_examples_of_a_page_run_and_print_what_it_says(page: str, tmp_path: 
         if entry.name not in {".git", "build", "dist", "runs"}:
             (tmp_path / entry.name).symlink_to(entry)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    env = {
+        **os.environ,
+        "PATH": path,
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+    }
     for example in examples(page):
         done = subprocess.run(
             command(example), cwd=tmp_path, env=env, capture_output=True, text=True, check=False

@@ -3,6 +3,7 @@
 import os
 import sys
 import warnings
+from inspect import signature
 from typing import Annotated, NoReturn
 
 import typer
@@ -17,13 +18,17 @@ from acestep_gguf.cli import (
     encode,
     import_,
     info,
+    list_,
     plan,
     quantize,
     run,
     tune,
+    use,
     verify,
 )
+from acestep_gguf.cli.default_bundle import VerbOfABundle
 from acestep_gguf.cli.option_groups import in_flags
+from acestep_gguf.cli.options import BundleFolder
 from acestep_gguf.cli.terminal import end_at_once_on_ctrl_c, open_standard_streams, printable
 from acestep_gguf.errors import AceStepError
 
@@ -35,6 +40,8 @@ VERBS = (
     run.run,
     batch.batch,
     chat.chat,
+    use.use,
+    list_.list_,
     encode.encode,
     info.info,
     verify.verify,
@@ -54,7 +61,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 for verb in VERBS:
-    app.command(verb.__name__.rstrip("_"))(verb)
+    of_a_bundle = next(iter(signature(verb).parameters.values())).annotation is BundleFolder
+    app.command(verb.__name__.rstrip("_"), cls=VerbOfABundle if of_a_bundle else None)(verb)
 app.add_typer(cache.cache, name="cache")
 
 

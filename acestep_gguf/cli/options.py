@@ -32,8 +32,21 @@ def path(argument: str) -> Path:
     return Path(argument)
 
 
+def bundle_folder(argument: str) -> Path:
+    """The folder of a bundle, of which its path or its name is given."""
+    from acestep_gguf.bundle.library import Library, is_bundle
+
+    written = path(argument)
+    return written if is_bundle(argument) else Path(Library.read().bundles.get(argument, written))
+
+
 BundleFolder = Annotated[
-    Path, typer.Argument(parser=path, metavar="BUNDLE", help="Folder that `convert` or `import` wrote.")
+    Path,
+    typer.Argument(
+        parser=bundle_folder,
+        metavar="BUNDLE",
+        help="Folder that `convert` or `import` wrote, or a name of `list`. By default what `use` chose.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 

@@ -64,6 +64,8 @@ def run(
 def _typed_question(words: Sequence[str]) -> str:
     """The only one of ``words``, if it is a question."""
     for word in words:
+        if os.path.isdir(word):
+            raise BundleError(f"{word} is a folder, but neither a bundle nor a question: check the path.")
         if os.path.isfile(word):
             raise UsageError(
                 f"{word} is a file, not a question: write --image before each picture (or --embeds), as in "
@@ -79,7 +81,10 @@ def _typed_question(words: Sequence[str]) -> str:
 def _piped_question(bundle: Path) -> str:
     """The question on standard input; ``bundle`` is looked at first, since it may be a question."""
     if not os.path.isdir(bundle):
-        raise BundleError(f'{bundle} is not a folder: write the bundle first, as in run BUNDLE "QUESTION".')
+        raise BundleError(
+            f'{bundle} is not a folder: write the bundle first, as in run BUNDLE "QUESTION", or choose a '
+            "default once with `acestep-gguf use BUNDLE`."
+        )
     return _not_empty(read_stdin())
 
 

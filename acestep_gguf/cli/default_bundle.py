@@ -1,0 +1,38 @@
+"""A verb's first word is a bundle; where it is left out, it is the default one."""
+
+import os
+
+from click import Context
+from typer.core import TyperCommand
+
+
+class VerbOfABundle(TyperCommand):
+    """A verb that puts the default bundle before its arguments if they do not begin with a bundle."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """The arguments for typer."""
+        from acestep_gguf.bundle.library import default_bundle
+
+        if self._lacks_a_bundle(ctx, args) and (folder := default_bundle()):
+            args = [str(folder), *args]
+        return super().parse_args(ctx, args)
+
+    def _lacks_a_bundle(self, ctx: Context, args: list[str]) -> bool:
+        """Whether the first word is something else than a bundle, or there is no word at all.
+
+        A first word that is no bundle, no file, and not alone, is a bundle's name with a mistake in it.
+        """
+        from acestep_gguf.bundle.library import is_bundle_or_name
+
+        if not {"-h", "--help"}.isdisjoint(args):
+            return False
+        values, _, _ = self.make_parser(ctx).parse_args([*args])
+        names = [
+            parameter.name for parameter in self.get_params(ctx) if parameter.param_type_name == "argument"
+        ]
+        first, *others = (values.get(str(name)) for name in names)
+        if not isinstance(first, str):
+            return True
+        if not first or not others or is_bundle_or_name(first):
+            return False
+        return not others[0] or os.path.exists(first)
