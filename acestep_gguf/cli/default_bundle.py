@@ -1,15 +1,15 @@
 """A verb's first word is a bundle; where it is left out, it is the default one."""
 
 import os
+from typing import Any
 
-from click import Context
 from typer.core import TyperCommand
 
 
 class VerbOfABundle(TyperCommand):
     """A verb that puts the default bundle before its arguments if they do not begin with a bundle."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # click's or typer's own Context
         """The arguments for typer."""
         from acestep_gguf.bundle.library import default_bundle
 
@@ -17,7 +17,7 @@ class VerbOfABundle(TyperCommand):
             args = [str(folder), *args]
         return super().parse_args(ctx, args)
 
-    def _lacks_a_bundle(self, ctx: Context, args: list[str]) -> bool:
+    def _lacks_a_bundle(self, ctx: Any, args: list[str]) -> bool:
         """Whether the first word is something else than a bundle, or there is no word at all.
 
         A first word that is no bundle, no file, and not alone, is a bundle's name with a mistake in it.
