@@ -1,80 +1,20 @@
-import io
+"""``convert`` from the command line, and ``import`` of what it wrote."""
+
 import json
-import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from acestep_gguf.cli.progress import Bar, JsonLines, Report
-from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned, PlannedFile, Progress
-
-DECODER = PlannedFile(
-    file="Tiny-Q4_K_M.gguf",
-    label="Q4_K_M",
-    bytes=3_600_000,
-    bytes_kept=1_200_000,
-    bits_per_weight=5.1,
-    types={"Q4_K": 13, "Q6_K": 3},
-    fallbacks={"Q6_K -> Q8_0": 2},
-)
-PLAN = Planned(
-    folder="out", files=(DECODER,), bytes_needed=3_600_000, bytes_free=5_000_000_000, memory=600_000_000
-)
+from acestep_gguf.bundle.schema import Bundle
+from tests.support.command_line import acestep, check_is_one_line
 
 
 def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "acestep_gguf.cli", "convert", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def progress(n_bytes: int) -> Progress:
-    return Progress(bytes_written=n_bytes, bytes_total=100_000_000, tensors_written=0, tensors_total=5)
-
-
-def test_the_table_of_a_plan() -> None:
-    report = Report()
-    report.add(PLAN)
-    assert str(report).splitlines() == [
-        "file                 size  bits/weight  seconds  types",
-        "Tiny-Q4_K_M.gguf  3.60 MB         5.10           13 Q4_K, 3 Q6_K (rows do not fit: 2 Q6_K -> Q8_0)",
-        "disk: 3.60 MB needed, 5.00 GB free",
-        "1.20 MB are there from an interrupted conversion",
-        "memory: about 600.00 MB",
-        "Nothing was written.",
-    ]
-
-
-def test_the_table_of_what_was_done() -> None:
-    report = Report()
-    for event in (
-        PLAN,
-        FileDone(file=DECODER.file, bytes=DECODER.bytes, sha256="0" * 64, seconds=1.23),
-        Finished(folder="out", seconds=2.0),
-    ):
-        report.add(event)
-    _, row, last = str(report).splitlines()
-    assert row.split()[:5] == ["Tiny-Q4_K_M.gguf", "3.60", "MB", "5.10", "1.2"]
-    assert last == "out is ready: 3.60 MB written in 2.0 seconds."
-
-
-def test_a_line_tells_that_the_checkpoint_was_quantized_before() -> None:
-    report = Report()
-    report.add(replace(PLAN, source_quantization="AWQ 4-bit, groups of 128"))
-    assert str(report).splitlines()[2] == (
-        "the checkpoint is quantized already (AWQ 4-bit, groups of 128): the decoders are quantized twice"
-    )
-
-
-def test_the_last_line_names_the_file_that_quantize_wrote() -> None:
-    report = Report()
-    report.add(PLAN)
-    report.add(Finished(folder="out", file=DECODER.file, seconds=2.0))
-    assert str(report).splitlines()[-1] == "out/Tiny-Q4_K_M.gguf is ready: 3.60 MB written in 2.0 seconds."
 
 
 @pytest.mark.parametrize(
@@ -94,44 +34,6 @@ def test_without_the_convert_extra_one_line_says_what_to_install(package: str, m
         "acestep_gguf.errors.MissingPackageError: "
         f"this needs the {package} package: pip install 'acestep-gguf[convert]'."
     )
-
-
-def test_the_bar_shows_bytes_speed_and_time_left_on_a_terminal_only() -> None:
-    for is_terminal in (True, False):
-        console = Console(file=io.StringIO(), force_terminal=is_terminal, width=100)
-        with Bar(console) as bar:
-            for n_bytes in (30_000_000, 60_000_000, 100_000_000):
-                bar.show(progress(n_bytes))
-        assert isinstance(console.file, io.StringIO)
-        shown = console.file.getvalue()
-        assert ("100.0/100.0 MB" in shown and "0:00:00" in shown) is is_terminal
-        assert is_terminal or shown == ""
-
-
-def test_json_lines_come_at_a_bounded_rate(capsys: pytest.CaptureFixture[str]) -> None:
-    show = JsonLines()
-    show(PLAN)
-    for n_bytes in range(0, 10_000_000, 1000):
-        show(progress(n_bytes))
-    show(Finished(folder="out", seconds=2.0))
-    plan, *lines, finished = map(json.loads, capsys.readouterr().out.splitlines())
-    assert 1 <= len(lines) <= 10
-    assert lines[0] == {
-        "event": "progress",
-        "bytes_written": 0,
-        "bytes_total": 100_000_000,
-        "tensors_written": 0,
-        "tensors_total": 5,
-    }
-    assert plan["event"] == "plan"
-    assert plan["files"][0]["fallbacks"] == {"Q6_K -> Q8_0": 2}
-    assert finished == {"event": "finished", "folder": "out", "seconds": 2.0, "file": None}
-
-
-def test_json_lines_tell_paths_that_are_not_utf8(capsys: pytest.CaptureFixture[str]) -> None:
-    folder = os.fsdecode(b"out\xff")
-    JsonLines()(Finished(folder=folder, seconds=2.0))
-    assert json.loads(capsys.readouterr().out)["folder"] == folder
 
 
 def test_a_dry_run_writes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -169,3 +71,74 @@ def test_an_error_is_one_line_and_no_table(tiny_checkpoint: Path, tmp_path: Path
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: 'attn_v' is not a pattern and a type, REGEX=TYPE")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_convert_makes_a_bundle_that_runs(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = acestep("convert", tiny_checkpoint, out, "-q", "Q4_K_M", "--name", "Tiny")
+    assert done.returncode == 0, done.stderr
+    assert list(Bundle.read(out).decoders.files) == ["Q4_K_M"]
+    assert acestep("convert", tiny_checkpoint, out, "-q", "q8_0", "--name", "Tiny").returncode == 0
+    assert list(Bundle.read(out).decoders.files) == ["Q4_K_M", "Q8_0"]
+    assert acestep("run", out, "hello", "-q", "Q8_0", "-n", 3).stdout
+
+
+@pytest.mark.slow
+def test_a_bundle_gets_an_mmproj_file_and_is_made_again(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out, imported = tmp_path / "out", tmp_path / "imported"
+    options = ("--name", "Tiny", "--vision", "float32")
+    assert acestep("convert", tiny_checkpoint, out, "-q", "F16", *options).returncode == 0
+    done = acestep("convert", tiny_checkpoint, out, "--mmproj", "q8_0", *options)
+    assert done.returncode == 0, done.stderr
+    bundle = Bundle.read(out)
+    assert list(bundle.decoders.files) == ["F16"]  # nobody asked for another
+    pair = (out / bundle.decoder().file, out / bundle.mmproj["Q8_0"].file)
+    check_is_one_line(acestep("import", *reversed(pair), imported), "no mmproj")
+    check_is_one_line(acestep("import", *pair, imported, "--chat-template", "alpaca"), "vicuna, chatml")
+    done = acestep("import", *pair, imported, "--vision", "float32", "--log-json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["event"] == "finished"
+    assert Bundle.read(imported).name == "Tiny"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"architectures": ["AceStepConditionGenerationModel"], "model_type": "acestep"}, ("music",)),
+        ({"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"}, ("qwen2_vl",)),
+        ({"architectures": ["BloomForCausalLM"], "model_type": "bloom"}, ("bloom",)),
+        ({"_class_name": "StableDiffusionPipeline"}, ("config.json",)),
+        ({}, ("model_type",)),
+    ],
+)
+def test_unsupported_checkpoints(
+    tiny_checkpoint: Path, tmp_path: Path, config: dict[str, Any], words: tuple[str, ...]
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for path in tiny_checkpoint.iterdir():
+        (checkpoint / path.name).write_bytes(path.read_bytes())
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    check_is_one_line(acestep("convert", checkpoint, tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    for path in tiny_checkpoint.iterdir():
+        data = path.read_bytes()
+        (checkpoint / path.name).write_bytes(
+            data[: len(data) // 2] if path.suffix == ".safetensors" else data
+        )
+    check_is_one_line(acestep("convert", checkpoint, tmp_path / "out"), "safetensors")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_convert_options_out_of_range(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    check_is_one_line(acestep("convert", tiny_checkpoint, tmp_path / "out", "-q", "Q3_X"), "Q3_X")
+    check_is_one_line(acestep("convert", tiny_checkpoint, tmp_path / "out", "--image-size", 15))
+    assert not (tmp_path / "out").exists()

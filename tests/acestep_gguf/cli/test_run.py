@@ -1,13 +1,127 @@
-"""What a hand does at the prompt of ``run``."""
+"""``run``, and what a hand does at its prompt."""
 
+import json
 import os
 import shutil
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.support.command_line import PROGRAM, acestep, check_is_one_line
+
+
+def test_an_answer_streams_to_stdout_and_statistics_to_stderr(tiny_bundle: Path, picture: Path) -> None:
+    arguments = ("run", tiny_bundle, "What is this?", "--image", picture, "--image", picture, "-n", 12)
+    plain = acestep(*arguments)
+    assert plain.returncode == 0
+    plan, statistics = plain.stderr.splitlines()
+    assert plan.startswith("[plan: ")
+    assert "tokens/s" in statistics
+    as_json = acestep(*arguments, "--json")
+    assert as_json.stderr == ""
+    answer = json.loads(as_json.stdout)
+    assert plain.stdout == answer["text"] + "\n"
+    assert answer["finish_reason"] in ("stop", "length")
+    assert answer["usage"]["image_tokens"] == 8
+    assert answer["usage"]["completion_tokens"] <= 12
+    assert set(answer["timings"]) >= {"load_s", "image_s", "prefill_s", "decode_s"}
+
+
+def test_the_question_may_come_from_standard_input(tiny_bundle: Path) -> None:
+    by_argument = acestep("run", tiny_bundle, "Größe?", "-n", 8)
+    by_stdin = acestep("run", tiny_bundle, "-n", 8, stdin="Größe?\n".encode())
+    assert by_argument.stdout == by_stdin.stdout != ""
+
+
+@pytest.mark.slow
+def test_the_options_of_llama_cpp(tiny_bundle: Path) -> None:
+    options = "-q f32 --temp 2 --top-k 9 --top-p 0.9 --min-p 0 -s 7 --repeat-penalty 1.2 -c 128 -b 64 -ub 32"
+    more = "-ngl 0 -ctk f32 -ctv f32 -fa off -sys brief --n-predict 9 --json"
+    arguments = ("run", tiny_bundle, "hello", *options.split(), *more.split())
+    first, second = (json.loads(acestep(*arguments).stdout) for _ in range(2))
+    assert first["text"] == second["text"]
+    other = json.loads(acestep(*arguments, "--seed", 8).stdout)
+    assert other["text"] != first["text"]
+
+
+def test_a_missing_tower(bundle_copy: Path, picture: Path) -> None:
+    (bundle_copy / "vision-int8.onnx.data").unlink()
+    check_is_one_line(
+        acestep("run", bundle_copy, "x", "--image", picture), "vision-int8.onnx.data", "missing"
+    )
+
+
+def test_a_decoder_that_the_bundle_has_not(tiny_bundle: Path) -> None:
+    for quant in ("Q5_K_M", "Q3"):
+        check_is_one_line(acestep("run", tiny_bundle, "x", "-q", quant), quant, "Q4_K_M, Q8_0, F32")
+
+
+def bomb() -> bytes:
+    """A PNG of 50,000 x 50,000 pixels in a hundred bytes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999)))
+
+
+@pytest.mark.slow
+def test_what_is_no_picture(tiny_bundle: Path, tmp_path: Path, picture: Path) -> None:
+    def ask(path: Path) -> subprocess.CompletedProcess[str]:
+        return acestep("run", tiny_bundle, "x", "--image", path)
+
+    text, gif, cut, large = (tmp_path / name for name in ("text.png", "a.gif", "cut.png", "bomb.png"))
+    text.write_text("no picture")
+    Image.new("L", (4, 4)).save(gif)
+    cut.write_bytes(picture.read_bytes()[:-30])
+    large.write_bytes(bomb())
+    check_is_one_line(ask(text), "JPEG, PNG or WEBP")
+    check_is_one_line(ask(gif), "JPEG, PNG or WEBP")
+    check_is_one_line(ask(cut), "cut.png", "damaged")
+    check_is_one_line(ask(large), "million pixels")
+    check_is_one_line(ask(tmp_path / "none.png"), "none.png")
+    check_is_one_line(ask(tmp_path), "not a file")
+
+
+@pytest.mark.slow
+def test_prompts_that_do_not_fit(tiny_bundle: Path, picture: Path) -> None:
+    check_is_one_line(acestep("run", tiny_bundle, stdin=b"word " * 2000), "context holds 512")
+    small = acestep("run", tiny_bundle, "x", "--image", picture, "-c", 8)
+    check_is_one_line(small, "context holds 8", "raise --ctx-size, up to 512")
+
+
+@pytest.mark.slow
+def test_questions_that_are_none(tiny_bundle: Path) -> None:
+    for question in ([], [""], [" \n"]):
+        check_is_one_line(acestep("run", tiny_bundle, *question), "empty")
+    check_is_one_line(acestep("run", tiny_bundle, stdin=b"\xff\xfe"), "UTF-8")
+    check_is_one_line(acestep("run", tiny_bundle, stdin=b"x" * (5 << 20)), "longer than")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "option",
+    [
+        "-c 0",
+        "-t 0",
+        "-n 0",
+        "--temp -1",
+        "--top-p 2",
+        "-s -5",
+        "-ctv q8_0 -fa off",
+        "--temp nan",
+        "-ctk foo",
+        "-fa maybe",
+        "-c 513",
+    ],
+)
+def test_settings_out_of_range(tiny_bundle: Path, option: str) -> None:
+    check_is_one_line(acestep("run", tiny_bundle, "x", *option.split()))
 
 
 def test_a_picture_is_no_question(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
