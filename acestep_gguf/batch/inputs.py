@@ -35,6 +35,8 @@ def entries_of(
     """
     own = set() if output is None else {output, journal_path(output)}
     for argument in arguments:
+        if not argument:  # Python would take it for the current folder
+            raise BatchError("a path is empty: give pictures, folders or tables.")
         if Path(argument) in own:
             continue
         if argument == STDIN:

@@ -65,13 +65,16 @@ def batch(
     if not all(question.strip() for question in prompt or ()):
         raise UsageError("a --prompt is empty: ask something.")
     stdin = None if sys.stdin is None else sys.stdin.buffer
-    settings = settings_of(
-        Bundle.read(bundle), engine, answer, prompts=prompt or (), system_prompt=system_prompt
-    )
+    read = Bundle.read(bundle)
+    settings = settings_of(read, engine, answer, prompts=prompt or (), system_prompt=system_prompt)
     progress = BatchProgress(output)
     end_on_ctrl_c(progress.interrupt)
+    entries = entries_of(pictures, recursive=recursive, stdin=stdin, output=output)
+    tasks = tasks_of(entries, prompt or ())
+    if any(task.images for task in tasks):
+        read.tower()  # without one, each row would have the same error
     summary = Batch(
-        tasks=tasks_of(entries_of(pictures, recursive=recursive, stdin=stdin, output=output), prompt or ()),
+        tasks=tasks,
         output=output,
         settings=settings,
         options=answer,

@@ -68,6 +68,8 @@ def test_arguments_keep_their_order_and_may_repeat(folder: Path) -> None:
 
 def test_what_is_named_may_be_no_picture_but_must_be_there(folder: Path) -> None:
     assert names(entries(folder / "notes.txt"), folder) == ["notes.txt"]  # a row with an error, later
+    with pytest.raises(BatchError, match="is empty"):
+        entries("")
     with pytest.raises(BatchError, match="is not there"):
         entries(folder / "missing.jpg")
     with pytest.raises(BatchError, match="nothing matches"):

@@ -197,6 +197,18 @@ def test_a_terminal_gets_a_bar(tiny_bundle: Path, pictures: Path, tmp_path: Path
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")  # the cursor is back
 
 
+def test_a_bundle_that_cannot_see(bundle_copy: Path, pictures: Path, tmp_path: Path) -> None:
+    facts = json.loads((bundle_copy / "bundle.json").read_bytes())
+    facts |= {"vision": None, "image": None}
+    facts["prompt"]["image_token"] = facts["source"]["vision_model_type"] = None
+    (bundle_copy / "bundle.json").write_text(json.dumps(facts))
+    done = batch(bundle_copy, pictures, "-p", "What?", "-o", tmp_path / "a.jsonl")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: this bundle has no vision tower")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("a.*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
