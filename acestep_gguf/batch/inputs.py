@@ -44,10 +44,7 @@ def entries_of(
         elif os.path.lexists(argument) or not glob.has_magic(argument):
             yield from _entries_of_path(Path(argument), recursive)
         else:
-            found = sorted(glob.glob(argument, recursive=True), key=natural)
-            if not found:
-                raise BatchError(f"nothing matches {shown(argument)}: give another pattern.")
-            for path in map(Path, found):
+            for path in _matching(argument):
                 if path not in own:
                     yield from _entries_of_path(path, recursive)
 
@@ -57,6 +54,14 @@ def natural(name: str | os.PathLike[str]) -> tuple[list[str | int], str]:
     text = os.fspath(name)
     parts = re.split(r"([0-9]+)", text)  # every other one is a number
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)], text
+
+
+def _matching(pattern: str) -> list[Path]:
+    """Files, no folders: ``**`` matches what is in them, too."""
+    found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)), key=natural)
+    if not found:
+        raise BatchError(f"no file matches {shown(pattern)}: give another pattern.")
+    return list(map(Path, found))
 
 
 def _entries_of_path(path: Path, recursive: bool) -> Iterator[Entry]:
