@@ -77,7 +77,7 @@ def _entries_of_path(path: Path, recursive: bool) -> Iterator[Entry]:
 
 def _entries_of_folder(folder: Path, recursive: bool) -> Iterator[Entry]:
     try:
-        found = sorted(_pictures_in(folder, recursive), key=natural)
+        found = sorted(pictures_in(folder, recursive), key=natural)
     except OSError as error:
         name = shown(error.filename or folder)
         raise BatchError(f"{name} cannot be read ({error.strerror}): give another folder.") from error
@@ -87,7 +87,7 @@ def _entries_of_folder(folder: Path, recursive: bool) -> Iterator[Entry]:
     yield from map(_picture, found)
 
 
-def _pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
+def pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
     """Hidden files are left out: many systems leave some beside pictures, under their names."""
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -95,7 +95,7 @@ def _pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if recursive:
-                    yield from _pictures_in(Path(entry.path), recursive)
+                    yield from pictures_in(Path(entry.path), recursive)
             elif Path(entry.name).suffix.lower() in PICTURE_SUFFIXES:
                 yield Path(entry.path)
 

@@ -1,18 +1,22 @@
-"""A verb's first word is a bundle; where it is left out, it is the default one."""
+"""How a verb reads its arguments: the first is a bundle, or the default one; pictures share a flag."""
 
 import os
 from typing import Any
 
 from typer.core import TyperCommand
 
+from acestep_gguf.cli.pictures import one_flag_each
+
 
 class VerbOfABundle(TyperCommand):
-    """A verb that puts the default bundle before its arguments if they do not begin with a bundle."""
+    """A verb that puts the default bundle before its words if they do not begin with a bundle."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # click's or typer's own Context
         """The arguments for typer."""
         from acestep_gguf.bundle.library import default_bundle
 
+        if any("--image" in parameter.opts for parameter in self.get_params(ctx)):
+            args = one_flag_each(args)
         if self._lacks_a_bundle(ctx, args) and (folder := default_bundle()):
             args = [str(folder), *args]
         return super().parse_args(ctx, args)

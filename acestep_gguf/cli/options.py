@@ -87,7 +87,10 @@ Threads = Annotated[int | None, typer.Option("-t", "--threads", help="By default
 Images = Annotated[
     list[Path] | None,
     typer.Option(
-        "--image", parser=path, help="Picture: JPEG, PNG or WEBP. Each one has an --image of its own."
+        *("-i", "--image"),
+        parser=path,
+        metavar="PICTURE...",
+        help="Pictures (JPEG, PNG or WEBP), a folder of them, or - for standard input.",
     ),
 ]
 TowerPrecision = Annotated[

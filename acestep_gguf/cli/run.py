@@ -10,6 +10,7 @@ import typer
 
 from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import AsJson, BundleFolder, EmbedsFiles, Images, SystemPrompt, text
+from acestep_gguf.cli.pictures import STDIN, picture_from
 from acestep_gguf.cli.terminal import for_stdout, has_unread_input, print_chunks, read_stdin, statistics
 from acestep_gguf.errors import BundleError, PromptError, UsageError
 from acestep_gguf.options import AnswerOptions, EngineOptions
@@ -43,8 +44,10 @@ def run(
     from acestep_gguf.vision.embeds_file import EmbedsFile
 
     is_piped = question in (None, [], ["-"])
+    if is_piped and STDIN in (image or ()):
+        raise UsageError("a picture and the question cannot both be standard input: write the question.")
     words = _piped_question(bundle) if is_piped else _typed_question(question or [])
-    pictures: list[Path | EmbedsFile] = [*(image or []), *map(EmbedsFile, embeds or [])]
+    pictures = [*map(picture_from, image or []), *map(EmbedsFile, embeds or [])]
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     asked = Question([*system, user_message(words, pictures)], options=answer)
     with AceStep(bundle, engine, first=asked) as model:
@@ -68,8 +71,8 @@ def _typed_question(words: Sequence[str]) -> str:
             raise BundleError(f"{word} is a folder, but neither a bundle nor a question: check the path.")
         if os.path.isfile(word):
             raise UsageError(
-                f"{word} is a file, not a question: write --image before each picture (or --embeds), as in "
-                '--image a.png --image b.png "QUESTION".'
+                f"{word} is a file, not a question: write -i before pictures (or --embeds), as in "
+                '-i a.png b.png "QUESTION".'
             )
     if len(words) > 1:
         raise UsageError(

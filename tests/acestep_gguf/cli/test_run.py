@@ -127,8 +127,8 @@ def test_settings_out_of_range(tiny_bundle: Path, option: str) -> None:
 def test_a_picture_is_no_question(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
     other = shutil.copy(picture, tmp_path / "b c.jpg")
     for question in ([], ["What is this?"]):
-        done = acestep("run", tiny_bundle, "--image", picture, other, *question)
-        check_is_one_line(done, f"{other} is a file, not a question", "--image a.png --image b.png")
+        done = acestep("run", tiny_bundle, other, "--image", picture, *question)
+        check_is_one_line(done, f"{other} is a file, not a question", "-i a.png b.png")
 
 
 def test_a_question_without_quotes(tiny_bundle: Path) -> None:

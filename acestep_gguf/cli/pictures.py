@@ -1,0 +1,80 @@
+"""Pictures as a shell gives them: several after one ``-i``, a folder, a pipe, standard input."""
+
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from acestep_gguf.errors import ImageError, UsageError
+
+FLAGS = ("-i", "--image")
+STDIN = Path("-")
+
+
+def one_flag_each(arguments: Sequence[str]) -> list[str]:
+    """The arguments with an ``--image`` before each picture.
+
+    What follows a flag is a picture, or a folder of them; then the files up to the first argument that is
+    none.
+
+    Raises:
+        UsageError: a folder cannot be read, or has no picture.
+    """
+    given: list[str] = []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        if argument == "--":
+            return [*given, argument, *left]
+        if argument not in FLAGS or not left:
+            given.append(argument)
+            continue
+        first = left.pop(0)
+        pictures = _pictures_in(first) if os.path.isdir(first) else [first]
+        while left and _is_file(left[0]):
+            pictures.append(left.pop(0))
+        for picture in pictures:
+            given += ["--image", picture]
+    return given
+
+
+def picture_from(path: Path) -> Path | bytes:
+    """``path``, or the bytes of the picture on standard input (``-``) or in a pipe.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    from acestep_gguf.vision.image import MAX_FILE_BYTES
+
+    if path == STDIN:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ImageError("there is no picture on standard input: give the path of one.")
+        return sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+    try:
+        if not stat.S_ISFIFO(path.stat().st_mode):
+            return path
+        with path.open("rb") as pipe:
+            return pipe.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError):
+        return path  # whoever opens it says what is wrong
+
+
+def _is_file(argument: str) -> bool:
+    try:
+        mode = os.stat(argument).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
+
+
+def _pictures_in(folder: str) -> list[str]:
+    from acestep_gguf.batch.inputs import natural, pictures_in
+
+    try:
+        found = sorted(pictures_in(Path(folder), recursive=False), key=natural)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be read ({error.strerror}): give pictures.") from error
+    if not found:
+        raise UsageError(f"{folder} has no pictures in it: give another folder, or pictures.")
+    return [str(path) for path in found]
