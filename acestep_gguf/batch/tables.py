@@ -101,7 +101,7 @@ def _write_csv(file: BinaryIO, rows: _Rows) -> None:
 
 def _csv_cell(value: Any) -> Any:
     """A value in CSV: texts that a spreadsheet would compute get an apostrophe before them."""
-    if value is None or isinstance(value, int | float):
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
         return value
     text = as_text(value).translate(CONTROLS)
     return f"'{text}" if FORMULA.match(text) else text

@@ -59,7 +59,7 @@ class BatchProgress:
                     per_minute = self._per_minute(done - n_done)
                     minutes = (n_all - done) / per_minute
                     left = f"{per_minute:.1f} a minute, {minutes:.0f} min left"
-                    self._print(f"{done} of {n_all}, {left}, {errors} errors")
+                    self._print(f"{done} of {n_all}, {left}, errors {errors}")
 
             yield show
 
@@ -67,10 +67,10 @@ class BatchProgress:
         """Say what became of it."""
         made = ""
         if summary.made_now:
-            made = f" ({summary.made_now} made now, {self._per_minute(summary.made_now):.1f} a minute)"
+            made = f" (made now: {summary.made_now}, {self._per_minute(summary.made_now):.1f} a minute)"
         self._print(
-            f"{self._output} has {summary.rows} rows: {summary.rows - summary.errors} answers, "
-            f"{summary.errors} errors{made}"
+            f"{self._output} is written: rows {summary.rows}, answers {summary.rows - summary.errors}, "
+            f"errors {summary.errors}{made}"
         )
         if summary.errors:
             self._print("--retry-errors asks those again")

@@ -45,6 +45,7 @@ def test_csv(tmp_path: Path) -> None:
     assert [row["count"] for row in table] == ["3", "4", ""]
     assert table[2]["list"] == '[1,{"a":null}]'
     assert table[0]["seconds"] == "2.5"
+    assert [row["ok"] for row in table] == ["", "true", ""]
 
 
 @pytest.mark.parametrize(

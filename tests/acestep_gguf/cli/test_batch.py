@@ -22,7 +22,7 @@ QUICK = ["-t", "1", "-n", "4", "-q", "F32"]
 
 
 def command(bundle: Path, *arguments: object) -> list[str]:
-    return [*PROGRAM, str(bundle), *map(str, arguments), *QUICK]
+    return [*PROGRAM, str(bundle), *QUICK, *map(str, arguments)]
 
 
 def batch(bundle: Path, *arguments: object, stdin: bytes = b"") -> "subprocess.CompletedProcess[str]":
@@ -60,7 +60,7 @@ def test_a_folder_becomes_a_table(tiny_bundle: Path, pictures: Path, tmp_path: P
     done = batch(tiny_bundle, *arguments)
     assert done.returncode == 1  # not all rows are answers
     assert done.stdout == ""
-    assert "20 rows: 18 answers, 2 errors" in done.stderr
+    assert "rows 20, answers 18, errors 2" in done.stderr
     assert "Traceback" not in done.stderr
     assert [row["id"] for row in rows(output)] == [str(pictures / f"{number}.png") for number in range(20)]
     assert [number for number, row in enumerate(rows(output)) if row["error"]] == [3, 13]
@@ -180,6 +180,32 @@ def test_a_table_from_standard_input(tiny_bundle: Path, picture: Path, tmp_path:
 
 
 @pytest.mark.slow
+def test_answers_that_are_data_have_columns(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}, "text": {"type": "boolean"}},
+        "required": ["colour", "text"],
+        "additionalProperties": False,
+    }
+    several = ("--parallel", 3, "-n", 40, "--json-schema", json.dumps(schema))
+    done = batch(
+        tiny_bundle,
+        *map(str, sorted(pictures.glob("[1-6].png"))),
+        "-p",
+        "What?",
+        "-o",
+        tmp_path / "a.jsonl",
+        *several,
+    )
+    assert "rows 6, answers 5, errors 1" in done.stderr
+    for row in rows(tmp_path / "a.jsonl"):
+        if row["finish_reason"] == "stop":
+            assert row["colour"] in ("red", "blue")
+            assert row["answer_text"] in (True, False)
+    assert any(row["finish_reason"] == "stop" for row in rows(tmp_path / "a.jsonl"))
+
+
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     arguments = command(tiny_bundle, pictures, "-p", "What is this?", "-o", tmp_path / "a.jsonl")
@@ -192,7 +218,7 @@ def test_a_terminal_gets_a_bar(tiny_bundle: Path, pictures: Path, tmp_path: Path
         except OSError:  # the other end is closed
             pass
     os.close(ours)
-    for words in (b"/20", b"/min", b"20 rows: 18 answers"):
+    for words in (b"/20", b"/min", b"rows 20, answers 18"):
         assert words in shown
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")  # the cursor is back
 

@@ -44,18 +44,18 @@ def test_a_line_a_minute(clock: Clock) -> None:
     lines = shown(clock, [ANSWER] * 7, n_done=4).splitlines()
     assert lines == [
         "4 of 14 rows were there already",
-        "7 of 14, 3.0 a minute, 2 min left, 0 errors",
-        "10 of 14, 3.0 a minute, 1 min left, 0 errors",
-        "a.csv has 10 rows: 10 answers, 0 errors (7 made now, 3.0 a minute)",
+        "7 of 14, 3.0 a minute, 2 min left, errors 0",
+        "10 of 14, 3.0 a minute, 1 min left, errors 0",
+        "a.csv is written: rows 10, answers 10, errors 0 (made now: 7, 3.0 a minute)",
     ]
 
 
 def test_the_first_error_is_told_at_once_and_commands_no_terminal(clock: Clock) -> None:
     lines = shown(clock, [ERROR, ANSWER, ERROR]).splitlines()
     assert lines[0] == "b?[2J.png: b.png is damaged. (The table has all errors.)"
-    assert lines[1].endswith("2 errors")
+    assert lines[1].endswith("errors 2")
     assert lines[-2:] == [
-        "a.csv has 10 rows: 8 answers, 2 errors (3 made now, 3.0 a minute)",
+        "a.csv is written: rows 10, answers 8, errors 2 (made now: 3, 3.0 a minute)",
         "--retry-errors asks those again",
     ]
 
