@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 
 from acestep_gguf.batch.journal import Journal
 from acestep_gguf.batch.rows import Row, row_of
-from acestep_gguf.batch.sidecars import SidecarKind, check_sidecars, write_missing_sidecars, write_sidecar
+from acestep_gguf.batch.sidecars import SidecarKind, check_sidecars, finish_sidecars, write_sidecar
 from acestep_gguf.batch.tables import check_output, write_table
 from acestep_gguf.batch.tasks import Task
 from acestep_gguf.engine.batch import Outcome
@@ -83,7 +83,7 @@ class Batch:
                 with watching(len(self.tasks) - len(missing), len(self.tasks)) as show, opened() as model:
                     self._ask(model, missing, journal, show)
             if self.sidecar is not None:
-                write_missing_sidecars(self.tasks, self.sidecar, journal, is_data=self._is_data)
+                finish_sidecars(self.tasks, self.sidecar, journal, is_data=self._is_data)
             write_table(self.output, self.tasks, journal, is_data=self._is_data)
             return Summary(len(self.tasks), sum(map(journal.is_error, self.tasks)), len(missing))
 

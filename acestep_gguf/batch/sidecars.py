@@ -1,7 +1,7 @@
 """Answers beside their pictures: ``photo.txt`` or ``photo.json`` for ``photo.jpg``, as trainers take them."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -11,7 +11,7 @@ from acestep_gguf.batch.journal import Journal
 from acestep_gguf.batch.rows import Row, table_row
 from acestep_gguf.batch.tasks import Task, shown
 from acestep_gguf.errors import BatchError
-from acestep_gguf.storage.atomic_file import write_atomically
+from acestep_gguf.storage.atomic_file import remove_partial, write_atomically
 
 SidecarKind = Literal["txt", "json"]
 SIDECAR_KINDS: Final[tuple[SidecarKind, ...]] = ("txt", "json")
@@ -59,10 +59,9 @@ def write_sidecar(task: Task, row: Row, kind: SidecarKind, *, is_data: bool) -> 
         ) from error
 
 
-def write_missing_sidecars(
-    tasks: Iterable[Task], kind: SidecarKind, journal: Journal, *, is_data: bool
-) -> None:
-    """Write those of answers that were kept when a process ended, or before there were to be any."""
+def finish_sidecars(tasks: Sequence[Task], kind: SidecarKind, journal: Journal, *, is_data: bool) -> None:
+    """Write those of answers that were kept when a process was killed, and remove what it left unfinished."""
+    remove_partial(path for task in tasks if (path := _path(task, kind)) is not None)
     for task in tasks:
         if (path := _path(task, kind)) is not None and not os.path.lexists(path):
             write_sidecar(task, journal.row(task), kind, is_data=is_data)

@@ -52,7 +52,7 @@ def write_table(path: Path, tasks: Sequence[Task], journal: Journal, *, is_data:
     """
     rows = _Rows(tasks, journal, is_data)
     try:
-        remove_partial(path)  # the journal is locked
+        remove_partial([path])  # the journal is locked
         with opened_atomically(path) as file:
             WRITERS[path.suffix.lower()](file, rows)
     except OSError as error:

@@ -1,16 +1,15 @@
 """Writing a file so that its name has all of it or nothing new."""
 
-import glob
 import os
 import secrets
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final
 
 PRIVATE: Final = 0o600
-TOKEN_BYTES: Final = 4
 
 
 def partial_name(name: str) -> str:
@@ -30,7 +29,7 @@ def opened_atomically(path: Path, *, durable: bool = True, mode: int = 0o666) ->
     Raises:
         OSError: it cannot be written; nothing is left behind, and what ``path`` was it still is.
     """
-    temporary = path.with_name(partial_name(f"{path.name}.{secrets.token_hex(TOKEN_BYTES)}"))
+    temporary = path.with_name(partial_name(f"{path.name}.{secrets.token_hex(4)}"))
     try:
         with open(temporary, "xb", opener=partial(os.open, mode=mode)) as file:
             yield file
@@ -43,11 +42,16 @@ def opened_atomically(path: Path, *, durable: bool = True, mode: int = 0o666) ->
         raise
 
 
-def remove_partial(path: Path) -> None:
-    """Remove what killed processes left that were writing ``path``; nobody may be writing it now."""
-    pattern = partial_name(f"{glob.escape(path.name)}.{'[0-9a-f]' * 2 * TOKEN_BYTES}")
-    for left in path.parent.glob(pattern):
-        left.unlink(missing_ok=True)
+def remove_partial(paths: Iterable[Path]) -> None:
+    """Remove what processes left that were killed while they wrote ``paths``, which nobody writes now."""
+    names: defaultdict[Path, set[str]] = defaultdict(set)
+    for path in paths:
+        names[path.parent].add(path.name)
+    for folder in names:
+        for left in folder.glob(partial_name("*.*")):
+            if left.name.removeprefix(".").rsplit(".", 2)[0] in names[folder]:
+                with suppress(OSError):
+                    left.unlink()
 
 
 def write_atomically(

@@ -39,10 +39,13 @@ def test_those_that_a_kill_left_out_are_written_later(tmp_path: Path) -> None:
     tasks = tasks_in(tmp_path, "a.jpg", "b.jpg", "bad.png")
     run(tmp_path, tasks)
     (tmp_path / "a.txt").unlink()
+    (tmp_path / ".a.txt.0123abcd.partial").write_text("about")
+    (tmp_path / ".others.txt.0123abcd.partial").write_text("another program's")
     (tmp_path / "b.txt").write_text("corrected by hand")
     run(tmp_path, tasks)
     assert (tmp_path / "a.txt").read_text() == "about a.jpg\n"
     assert (tmp_path / "b.txt").read_text() == "corrected by hand"
+    assert [path.name for path in tmp_path.glob(".*")] == [".others.txt.0123abcd.partial"]
 
 
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
