@@ -142,6 +142,8 @@ class EngineOptions:
             raise UsageError(
                 f"quant is {self.quant!r}: give the name of a decoder, such as 'Q4_K_M'.", settings=["quant"]
             )
+        if self.draft == "":
+            raise UsageError("draft is empty: give the folder of a bundle.", settings=["draft"])
         if not isinstance(self.cache, bool | str | os.PathLike):
             raise UsageError(f"cache is {self.cache!r}: give True, False or the path of a folder.")
         if self.image_tokens is not None:

@@ -87,7 +87,7 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise BundleError(f"{path} is not a file: name a GGUF file.")
         self.header = read_gguf_header(path)
         if self.header.metadata.get("split.count", 1) not in (0, 1):

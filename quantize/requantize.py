@@ -8,6 +8,7 @@ from typing import Final, TypedDict, Unpack
 
 from gguf import GGML_QUANT_VERSION, Keys
 
+from acestep_gguf.bundle.gguf_header import MAGIC
 from acestep_gguf.bundle.names import LLAMA_FTYPE, Ftype
 from acestep_gguf.errors import UsageError
 from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned
@@ -170,13 +171,21 @@ def _plan(
     )
 
 
+def _is_gguf_or_empty(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) in (b"", MAGIC)
+
+
 def _check_is_new_file(out: Path, source: GgufSource) -> None:
     try:
         is_taken = out.is_dir() or (out.exists() and out.samefile(source.path))
+        is_other = out.is_file() and not _is_gguf_or_empty(out)
     except OSError as error:
         raise UsageError(f"the output file cannot be made ({error.strerror}): name another file.") from error
     if is_taken:
         raise UsageError(f"{out} is a folder, or the file that is to be read: name another output file.")
+    if is_other:
+        raise UsageError(f"{out} is there and is not a GGUF file: name another output file, or remove it.")
 
 
 def _check_is_first_quantization(source: GgufSource, choices: Mapping[str, TypeChoice]) -> None:

@@ -168,8 +168,10 @@ def read_gguf_header(path: Path) -> GGUFHeader:
     try:
         with path.open("rb") as file:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise BundleError(f"{path} cannot be read ({error}): convert the checkpoint again.") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): check the path.") from error
+    except ValueError as error:  # it cannot be mapped
+        raise BundleError(f"{path} is empty: convert the checkpoint again.") from error
     return parse_gguf_header(buffer, path, len(buffer))
 
 

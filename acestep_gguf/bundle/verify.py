@@ -4,6 +4,7 @@ This needs only what the runtime needs; ``convert/compare.py`` compares decoders
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +97,7 @@ def verify_bundle(
         return reports[-1]
 
     path = folder / BUNDLE_FILE
-    n_bytes = path.stat().st_size if path.is_file() else 0
+    n_bytes = path.stat().st_size if os.path.isfile(path) else 0
     if report(BUNDLE_FILE, n_bytes, {"schema": lambda: _read(folder)}).problems:
         return BundleReport(bundle_sha256=None, files=tuple(reports))
     bundle = Bundle.read(folder)
@@ -150,7 +151,7 @@ def _read(folder: Path) -> None:
 
 def _check_size(folder: Path, record: FileRecord) -> None:
     path = check_file(folder, record)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BundleError(f"{path} is not a file: copy the whole bundle, or convert again.")
 
 

@@ -80,6 +80,8 @@ def main() -> None:
             sys.stdout.flush()  # at shutdown it would be too late for an error
     except AceStepError as error:
         _fail(in_flags(error))
+    except PermissionError as error:
+        _fail(f"{error.filename} cannot be used ({error.strerror}): check its permissions.")
     except OSError as error:
         if error.filename is not None:  # writing to standard output names no file, so this is a bug
             raise

@@ -8,7 +8,7 @@ from typing import Annotated, Final
 
 import typer
 
-from acestep_gguf.cli.options import AsJson, BundleFolder, path, text
+from acestep_gguf.cli.options import AsJson, BundleFolder, filled, path
 from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import CheckpointError, UsageError
 
@@ -24,7 +24,7 @@ def check(
     ] = None,
     *,
     question: Annotated[
-        list[str] | None, typer.Option(parser=text, help="What to ask about each picture; repeat for more.")
+        list[str] | None, typer.Option(parser=filled, help="What to ask about each picture; repeat for more.")
     ] = None,
     checkpoint: Annotated[
         Path | None,
@@ -52,9 +52,6 @@ def check(
     from acestep_gguf.check.report import table
     from acestep_gguf.storage.atomic_file import write_atomically
 
-    for asked in question or ():
-        if not asked.strip():
-            raise UsageError("a --question is empty: write what to ask.")
     if html is not None:
         _check_can_be_written(html)
     reference = None
@@ -80,9 +77,9 @@ def check(
 
 def _check_can_be_written(html: Path) -> None:
     """Before anything is asked, which can take long."""
-    if not html.parent.is_dir():
+    if not os.path.isdir(html.parent):
         raise UsageError(f"{html.parent} is not a folder: give another --html.")
-    if html.is_dir() or not os.access(html.parent, os.W_OK):
+    if os.path.isdir(html) or not os.access(html.parent, os.W_OK):
         raise UsageError(f"{html} is a folder, or its folder is write-protected: give another --html.")
 
 

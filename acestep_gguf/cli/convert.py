@@ -25,8 +25,8 @@ from acestep_gguf.cli.options import (
     Threads,
     TokenEmbeddingType,
     TowerPrecisions,
+    filled,
     path,
-    text,
 )
 from acestep_gguf.errors import UsageError
 
@@ -51,7 +51,7 @@ def convert(
         typer.Option(help="Side of the pictures in pixels. By default what the checkpoint was made for."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(parser=text, help="Name of the model. By default that of its folder.")
+        str | None, typer.Option(parser=filled, help="Name of the model. By default that of its folder.")
     ] = None,
     threads: Threads = None,
     tensor_type: TensorTypes = None,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from acestep_gguf.bundle.names import VISION_PRECISIONS, vision_precision_from
-from acestep_gguf.cli.options import CalibrationPictures, LogJson, Threads, TowerPrecisions, path, text
+from acestep_gguf.cli.options import CalibrationPictures, LogJson, Threads, TowerPrecisions, filled, path
 
 
 def import_(
@@ -19,7 +19,7 @@ def import_(
     out: Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="New folder for the bundle.")],
     *,
     name: Annotated[
-        str | None, typer.Option(parser=text, help="Name of the model. By default that in the decoder.")
+        str | None, typer.Option(parser=filled, help="Name of the model. By default that in the decoder.")
     ] = None,
     chat_template: Annotated[
         str | None,
@@ -31,7 +31,9 @@ def import_(
     ] = None,
     image_token: Annotated[
         str | None,
-        typer.Option(parser=text, help="What stands for a picture in the chat template. By default <image>."),
+        typer.Option(
+            parser=filled, help="What stands for a picture in the chat template. By default <image>."
+        ),
     ] = None,
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy the decoder even where a hard link would do.")

@@ -21,6 +21,18 @@ def text(argument: str) -> str:
     return argument
 
 
+def filled(argument: str) -> str:
+    """An argument that is a text with something in it.
+
+    Raises:
+        typer.BadParameter: it is empty.
+        UsageError: it is not UTF-8.
+    """
+    if not argument.strip():
+        raise typer.BadParameter("it is empty.")
+    return text(argument)
+
+
 def path(argument: str) -> Path:
     """An argument that is a path.
 

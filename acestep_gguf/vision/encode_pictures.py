@@ -1,6 +1,7 @@
 """Pictures become files of image embeds, for machines that only run the decoder."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def encode_pictures(
     for source, path in zip(pictures, paths, strict=True):
         picture = encoder.prepare(source)
         pixels_sha256 = _pixels_sha256(picture)
-        if path.exists() and not force:
+        if os.path.exists(path) and not force:
             _check_is(path, bundle, pixels_sha256, encoder.precision)
             yield Encoded(path, image.n_image_tokens, None)
             continue

@@ -83,7 +83,7 @@ def test_killed_at_random_moments(tmp_path: Path, source: Path, expected: bytes)
 def test_killed_command_line_that_was_to_replace_a_file(
     tmp_path: Path, source: Path, expected: bytes
 ) -> None:
-    (tmp_path / OUT).write_bytes(b"old")
+    (tmp_path / OUT).write_bytes(b"GGUF old")
     command = [
         sys.executable,
         "-m",
@@ -98,6 +98,6 @@ def test_killed_command_line_that_was_to_replace_a_file(
         # On a fast day it may be through by then: the next command must not mind.
         next((line for line in process.stdout if '"event":"progress"' in line.replace(" ", "")), None)
         process.kill()
-    assert (tmp_path / OUT).read_bytes() in (b"old", expected)
+    assert (tmp_path / OUT).read_bytes() in (b"GGUF old", expected)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert contents(tmp_path) == {OUT: expected}

@@ -248,7 +248,7 @@ def test_a_file_that_is_there_is_replaced_only_when_the_new_one_is_whole(
     tmp_path: Path, make_source: MakeSource
 ) -> None:
     out = tmp_path / "out.gguf"
-    out.write_bytes(b"old")
+    out.write_bytes(b"GGUF old")
     source = tmp_path / "source.gguf"
     source.write_bytes(make_source().read_bytes())
     last = read_gguf_header(source).tensors[-1]
@@ -257,7 +257,7 @@ def test_a_file_that_is_there_is_replaced_only_when_the_new_one_is_whole(
     source.write_bytes(content)
     with pytest.raises(BundleError, match=f"tensor '{last.name}' has NaN or infinite weights"):
         quantize_gguf(source, out, "Q8_0")
-    assert out.read_bytes() == b"old"
+    assert out.read_bytes() == b"GGUF old"
     quantize_gguf(make_source(), out, "Q8_0")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "source.gguf"]
     assert out.stat().st_size > 1000
@@ -280,6 +280,17 @@ def test_wrong_arguments_are_one_clear_error(
     with pytest.raises(error, match=message):
         quantize_gguf(**arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_another_kind_of_file_is_not_replaced(tmp_path: Path, make_source: MakeSource) -> None:
+    out = tmp_path / "picture.png"
+    out.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(UsageError, match="is not a GGUF file"):
+        plan_quantization(make_source(), out, "Q8_0")
+    assert out.read_bytes() == b"\x89PNG\r\n\x1a\n"
+    out.write_bytes(b"")  # as mktemp leaves it
+    quantize_gguf(make_source(), out, "Q8_0")
+    assert out.stat().st_size > 1000
 
 
 def test_an_imatrix_of_another_model_is_refused(tmp_path: Path, make_source: MakeSource) -> None:

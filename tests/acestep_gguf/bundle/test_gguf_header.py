@@ -227,8 +227,11 @@ def test_damage_is_one_sentence(tmp_path: Path, data: bytes) -> None:
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.gguf", tmp_path):
-        with pytest.raises(BundleError, match="cannot be read"):
+        with pytest.raises(BundleError, match=r"cannot be read \([A-Z].*\): check the path"):
             read_gguf_header(path)
+    (tmp_path / "empty.gguf").touch()
+    with pytest.raises(BundleError, match="is empty"):
+        read_gguf_header(tmp_path / "empty.gguf")
 
 
 @pytest.mark.parametrize("length", range(0, len(SOUND) - 4096 + 4, 7))

@@ -39,6 +39,8 @@ def test_page_that_cannot_be_written_is_found_before_anything_is_asked(
 ) -> None:
     with pytest.raises(UsageError, match="is not a folder"):
         run(tiny_bundle, picture, html=tmp_path / "none" / "page.html")
+    with pytest.raises(UsageError, match="is a folder"):
+        run(tiny_bundle, picture, html=tmp_path)
 
 
 def test_another_checkpoint_is_refused(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:

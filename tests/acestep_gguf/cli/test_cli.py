@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,42 @@ def test_wrong_usage_is_status_2(tiny_bundle: Path) -> None:
         done = acestep(*arguments)
         assert done.returncode == 2
         assert "Traceback" not in done.stderr
+
+
+def without_roots_rights(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """A verb that may read only what permissions let it, even if root runs the tests."""
+    if os.geteuid() != 0:
+        return acestep(*arguments)
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    drop += ["--inh-caps=-dac_override,-dac_read_search"]
+    return subprocess.run(
+        [*drop, *PROGRAM, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root may read everything")
+def test_what_must_not_be_read_is_told_in_one_line(
+    tiny_bundle: Path, decoder_file: Path, picture: Path, tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    try:
+        for arguments in (
+            ["info", closed],
+            ["run", closed / "x", "hi"],
+            ["run", tiny_bundle, "hi", "--image", closed / "x.png"],
+            ["quantize", closed / "x.gguf", tmp_path / "x.gguf", "Q8_0"],
+            ["quantize", decoder_file, closed / "y" / "x.gguf", "Q8_0"],
+            ["encode", tiny_bundle, picture, "-o", closed],
+        ):
+            check_is_one_line(without_roots_rights(*arguments), "Permission denied")
+        page = closed / "y" / "x.html"
+        check_is_one_line(
+            without_roots_rights("check", tiny_bundle, picture, "--html", page), "another --html"
+        )
+        assert "Traceback" not in without_roots_rights("verify", closed).stderr
+    finally:
+        closed.chmod(0o700)
 
 
 def test_run_and_info_leave_the_bundle_as_it_is(bundle_copy: Path, picture: Path) -> None:

@@ -137,6 +137,15 @@ def test_a_damaged_checkpoint_leaves_nothing_behind(tiny_checkpoint: Path, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_options_that_say_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = acestep("convert", tiny_checkpoint, tmp_path / "out", "--class-token-first")
+    check_is_one_line(done, "give --mmproj, too")
+    for arguments in ((tiny_checkpoint, ""), (tiny_checkpoint, tmp_path / "out", "--name", " ")):
+        done = acestep("convert", *arguments)
+        assert (done.returncode, "is empty" in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_convert_options_out_of_range(tiny_checkpoint: Path, tmp_path: Path) -> None:
     check_is_one_line(acestep("convert", tiny_checkpoint, tmp_path / "out", "-q", "Q3_X"), "Q3_X")
