@@ -218,6 +218,7 @@ class AnswerOptions(SamplingParams):
             can come out otherwise where two tokens are about equally probable.
         json_schema: what the answer has to be, as JSON (docs/json.md): a JSON Schema as a dict, its text or
             a file with it, or a pydantic model. ``Answer.data`` is the value.
+        grammar: what the answer has to be, in llama.cpp's GBNF: text, or a file with it.
     """
 
     max_tokens: Annotated[int, _flag("-n", "--n-predict", help="Tokens of the answer at most.")] = 512
@@ -230,6 +231,10 @@ class AnswerOptions(SamplingParams):
             help="Answer as JSON after this schema: a file, or its text.",
         ),
     ] = None
+    grammar: Annotated[
+        str | os.PathLike[str] | None,
+        _flag("--grammar", "--grammar-file", help="Answer after this grammar (GBNF): a file, or its text."),
+    ] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -238,15 +243,22 @@ class AnswerOptions(SamplingParams):
             raise UsageError(f"stop is {self.stop!r}: give a list of strings, even for a single one.")
         if self.stop and self.json_schema is not None:
             raise UsageError("stop would end JSON in its middle: leave it out, or json_schema.")
+        if self.grammar is not None and self.json_schema is not None:
+            raise UsageError(
+                "json_schema and grammar each say what an answer is: choose one.",
+                settings=["json_schema", "grammar"],
+            )
         _ = self.constraint  # what is wrong with it is said at once
 
     @cached_property
     def constraint(self) -> "Grammar | None":
         """The grammar that the answer has to follow, if there is one; a file was read when it was made."""
-        if self.json_schema is None:
+        if self.json_schema is None and self.grammar is None:
             return None
         from acestep_gguf.grammar.matcher import Grammar  # noqa: PLC0415 (most answers need none)
 
+        if self.grammar is not None:
+            return Grammar.of_gbnf(self.grammar)
         return Grammar.of_schema(self.json_schema)
 
 

@@ -4,7 +4,9 @@ llguidance reads token by token with bounds on its work, and says no where llama
 ends the process: with a token that it did not let through, or a grammar that is too much for it.
 """
 
+import os
 import random
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from acestep_gguf.errors import DecodeError, UsageError
+from acestep_gguf.grammar.gbnf import lark_of_gbnf
 from acestep_gguf.grammar.json_schema import read_schema, schema_text
 
 if TYPE_CHECKING:
@@ -56,6 +59,17 @@ class Grammar:
             raise UsageError(
                 f"json_schema cannot be used: {_line(error)}.", settings=["json_schema"]
             ) from error
+        grammar.check()
+        return grammar
+
+    @classmethod
+    def of_gbnf(cls, source: str | os.PathLike[str]) -> "Grammar":
+        """A grammar in llama.cpp's notation, or a file with it.
+
+        Raises:
+            UsageError: it is none, or cannot be followed.
+        """
+        grammar = cls(LLMatcher.grammar_from_lark(lark_of_gbnf(source)), "grammar")
         grammar.check()
         return grammar
 
@@ -172,5 +186,6 @@ def _all_bytes() -> Vocabulary:
 
 
 def _line(error: object) -> str:
-    """llguidance's reason on one line, without what it adds about its state."""
-    return " ".join(str(error).partition("<state>")[0].split())[:200].rstrip(". ")
+    """llguidance's reason on one line, without what it adds about its state and its form of the grammar."""
+    reason = re.split(r"<state>|\n\s*\d+ \| ", str(error))[0]
+    return " ".join(reason.split())[:200].rstrip(". ")
