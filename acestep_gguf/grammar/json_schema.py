@@ -8,24 +8,29 @@ model cannot lose itself in (see ``_narrow``).
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import inf, prod
+from math import prod
 from typing import Any, Final
 from urllib.parse import unquote
 
 from acestep_gguf.errors import UsageError
 from acestep_gguf.grammar.sources import text_or_file
 
-ENFORCED: Final = frozenset(
-    {
-        *("type", "enum", "const", "$ref", "anyOf", "oneOf", "allOf"),
-        *("properties", "required", "additionalProperties", "patternProperties", "minProperties"),
-        *("maxProperties", "items", "prefixItems", "minItems", "maxItems"),
-        *("minLength", "maxLength", "pattern", "format"),
-        *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
-    }
-)
+# What is enforced, with the types that its value may have.
+ENFORCED: Final[dict[str, tuple[type, ...]]] = {
+    "const": (object,),
+    **dict.fromkeys(("items", "additionalProperties"), (dict, bool)),
+    **dict.fromkeys(("properties", "patternProperties"), (dict,)),
+    **dict.fromkeys(("$ref", "pattern", "format"), (str,)),
+    **dict.fromkeys(("anyOf", "oneOf", "allOf", "enum", "prefixItems", "required"), (list,)),
+    **dict.fromkeys(("minLength", "maxLength", "minItems", "maxItems"), (int,)),
+    **dict.fromkeys(("minProperties", "maxProperties"), (int,)),
+    **dict.fromkeys(
+        ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"), (int, float)
+    ),
+    "type": (str, list),
+}
 # They say nothing of which values are valid; ``discriminator`` is OpenAPI's, and pydantic writes it.
 ANNOTATIONS: Final = frozenset(
     {
@@ -35,15 +40,13 @@ ANNOTATIONS: Final = frozenset(
     }
 )
 COMBINED: Final = ("anyOf", "oneOf", "allOf", "$ref")
-BOUNDS: Final = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 
+CLASS: Final = re.compile(r"(?<!\\)(?:\\\\)*\[\^?((?:\\.|[^\]\\])*)\]", re.DOTALL)
 MAX_DEPTH: Final = 48
 MAX_SUBSCHEMAS: Final = 400
 MAX_REPETITIONS: Final = 10_000  # of all counts of a pattern, multiplied
 MAX_PATTERN: Final = 1_000
-MAX_INTEGER: Final = 2**53 - 1  # beyond it, JSON's readers round
-MAX_NUMBER: Final = 1e15
-FLOAT_END: Final = 1e300
+MAX_NUMBER: Final = 2**53 - 1  # beyond it, JSON's readers round, and llguidance ends the process at -(2**63)
 LEAST_STEP: Final = 1e-9
 LEAST_RANGE: Final = 1e-3
 
@@ -75,7 +78,8 @@ def schema_text(schema: Mapping[str, Any]) -> str:
         UsageError: it is none, or what it asks for cannot be enforced.
     """
     try:
-        own: dict[str, Any] = json.loads(json.dumps(schema, allow_nan=False))
+        text = json.dumps(schema, allow_nan=False)
+        own: dict[str, Any] = json.loads(text, parse_int=_bounded(int), parse_float=_bounded(float))
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"json_schema is no JSON ({error}).", settings=["json_schema"]) from error
     walk = _Walk(own)
@@ -111,7 +115,7 @@ class _Walk:
             raise _refused(f"it has more than {MAX_SUBSCHEMAS} parts")
         _check_keywords(schema, path)
         combined = [name for name in COMBINED if name in schema]
-        others = ENFORCED.intersection(schema).difference(combined)
+        others = ENFORCED.keys() & schema.keys() - set(combined)
         self.is_combined |= "allOf" in schema or bool(combined and (others or len(combined) > 1))
         self.visited.append(schema)
         self._open.append(path)
@@ -137,23 +141,28 @@ class _Walk:
 
 
 def _check_keywords(schema: dict[str, Any], path: str) -> None:
-    if unknown := schema.keys() - ENFORCED - ANNOTATIONS:
+    if unknown := schema.keys() - ENFORCED.keys() - ANNOTATIONS:
         raise _refused(f"{', '.join(sorted(unknown))} at {path} cannot be enforced: leave it out")
+    for name in schema.keys() & ENFORCED.keys():
+        kinds, value = ENFORCED[name], schema[name]
+        if not isinstance(value, kinds) or (int in kinds and isinstance(value, bool)):
+            raise _refused(f"{name} at {path} is {value!r:.40}")
     if "$id" in schema and path != "#":
         raise _refused(f"$id at {path} changes where references lead: leave it out")
-    least = schema.get("minProperties", 0)
-    if isinstance(least, int) and least > 1:  # one name written twice would count as two
+    if (least := schema.get("minProperties", 0)) > 1:  # one name written twice would count as two
         raise _refused(f"minProperties of {least} at {path} cannot be enforced: name what is required")
-    patterns = schema.get("patternProperties")
-    for pattern in (schema.get("pattern"), *(patterns if isinstance(patterns, dict) else ())):
-        if isinstance(pattern, str):
-            _check_pattern(pattern, path)
+    for pattern in (schema.get("pattern", ""), *schema.get("patternProperties", {})):
+        _check_pattern(pattern, path)
 
 
 def _check_pattern(pattern: str, path: str) -> None:
     counts = [max(map(int, filter(None, pair))) for pair in re.findall(r"\{(\d{1,9}),?(\d{0,9})\}", pattern)]
     if len(pattern) > MAX_PATTERN or prod(max(count, 1) for count in counts) > MAX_REPETITIONS:
         raise _refused(f"the pattern at {path} is too large")
+    if any(re.search(r"\[|&&|--|~~", re.sub(r"\\.", "", chars)) for chars in CLASS.findall(pattern)):
+        raise _refused(
+            f"the pattern at {path} has a class that not everybody reads alike: write \\[ or \\& in it"
+        )
 
 
 def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -161,13 +170,11 @@ def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         if name in schema:
             yield name, schema[name]
     for name in ("anyOf", "oneOf", "allOf", "prefixItems"):
-        if isinstance(several := schema.get(name), list):
-            for index, subschema in enumerate(several):
-                yield f"{name}/{index}", subschema
+        for index, subschema in enumerate(schema.get(name, ())):
+            yield f"{name}/{index}", subschema
     for name in ("properties", "patternProperties"):
-        if isinstance(named := schema.get(name), dict):
-            for key, subschema in named.items():
-                yield f"{name}/{key.replace('~', '~0').replace('/', '~1')}", subschema
+        for key, subschema in schema.get(name, {}).items():
+            yield f"{name}/{key.replace('~', '~0').replace('/', '~1')}", subschema
 
 
 def _narrow(schema: dict[str, Any]) -> None:
@@ -175,30 +182,33 @@ def _narrow(schema: dict[str, Any]) -> None:
 
     Fields that it does not name, and numbers of endless digits, in which a model can lose itself.
     """
-    named, required = schema.get("properties"), schema.get("required", [])
-    if (
-        isinstance(named, dict)
-        and isinstance(required, list)
-        and all(isinstance(name, str) and name in named for name in required)
-        and "patternProperties" not in schema
-    ):
+    named = schema.get("properties")
+    required = [name for name in schema.get("required", ()) if isinstance(name, str)]
+    if named is not None and named.keys() >= set(required) and "patternProperties" not in schema:
         schema.setdefault("additionalProperties", False)
     types = schema.get("type")
     types = types if isinstance(types, list) else [types]
-    if not {"integer", "number"}.intersection(types) or {"enum", "const", "multipleOf"} & schema.keys():
+    is_number = "number" in types
+    if not (is_number or "integer" in types) or {"enum", "const", "multipleOf"} & schema.keys():
         return
-    given = [schema.get(name) for name in BOUNDS]
-    if any(one is not None and not (isinstance(one, int | float) and abs(one) < FLOAT_END) for one in given):
-        return
-    most = MAX_NUMBER if "number" in types else MAX_INTEGER
-    low = max((one for one in given[:2] if one is not None), default=-inf)
-    high = min((one for one in given[2:] if one is not None), default=inf)
-    if low == -inf and high > -most:
-        schema["minimum"] = low = -most
-    if high == inf and low < most:
-        schema["maximum"] = high = most
-    if "number" in types and high - low >= LEAST_RANGE:
+    if not {"minimum", "exclusiveMinimum"} & schema.keys():
+        schema["minimum"] = -MAX_NUMBER
+    if not {"maximum", "exclusiveMaximum"} & schema.keys():
+        schema["maximum"] = MAX_NUMBER
+    low = max(schema[name] for name in ("minimum", "exclusiveMinimum") if name in schema)
+    high = min(schema[name] for name in ("maximum", "exclusiveMaximum") if name in schema)
+    if is_number and high - low >= LEAST_RANGE:
         schema["multipleOf"] = LEAST_STEP
+
+
+def _bounded(kind: type[int] | type[float]) -> Callable[[str], int | float]:
+    def number(text: str) -> int | float:
+        value = kind(text)
+        if abs(value) > MAX_NUMBER:
+            raise _refused(f"the number {text[:20]} is beyond 2^53")
+        return value
+
+    return number
 
 
 def _refused(reason: str) -> UsageError:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_gguf.errors import DecodeError
+from acestep_gguf.errors import DecodeError, UsageError
+from acestep_gguf.grammar.json_schema import ENFORCED
 from acestep_gguf.grammar.matcher import Grammar, Matcher, Vocabulary
 from tests.support.schemas import Schema, follows, schemas
 
@@ -113,3 +114,30 @@ def test_a_model_without_a_token_for_it() -> None:
     matcher = Matcher(letters, Grammar.of_schema({"const": 1}))
     with pytest.raises(DecodeError, match="no token"):
         matcher.restrict(np.zeros(2, np.float32))
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**64), 2**64)
+    | st.floats(allow_nan=False)
+    | st.sampled_from(["", "#", "#/$defs/a", "^a", "(", "date", "string", "integer", "object", "array"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*ENFORCED, "$defs", "a", "^b", "not"]), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(st.sampled_from([*ENFORCED, "$defs"]), VALUES, max_size=4), st.integers(0, 2**32))
+def test_nonsense_is_refused_or_followed(schema: Schema, seed: int) -> None:
+    try:
+        grammar = Grammar.of_schema(schema)
+    except UsageError as error:
+        assert "\n" not in str(error)
+        return
+    text = walk(grammar, seed, most=100)
+    if text is not None:
+        assert follows(text, schema), text
