@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any, Final
 from urllib.parse import unquote
 
 from acestep_gguf.errors import UsageError
+from acestep_gguf.grammar.patterns import is_open, needs_quotes, trouble
 from acestep_gguf.grammar.sources import text_or_file
 
 # What is enforced, with the types that its value may have.
@@ -41,11 +41,10 @@ ANNOTATIONS: Final = frozenset(
 )
 COMBINED: Final = ("anyOf", "oneOf", "allOf", "$ref")
 
-CLASS: Final = re.compile(r"(?<!\\)(?:\\\\)*\[\^?((?:\\.|[^\]\\])*)\]", re.DOTALL)
+QUOTE_IN_JSON: Final = re.compile(r'\\[\\"]')
+
 MAX_DEPTH: Final = 48
 MAX_SUBSCHEMAS: Final = 400
-MAX_REPETITIONS: Final = 10_000  # of all counts of a pattern, multiplied
-MAX_PATTERN: Final = 1_000
 MAX_NUMBER: Final = 2**53 - 1  # beyond it, JSON's readers round, and llguidance ends the process at -(2**63)
 LEAST_STEP: Final = 1e-9
 LEAST_RANGE: Final = 1e-3
@@ -71,8 +70,16 @@ def read_schema(source: object) -> Mapping[str, Any]:
     return source
 
 
-def schema_text(schema: Mapping[str, Any]) -> str:
-    """``schema``, checked and narrowed, as JSON.
+@dataclass(frozen=True)
+class CheckedSchema:
+    """A schema that can be enforced, as JSON, and whether strings may have quotes and backslashes."""
+
+    text: str
+    quotes: bool
+
+
+def checked(schema: Mapping[str, Any]) -> CheckedSchema:
+    """``schema``, checked and narrowed.
 
     Raises:
         UsageError: it is none, or what it asks for cannot be enforced.
@@ -84,11 +91,17 @@ def schema_text(schema: Mapping[str, Any]) -> str:
         raise UsageError(f"json_schema is no JSON ({error}).", settings=["json_schema"]) from error
     walk = _Walk(own)
     walk.visit(own, "#", 0)
+    parts = walk.visited
+    every_pattern = [pattern for part in parts for pattern in _patterns(part)]
+    quotes = not any(map(is_open, every_pattern))
+    constants = json.dumps([[part.get("const"), part.get("enum")] for part in parts])
+    if not quotes and (QUOTE_IN_JSON.search(constants) or any(map(needs_quotes, every_pattern))):
+        raise _refused('a pattern with a class like [^x] goes with no " or \\ in patterns and constants')
     if not walk.is_combined:
-        for subschema in walk.visited:
-            _narrow(subschema)
+        for part in parts:
+            _narrow(part)
     own.pop("$id", None)  # references are found by their paths in this schema
-    return json.dumps(own)
+    return CheckedSchema(json.dumps(own), quotes)
 
 
 @dataclass
@@ -151,18 +164,13 @@ def _check_keywords(schema: dict[str, Any], path: str) -> None:
         raise _refused(f"$id at {path} changes where references lead: leave it out")
     if (least := schema.get("minProperties", 0)) > 1:  # one name written twice would count as two
         raise _refused(f"minProperties of {least} at {path} cannot be enforced: name what is required")
-    for pattern in (schema.get("pattern", ""), *schema.get("patternProperties", {})):
-        _check_pattern(pattern, path)
+    for pattern in _patterns(schema):
+        if (why := trouble(pattern)) is not None:
+            raise _refused(f"the pattern at {path} {why}")
 
 
-def _check_pattern(pattern: str, path: str) -> None:
-    counts = [max(map(int, filter(None, pair))) for pair in re.findall(r"\{(\d{1,9}),?(\d{0,9})\}", pattern)]
-    if len(pattern) > MAX_PATTERN or prod(max(count, 1) for count in counts) > MAX_REPETITIONS:
-        raise _refused(f"the pattern at {path} is too large")
-    if any(re.search(r"\[|&&|--|~~", re.sub(r"\\.", "", chars)) for chars in CLASS.findall(pattern)):
-        raise _refused(
-            f"the pattern at {path} has a class that not everybody reads alike: write \\[ or \\& in it"
-        )
+def _patterns(schema: dict[str, Any]) -> list[str]:
+    return [schema.get("pattern", ""), *schema.get("patternProperties", {})]
 
 
 def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:

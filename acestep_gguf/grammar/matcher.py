@@ -18,7 +18,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.grammar.gbnf import lark_of_gbnf
-from acestep_gguf.grammar.json_schema import read_schema, schema_text
+from acestep_gguf.grammar.json_schema import checked, read_schema
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -52,9 +52,13 @@ class Grammar:
         Raises:
             UsageError: it is none, or what it asks for cannot be enforced.
         """
-        text = schema_text(read_schema(source))
+        schema = checked(read_schema(source))
+        style: JsonCompileOptions = {
+            **JSON_STYLE,
+            "json_allowed_escapes": None if schema.quotes else "nrbtfu",
+        }
         try:
-            grammar = cls(LLMatcher.grammar_from_json_schema(text, overrides=JSON_STYLE), "json_schema")
+            grammar = cls(LLMatcher.grammar_from_json_schema(schema.text, overrides=style), "json_schema")
         except ValueError as error:
             raise UsageError(
                 f"json_schema cannot be used: {_line(error)}.", settings=["json_schema"]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from acestep_gguf.errors import UsageError
-from acestep_gguf.grammar.json_schema import MAX_DEPTH, MAX_SUBSCHEMAS, read_schema, schema_text
+from acestep_gguf.grammar.json_schema import MAX_DEPTH, MAX_SUBSCHEMAS, checked, read_schema
 from acestep_gguf.options import AnswerOptions
 
 PAIR = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
@@ -50,6 +50,12 @@ def nested(depth: int) -> dict[str, Any]:
         ({"type": "string", "pattern": "^(a{1000}){1000}$"}, "pattern at # is too large"),
         ({"type": "string", "pattern": "(a|b)" * 300}, "pattern at # is too large"),
         ({"type": "object", "patternProperties": {"(a{999}){99}": {}}}, "pattern at # is too large"),
+        ({"anyOf": [{"type": "string", "pattern": '^[^"]$'}, {"const": ['a"b']}]}, "goes with no"),
+        ({"patternProperties": {"^\\W$": {"enum": ["a\\b"]}}}, "goes with no"),
+        ({"type": "string", "pattern": '^"é"$'}, "goes with no"),
+        ({"type": "string", "pattern": '^[é"]$'}, "goes with no"),
+        ({"type": "string", "pattern": "^\\\\[^x]$"}, "goes with no"),
+        ({"type": "string", "pattern": "^[^x]\\\\$"}, "goes with no"),
         ({"type": "string", "format": "sonnet"}, "Unknown format"),
         ({"type": "strin"}, "Invalid type"),
         ({"type": 5}, "type at # is 5"),
@@ -155,7 +161,7 @@ def test_json_that_is_none() -> None:
 
 def narrowed(schema: dict[str, Any]) -> dict[str, Any]:
     before = json.dumps(schema)
-    found = json.loads(schema_text(schema))
+    found = json.loads(checked(schema).text)
     assert json.dumps(schema) == before
     return dict(found)
 
