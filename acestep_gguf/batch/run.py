@@ -89,7 +89,7 @@ class Batch:
 
     @property
     def _is_data(self) -> bool:
-        return self.options.constraint is not None
+        return self.options.json_schema is not None
 
     def _is_missing(self, task: Task, journal: Journal) -> bool:
         return task not in journal or (self.retry_errors and journal.is_error(task))

@@ -35,8 +35,11 @@ def settings_of(
         "type_k": engine.type_k,
         "type_v": engine.type_v,
         **asdict(answer),
-        "json_schema": None if answer.constraint is None else answer.constraint.text,
+        "json_schema": None,
+        "grammar": None,
         "prompt": [*prompts],
         "system_prompt": system_prompt,
     }
+    if answer.constraint is not None:  # what was in its file, not the file's name
+        settings[answer.constraint.option] = answer.constraint.text
     return msgspec.json.decode(msgspec.json.encode(settings), type=dict[str, Any])

@@ -204,12 +204,13 @@ class Scheduler:
             with read.writing.prefilling:
                 read.writing.n_cached = decoder.reuse(read.segments, exact=options.exact)
                 decoder.prefill(read.segments, read.embeds)
+            matcher = self._spelling.matcher(options)
         except AceStepError as error:
             return [(request, error)]
         finally:
             if self._cache is not None:
                 self._cache.write()
-        sampler = Sampler(self._context.model, options, self._spelling.matcher(options))
+        sampler = Sampler(self._context.model, options, matcher)
         sampler.accept(read.prompt.text_tokens[-PENALTY_LAST_N:])
         running = _Running(request, decoder, read.writing, sampler)
         self._free.remove(decoder)

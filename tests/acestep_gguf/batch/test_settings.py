@@ -40,10 +40,22 @@ def test_what_changes_answers_changes_them(tiny_bundle: Path) -> None:
         settings(tiny_bundle, answer=AnswerOptions(max_tokens=5)),
         settings(tiny_bundle, answer=AnswerOptions(temperature=0.5)),
         settings(tiny_bundle, answer=AnswerOptions(json_schema={"type": "integer"})),
+        settings(tiny_bundle, answer=AnswerOptions(grammar='root ::= "yes"')),
         settings(tiny_bundle, prompt="Why?"),
         settings(tiny_bundle, system_prompt="Be brief."),
     ]
     assert len({json.dumps(found) for found in all_of_them}) == len(all_of_them)
+
+
+def test_what_is_in_a_file_counts_and_not_its_name(tiny_bundle: Path, tmp_path: Path) -> None:
+    grammar, schema = tmp_path / "yes.gbnf", tmp_path / "whole.json"
+    grammar.write_text('root ::= "yes"')
+    schema.write_text('{"type": "integer"}')
+    for by_name, by_text in (
+        (AnswerOptions(grammar=grammar), AnswerOptions(grammar=grammar.read_text())),
+        (AnswerOptions(json_schema=schema), AnswerOptions(json_schema=schema.read_text())),
+    ):
+        assert settings(tiny_bundle, answer=by_name) == settings(tiny_bundle, answer=by_text)
 
 
 def test_what_changes_speed_only_does_not(tiny_bundle: Path) -> None:
