@@ -68,30 +68,38 @@ class EngineOptions:
             pictures: see docs/cache.md.
     """
 
-    quant: Annotated[str | None, _flag("-q", "--quant", help="Decoder; by default the bundle's default.")] = (
-        None
-    )
+    quant: Annotated[
+        str | None, _flag("-q", "--quant", help="Decoder, such as Q4_K_M. By default the bundle's default.")
+    ] = None
     vision: Annotated[
-        str | None, _flag("--vision", help="Tower, float32 or int8; by default the bundle's default.")
+        str | None, _flag("--vision", help="Tower: float32 or int8. By default the bundle's default.")
     ] = None
     n_ctx: Annotated[
-        int | None, _flag("-c", "--ctx-size", help="Tokens of prompt and answer; by default up to 8192.")
+        int | None,
+        _flag("-c", "--ctx-size", help="Tokens of prompt and answer together. By default up to 8192."),
     ] = None
-    n_threads: Annotated[int | None, _flag("-t", "--threads", help="By default one for each CPU.")] = None
+    n_threads: Annotated[
+        int | None, _flag("-t", "--threads", help="Threads that compute. By default one for each CPU.")
+    ] = None
     n_threads_batch: Annotated[
-        int | None, _flag("-tb", "--threads-batch", help="Threads that read the prompt.")
+        int | None, _flag("-tb", "--threads-batch", help="Threads that read the prompt, if not as many.")
     ] = None
     use_extra_bufts: Annotated[
         bool | None,
         _flag("--repack/--no-repack", " /-nr", help="Repack weights for the CPU while loading."),
     ] = None
-    n_batch: Annotated[int | None, _flag("-b", "--batch-size", help="As in llama.cpp.")] = None
-    n_ubatch: Annotated[int | None, _flag("-ub", "--ubatch-size", help="As in llama.cpp.")] = None
+    n_batch: Annotated[
+        int | None,
+        _flag("-b", "--batch-size", help="Tokens of a prompt that are given to llama.cpp at a time."),
+    ] = None
+    n_ubatch: Annotated[
+        int | None, _flag("-ub", "--ubatch-size", help="Tokens that llama.cpp computes at a time.")
+    ] = None
     n_gpu_layers: Annotated[
-        int | None, _flag("-ngl", "--n-gpu-layers", help="Layers on GPUs, -1: all. Default: what fits.")
+        int | None, _flag("-ngl", "--n-gpu-layers", help="Layers on GPUs; -1 is all. By default what fits.")
     ] = None
     offload_kqv: Annotated[
-        bool | None, _flag("--kv-offload/--no-kv-offload", help="KV cache on GPUs, too, or in RAM.")
+        bool | None, _flag("--kv-offload/--no-kv-offload", help="Keep the KV cache on GPUs, too, or in RAM.")
     ] = None
     type_k: Annotated[
         CacheType | None,
@@ -101,14 +109,17 @@ class EngineOptions:
         CacheType | None, _flag("-ctv", "--cache-type-v", help="Type of the V cache, the same.")
     ] = None
     use_mmap: Annotated[
-        bool | None, _flag("--mmap/--no-mmap", help="Map the weights' file, or read it into memory.")
+        bool | None, _flag("--mmap/--no-mmap", help="Map the file of weights, or read it into memory.")
     ] = None
     use_mlock: Annotated[bool | None, _flag("--mlock", help="Keep the weights from being paged out.")] = None
     n_parallel: Annotated[
         int, _flag("-np", "--parallel", help="Answers that `batch` writes together; -1: as many as fit.")
     ] = 1
     allow_paging: Annotated[
-        bool, _flag("--allow-paging", help="Run even if weights do not fit and are read again and again.")
+        bool,
+        _flag(
+            "--allow-paging", help="Run even if weights do not fit into memory and are read again and again."
+        ),
     ] = False
     flash_attn: Annotated[
         FlashAttention | None,
@@ -116,11 +127,16 @@ class EngineOptions:
     ] = None
     image_tokens: Annotated[
         int | None,
-        _flag("--image-tokens", help="Tokens of a picture at most: those that say most. By default all."),
+        _flag(
+            "--image-tokens", help="Tokens of a picture at most: those that say most of it. By default all."
+        ),
     ] = None
     spec_type: Annotated[
         SpecType,
-        _flag("--spec-type", help="Guess ahead what followed the last tokens before: ngram-simple. Or none."),
+        _flag(
+            "--spec-type",
+            help="ngram-simple guesses ahead that what followed the last tokens before will follow again.",
+        ),
     ] = "none"
     draft: Annotated[
         str | os.PathLike[str] | None,
@@ -133,7 +149,9 @@ class EngineOptions:
     cache: Annotated[
         bool | str | os.PathLike[str],
         _flag(
-            "--cache/--no-cache", help="Keep what was computed of pictures, see `cache info`.", default=True
+            "--cache/--no-cache",
+            help="Keep on disk what was computed of pictures; see `cache info`.",
+            default=True,
         ),
     ] = False
 
@@ -183,11 +201,22 @@ class SamplingParams:
     """
 
     temperature: Annotated[float, _flag("--temp", help="0 always takes the most probable token.")] = 0.0
-    top_k: Annotated[int, _flag("--top-k", help="Draw from so many tokens; 0: from all.")] = 40
-    top_p: Annotated[float, _flag("--top-p", help="Draw from tokens of this probability together.")] = 0.95
-    min_p: Annotated[float, _flag("--min-p", help="Least probability, relative to the most probable.")] = 0.05
-    seed: Annotated[int | None, _flag("-s", "--seed", help="Of the draw. Default: random.")] = None
-    repeat_penalty: Annotated[float, _flag("--repeat-penalty", help="Against repetition; 1: off.")] = 1.0
+    top_k: Annotated[
+        int, _flag("--top-k", help="Draw from this many of the most probable tokens; 0 is all.")
+    ] = 40
+    top_p: Annotated[
+        float,
+        _flag("--top-p", help="Draw from the most probable tokens that have this probability together."),
+    ] = 0.95
+    min_p: Annotated[
+        float, _flag("--min-p", help="Leave out tokens below this part of the highest probability.")
+    ] = 0.05
+    seed: Annotated[
+        int | None, _flag("-s", "--seed", help="Seed of the draw. By default a new one each time.")
+    ] = None
+    repeat_penalty: Annotated[
+        float, _flag("--repeat-penalty", help="Makes tokens that were there before less probable; 1 is off.")
+    ] = 1.0
 
     def __post_init__(self) -> None:
         for name, least, most in (
@@ -221,7 +250,9 @@ class AnswerOptions(SamplingParams):
         grammar: what the answer has to be, in llama.cpp's GBNF: text, or a file with it.
     """
 
-    max_tokens: Annotated[int, _flag("-n", "--n-predict", help="Tokens of the answer at most.")] = 512
+    max_tokens: Annotated[int, _flag("-n", "--n-predict", help="Length of the answer in tokens at most.")] = (
+        512
+    )
     stop: Sequence[str] = ()
     exact: bool = True
     json_schema: Annotated[

@@ -94,7 +94,9 @@ DryRun = Annotated[
 LogJson = Annotated[
     bool, typer.Option("--log-json", help="Print what happens as JSON, one object on each line.")
 ]
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="By default one for each CPU.")]
+Threads = Annotated[
+    int | None, typer.Option("-t", "--threads", help="Threads that compute. By default one for each CPU.")
+]
 
 Images = Annotated[
     list[Path] | None,
@@ -106,7 +108,7 @@ Images = Annotated[
     ),
 ]
 TowerPrecision = Annotated[
-    str | None, typer.Option("--vision", help="Tower, float32 or int8; by default the bundle's default.")
+    str | None, typer.Option("--vision", help="Tower: float32 or int8. By default the bundle's default.")
 ]
 EmbedsFiles = Annotated[
     list[Path] | None,
