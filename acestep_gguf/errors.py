@@ -36,7 +36,7 @@ class ImatrixError(AceStepError):
 
 
 class ImageError(AceStepError):
-    """A picture is missing, not a JPEG, PNG or WEBP, damaged or too large; or a file of image embeds is."""
+    """A picture is missing, of another format, damaged or too large; or a file of image embeds is."""
 
 
 class PromptError(AceStepError):

@@ -11,10 +11,9 @@ from acestep_gguf.batch.input_tables import READERS, entry_of_json, lines
 from acestep_gguf.batch.journal import journal_path
 from acestep_gguf.batch.tasks import Entry, shown
 from acestep_gguf.errors import BatchError
+from acestep_gguf.vision.image import SUFFIXES
 
 STDIN: Final = "-"
-# What is taken from a folder. Given by its name, any file is a picture, and an error if it is none.
-PICTURE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 
 
 def entries_of(
@@ -83,12 +82,13 @@ def _entries_of_folder(folder: Path, recursive: bool) -> Iterator[Entry]:
         raise BatchError(f"{name} cannot be read ({error.strerror}): give another folder.") from error
     if not found:
         hint = "" if recursive else " -r takes those of the folders in it, too."
-        raise BatchError(f"{shown(folder)} has no JPEG, PNG or WEBP.{hint}")
+        raise BatchError(f"{shown(folder)} has no pictures.{hint}")
     yield from map(_picture, found)
 
 
 def pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
-    """Hidden files are left out: many systems leave some beside pictures, under their names."""
+    """Hidden files are left out: many systems leave some beside pictures, under their names. So are files of
+    other names, which would be errors; given by its name, any file is a picture."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -96,7 +96,9 @@ def pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
             if entry.is_dir(follow_symlinks=False):
                 if recursive:
                     yield from pictures_in(Path(entry.path), recursive)
-            elif Path(entry.name).suffix.lower() in PICTURE_SUFFIXES:
+            elif (
+                Path(entry.name).suffix.lower() in SUFFIXES
+            ):  # given by its name, any file is a picture, and an error if it is none
                 yield Path(entry.path)
 
 

@@ -11,9 +11,7 @@ from acestep_gguf.cli.terminal import for_stdout
 
 def encode(
     bundle: BundleFolder,
-    pictures: Annotated[
-        list[Path], typer.Argument(parser=path, metavar="PICTURE...", help="JPEG, PNG or WEBP.")
-    ],
+    pictures: Annotated[list[Path], typer.Argument(parser=path, metavar="PICTURE...")],
     *,
     out: Annotated[
         Path, typer.Option("-o", "--output", parser=path, help="Folder for the files; made if it is missing.")

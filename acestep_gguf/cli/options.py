@@ -104,7 +104,7 @@ Images = Annotated[
         *("-i", "--image"),
         parser=path,
         metavar="PICTURE...",
-        help="Pictures (JPEG, PNG or WEBP), a folder of them, or - for standard input.",
+        help="Pictures, a folder of them, or - for standard input.",
     ),
 ]
 TowerPrecision = Annotated[

@@ -158,7 +158,7 @@ class ImageEncoder:
 
         Raises:
             PromptError: the bundle has no tower.
-            ImageError: missing, not a JPEG, PNG or WEBP, damaged or too large; or it was prepared, or its
+            ImageError: missing, of another format, damaged or too large; or it was prepared, or its
                 embeds were made, for another tower.
         """
         self._bundle.tower()

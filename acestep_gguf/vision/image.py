@@ -26,14 +26,30 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP")
+# Pillow's names of them; MPO is a JPEG file with several pictures in it, as phones write.
+FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
+KINDS: Final = "JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF"
+# What files are often that cannot be read, by bytes at their place in the file.
+OTHER_FORMATS: Final = (
+    (0, b"%PDF", "PDF"),
+    (0, b"<svg", "SVG"),
+    (0, b"8BPS", "PSD"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc")),
+)
 MAX_FILE_BYTES: Final = 128 * 2**20
 MAX_PIXELS: Final = 100 * 10**6
 WHITE: Final = (255, 255, 255, 255)
 PIXEL_BYTES: Final = 4  # of a colour picture in Pillow
 # Bytes a pixel, at most, while a file is decoded and made RGB. libjpeg keeps the coefficients of a
 # progressive picture, libwebp two canvases; Pillow's picture comes on top, and then the one in RGB.
-OPENING_BYTES: Final = {"PNG": 8, "JPEG": 12, "WEBP": 16}
+# libtiff may have one strip of the whole picture, libavif and dav1d planes of 16 bits.
+OPENING_BYTES: Final = {
+    "PNG": 8, "JPEG": 12, "MPO": 12, "WEBP": 16, "GIF": 8, "BMP": 8, "TIFF": 12, "AVIF": 20
+}  # fmt: skip
+MAX_TILE_PIXELS: Final = 2**20  # of a TIFF's tile that is larger than its picture
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 TILE: Final = 512  # side of what is made RGB at a time, since some ways to it take several copies
 
 _RESAMPLE: Final = {
@@ -54,6 +70,7 @@ _DECODER_ERRORS: Final = (
     LookupError,
     AttributeError,
     ArithmeticError,
+    RuntimeError,
     EOFError,
     struct.error,
     zlib.error,
@@ -64,7 +81,7 @@ def pixel_values(source: ImageSource, spec: ImageSpec) -> FloatArray:
     """Pixels of a picture as the vision tower takes them, float32 [1, 3, H, W].
 
     Raises:
-        ImageError: missing, not a JPEG, PNG or WEBP, damaged or too large.
+        ImageError: missing, of another format, damaged or too large.
     """
     return preprocess(to_rgb(open_image(source)), spec)
 
@@ -78,7 +95,7 @@ def opening_bytes(source: ImageSource, spec: ImageSpec) -> int:
     """Memory that ``pixel_values`` takes at most meanwhile, known without decoding the picture.
 
     Raises:
-        ImageError: missing, not a JPEG, PNG or WEBP, too large, or so long and narrow that it cannot be
+        ImageError: missing, of another format, too large, or so long and narrow that it cannot be
             resized.
     """
     if isinstance(source, Image.Image):
@@ -103,7 +120,7 @@ def open_image(source: ImageSource) -> Image.Image:
     """Open and decode a picture, the first frame if it moves; its size is checked before it is decoded.
 
     Raises:
-        ImageError: missing, not a JPEG, PNG or WEBP, damaged or too large.
+        ImageError: missing, of another format, damaged or too large.
     """
     if isinstance(source, Image.Image):
         _check_size(source, "the picture")
@@ -166,13 +183,13 @@ def read_file(path: Path) -> bytes:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
-            raise ImageError(f"{path} is not a file: give a JPEG, PNG or WEBP.")
+            raise ImageError(f"{path} is not a file: give {KINDS}.")
         with path.open("rb") as file:
             return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise ImageError(f"{path} cannot be read ({error.strerror}): give a JPEG, PNG or WEBP.") from error
+        raise ImageError(f"{path} cannot be read ({error.strerror}): give {KINDS}.") from error
     except ValueError as error:  # a null character in the name
-        raise ImageError(f"{path} cannot be read ({error}): give a JPEG, PNG or WEBP.") from error
+        raise ImageError(f"{path} cannot be read ({error}): give {KINDS}.") from error
 
 
 def _open_undecoded(source: str | os.PathLike[str] | bytes) -> tuple[Image.Image, int]:
@@ -184,8 +201,12 @@ def _open_undecoded(source: str | os.PathLike[str] | bytes) -> tuple[Image.Image
     if len(data) > MAX_FILE_BYTES:
         raise ImageError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB: give a smaller picture.")
     with _refusing_damage(name):
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            raise _unknown_format(data, name) from None
         _check_size(image, name)
+        _check_tiles(image, name)
     return image, len(data)
 
 
@@ -196,8 +217,6 @@ def _refusing_damage(name: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what we check, refuse or need not know
             yield
-    except UnidentifiedImageError:
-        raise ImageError(f"{name} is not a picture that can be read: give a JPEG, PNG or WEBP.") from None
     except Image.DecompressionBombError:
         raise _too_many_pixels(name) from None
     except _DECODER_ERRORS as error:
@@ -209,6 +228,20 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise _too_many_pixels(name)
     if image.width < 1 or image.height < 1:
         raise ImageError(f"{name} is empty: give a picture with at least one pixel.")
+
+
+def _check_tiles(image: Image.Image, name: str) -> None:
+    """Refuse a TIFF whose tiles would take more memory than its picture."""
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > max(image.width * image.height, MAX_TILE_PIXELS):
+        raise ImageError(f"{name} has tiles larger than itself: save it again.")
+
+
+def _unknown_format(data: bytes, name: str) -> ImageError:
+    for place, magic, format in OTHER_FORMATS:
+        if data.startswith(magic, place):
+            return ImageError(f"{name} is {format}, which is not read: save it as PNG or JPEG.")
+    return ImageError(f"{name} is not a picture that can be read: give {KINDS}.")
 
 
 def _too_many_pixels(name: str) -> ImageError:

@@ -75,17 +75,16 @@ def test_what_is_no_picture(tiny_bundle: Path, tmp_path: Path, picture: Path) ->
     def ask(path: Path) -> subprocess.CompletedProcess[str]:
         return acestep("run", tiny_bundle, "x", "--image", path)
 
-    text, gif, cut, large = (tmp_path / name for name in ("text.png", "a.gif", "cut.png", "bomb.png"))
+    text, ppm, cut, large = (tmp_path / name for name in ("text.png", "a.ppm", "cut.png", "bomb.png"))
     text.write_text("no picture")
-    Image.new("L", (4, 4)).save(gif)
+    Image.new("L", (4, 4)).save(ppm)
     cut.write_bytes(picture.read_bytes()[:-30])
     large.write_bytes(bomb())
-    check_is_one_line(ask(text), "JPEG, PNG or WEBP")
-    check_is_one_line(ask(gif), "JPEG, PNG or WEBP")
+    check_is_one_line(ask(text), "JPEG, PNG, WEBP")
+    check_is_one_line(ask(ppm), "JPEG, PNG, WEBP")
     check_is_one_line(ask(cut), "cut.png", "damaged")
     check_is_one_line(ask(large), "million pixels")
     check_is_one_line(ask(tmp_path / "none.png"), "none.png")
-    check_is_one_line(ask(tmp_path), "not a file")
 
 
 @pytest.mark.slow

@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin, TiffTags
 
 from acestep_gguf.bundle.schema import ImageSpec, Size
 from acestep_gguf.errors import ImageError
 from acestep_gguf.vision import image as image_module
-from acestep_gguf.vision.image import ImageSource, open_image, pixel_values, preprocess, to_rgb
+from acestep_gguf.vision.image import (
+    TILE_LENGTH,
+    TILE_WIDTH,
+    ImageSource,
+    open_image,
+    opening_bytes,
+    pixel_values,
+    preprocess,
+    to_rgb,
+)
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 
@@ -235,10 +244,75 @@ def test_floating_point_pictures_are_refused() -> None:
             to_rgb(picture)
 
 
-@pytest.mark.parametrize("format", ["GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "JPEG2000"])
 def test_other_formats_are_refused(format: str) -> None:
-    with pytest.raises(ImageError, match="JPEG, PNG or WEBP"):
-        open_image(encoded(noise(8, 8), format))
+    with pytest.raises(ImageError, match="give JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF"):
+        open_image(encoded(noise(16, 16), format))
+
+
+@pytest.mark.parametrize(
+    ("data", "format"),
+    [(b"%PDF-1.7", "PDF"), (b"\0\0\0\x18ftypheic\0\0", "HEIC"), (b"\0\0\0\x0cJXL \r\n", "JPEG XL")],
+)
+def test_a_known_format_that_is_not_read_is_named(data: bytes, format: str) -> None:
+    with pytest.raises(ImageError, match=f"the picture is {format}, which is not read"):
+        open_image(data + bytes(64))
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "tiff_adobe_deflate"}),
+        ("AVIF", {"quality": 100, "subsampling": "4:4:4"}),
+        ("GIF", {}),
+        ("MPO", {}),
+    ],
+)
+def test_other_formats_are_the_picture(format: str, options: dict[str, Any]) -> None:
+    picture = noise(24, 18, "L").convert("RGB") if format == "GIF" else noise(4, 3).resize((24, 18))
+    data = encoded(picture, format, **options)
+    lost = 0 if format in ("BMP", "TIFF", "GIF") else 40
+    difference = np.asarray(rgb(data)).astype(int) - np.asarray(picture)
+    assert np.abs(difference).max() <= lost
+    assert opening_bytes(data, spec()) > 0
+
+
+def test_a_transparent_gif_is_on_white_and_its_first_frame() -> None:
+    frames = [Image.new("RGBA", (8, 8), color) for color in ((255, 0, 0, 255), (0, 0, 255, 255))]
+    frames[0].putpixel((0, 0), (0, 0, 0, 0))
+    seen = rgb(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert (seen.getpixel((0, 0)), seen.getpixel((4, 4))) == (WHITE, RED)
+
+
+def test_a_tiff_may_be_of_16_bits_cmyk_or_floating_point() -> None:
+    gray = Image.fromarray(np.array([[0x1234, 0xFF00]], np.uint16))
+    assert [rgb(encoded(gray, "TIFF")).getpixel((x, 0)) for x in (0, 1)] == [(0x12,) * 3, WHITE]
+    assert rgb(encoded(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "TIFF")).getpixel((1, 1)) == RED
+    with pytest.raises(ImageError, match="floating-point"):
+        rgb(encoded(Image.new("F", (4, 4)), "TIFF"))
+
+
+def test_a_phone_saves_several_pictures_in_one_jpeg() -> None:
+    data = encoded(Image.new("RGB", (16, 16), RED), "MPO", save_all=True, append_images=[noise(16, 16)])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert rgb(data).getpixel((8, 8)) == pytest.approx(RED, abs=6)
+    assert opening_bytes(data, spec()) > 0
+
+
+def test_a_tile_larger_than_its_tiff_is_refused() -> None:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for private in (65000, 65001):  # Pillow writes no tiles
+        tags.tagtype[private], tags[private] = TiffTags.LONG, 2**15
+    data = encoded(noise(16, 16), "TIFF", tiffinfo=tags)
+    for private, tag in ((65000, TILE_WIDTH), (65001, TILE_LENGTH)):
+        entry = struct.pack("<HHI", private, TiffTags.LONG, 1)
+        assert entry in data
+        data = data.replace(entry, struct.pack("<HHI", tag, TiffTags.LONG, 1))
+    with pytest.raises(ImageError, match="tiles larger than itself"):
+        open_image(data)
 
 
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:
@@ -297,7 +371,7 @@ def test_a_thread_of_pixels_is_refused_instead_of_blown_up() -> None:
             preprocess(Image.new("RGB", size), spec(pad_to_square=(0, 0, 0)))
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG", "GIF", "BMP", "TIFF", "AVIF"])
 def test_a_truncated_file_is_refused(format: str) -> None:
     data = encoded(noise(64, 64), format)
     with pytest.raises(ImageError):
@@ -311,6 +385,10 @@ SAMPLES = [
     encoded(noise(24, 18), "JPEG"),
     encoded(noise(24, 18, "RGBA"), "WEBP"),
     encoded(noise(24, 18).convert("P"), "PNG", transparency=3),
+    encoded(noise(24, 18), "GIF"),
+    encoded(noise(24, 18), "BMP"),
+    encoded(noise(24, 18), "TIFF", compression="tiff_lzw"),
+    encoded(noise(24, 18, "RGBA"), "AVIF"),
 ]
 
 

@@ -87,6 +87,10 @@ CASES: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
     ("RGBA", "WEBP", {"method": 0, "lossless": True, "quality": 0}, {}),
     ("L", "PNG", {"size": (400, 20_000)}, {"resize_to": Size(height=512, width=512)}),
     ("L", "PNG", {"size": (1000, 4000)}, {"pad_to_square": (0, 0, 0)}),
+    ("P", "GIF", {}, {}),
+    ("RGB", "BMP", {}, {}),
+    ("RGBA", "TIFF", {"compression": "tiff_adobe_deflate", "strip_size": 2**31 - 1}, {}),
+    ("RGBA", "AVIF", {"speed": 10, "subsampling": "4:4:4"}, {}),  # last, since dav1d keeps memory
 )
 
 
