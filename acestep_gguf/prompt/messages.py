@@ -1,8 +1,10 @@
 """Messages as callers give them, checked: a list of ``{"role": …, "content": …}``.
 
-A role is "system", "user" or "assistant". Content is a string, or a list of ``{"type": "text", "text": …}``
-and ``{"type": "image", "image": …}``; an image part without an image takes the next one of the caller's list.
-The content of an assistant's message may be the ``Answer`` that was given: its tokens are then known.
+A role is "system", "user" or "assistant". Content is a string, or a list of text and image parts as Hugging
+Face's and OpenAI's clients write them: ``{"type": "text", "text": …}``, ``{"type": "image", "image": …}`` (or
+``path``, ``url``, ``base64``), ``{"type": "image_url", "image_url": {"url": …}}``. An image part without a
+picture takes the next one of the caller's list. The content of an assistant's message may be the ``Answer``
+that was given, so that its tokens are known.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +13,7 @@ from typing import Any, Final
 
 from acestep_gguf.answer import Answer
 from acestep_gguf.errors import PromptError
+from acestep_gguf.prompt.image_source import image_source
 
 Message = Mapping[str, Any]
 
@@ -78,7 +81,7 @@ def _turn(message: Message, waiting: Iterator[Any]) -> Turn:
         raise PromptError('a message must be {"role": …, "content": …}.')
     role, content = message["role"], message["content"]
     if role not in ROLES:
-        raise PromptError(f"a message has the role {role!r}: use {', '.join(ROLES)}.")
+        raise PromptError(f"a message has the role {repr(role)[:40]}: use {', '.join(ROLES)}.")
     if isinstance(content, Answer):
         return Turn(role, (_checked(content.text),), is_string=True, answer_tokens=tuple(content.tokens))
     if isinstance(content, str):
@@ -92,11 +95,11 @@ def _part(part: Any, waiting: Iterator[Any]) -> str | ImagePart:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return _checked(part["text"])
-    if kind != "image":
+    if kind not in ("image", "image_url"):
         raise PromptError('a part must be {"type": "text", "text": …} or {"type": "image", "image": …}.')
-    image = part.get("image")
+    image = image_source(part)
     if image is None and (image := next(waiting, None)) is None:
-        raise PromptError("there are fewer images than image parts without one: give one for each.")
+        raise PromptError("there are more image parts without a picture than images: give one for each.")
     return ImagePart(image)
 
 
