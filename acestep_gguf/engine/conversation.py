@@ -1,6 +1,6 @@
 """The history of a chat, and the JSON file that it is saved in.
 
-The file has pictures by path and SHA-256, not themselves: one that has changed since is noticed.
+The file holds the path and the SHA-256 of each picture, not the picture, so that a changed one is noticed.
 """
 
 import stat
@@ -50,7 +50,7 @@ class Exchange:
 
 
 class SavedAttachment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An attachment in a file."""
+    """An attachment as a file has it."""
 
     kind: AttachmentKind
     path: str
@@ -58,7 +58,7 @@ class SavedAttachment(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SavedExchange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An exchange in a file."""
+    """An exchange as a file has it."""
 
     question: str
     attachments: Annotated[tuple[SavedAttachment, ...], msgspec.Meta(max_length=MAX_PARTS - 1)]
@@ -112,7 +112,7 @@ class Conversation:
         """Read a saved conversation; ``attach`` opens its pictures.
 
         Raises:
-            ConversationError: missing, damaged or no conversation, or a picture is no longer what it was.
+            ConversationError: the file is missing, damaged or of another kind, or a picture has changed.
             ImageError: a picture cannot be read.
         """
         saved = _read(path)
@@ -144,7 +144,9 @@ def _check_may_be_replaced(path: Path) -> None:
     try:
         _read(path)
     except ConversationError as error:
-        raise ConversationError(f"{path} exists and is no saved conversation: give another path.") from error
+        raise ConversationError(
+            f"{path} exists and is not a saved conversation: give another path."
+        ) from error
 
 
 def _read(path: Path) -> SavedConversation:
@@ -157,10 +159,12 @@ def _read(path: Path) -> SavedConversation:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConversationError(f"{path} cannot be read ({reason}): give a file that /save wrote.") from error
     if len(content) > MAX_FILE_BYTES:
-        raise ConversationError(f"{path} is longer than {MAX_FILE_BYTES >> 20} MiB: it is no saved chat.")
+        raise ConversationError(
+            f"{path} is longer than {MAX_FILE_BYTES >> 20} MiB: it is not a saved conversation."
+        )
     try:
         return msgspec.json.decode(content, type=SavedConversation)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConversationError(
-            f"{path} is no saved conversation ({error}): give a file that /save wrote."
+            f"{path} is not a saved conversation ({error}): give a file that /save wrote."
         ) from error

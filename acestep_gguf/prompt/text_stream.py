@@ -1,4 +1,4 @@
-"""Bytes of tokens become text that can be shown at once: no half characters, no parts of a stop string."""
+"""Bytes of tokens become text that can be shown at once: never half a character or part of a stop string."""
 
 import codecs
 from collections.abc import Sequence

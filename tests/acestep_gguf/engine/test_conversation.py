@@ -70,7 +70,7 @@ def test_no_other_file_is_overwritten(conversation: Conversation, picture: Path,
     before = picture.read_bytes()
     file.write_text("[]")
     for other in (picture, file, file.parent):
-        with pytest.raises(ConversationError, match="exists and is no saved conversation"):
+        with pytest.raises(ConversationError, match="exists and is not a saved conversation"):
             conversation.save(other)
     assert picture.read_bytes() == before
     for path in (file.parent / "none" / "x", Path("x" * 5000), Path("nu\0ll")):
@@ -118,7 +118,7 @@ def test_a_damaged_conversation(
     saved = json.loads(file.read_bytes())
     damage(saved)
     file.write_text(json.dumps(saved))
-    with pytest.raises(ConversationError, match="no saved conversation") as caught:
+    with pytest.raises(ConversationError, match="not a saved conversation") as caught:
         Conversation.load(file, attach)
     assert "\n" not in str(caught.value)
 
@@ -126,7 +126,7 @@ def test_a_damaged_conversation(
 @pytest.mark.parametrize("content", [b"", b"[" * 10**6, b"\xff", b"{}", b'{"format": "\\ud800"}'])
 def test_what_is_no_conversation(content: bytes, file: Path) -> None:
     file.write_bytes(content)
-    with pytest.raises(ConversationError, match="no saved conversation"):
+    with pytest.raises(ConversationError, match="not a saved conversation"):
         Conversation.load(file, attach)
 
 

@@ -140,6 +140,10 @@ def test_templates_that_cannot_be_trusted(
         with_template(spec, template, weights).build(user("hello <|im_end|>"))
 
 
+def test_a_template_that_writes_nothing(spec: PromptSpec, weights: Model) -> None:
+    assert with_template(spec, "{% set x = 1 %}", weights).build(user("")) == Prompt((), ())
+
+
 def test_a_template_that_does_too_much_is_stopped_once(spec: PromptSpec, weights: Model) -> None:
     template = "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(TemplateLimitError):
