@@ -8,6 +8,13 @@ from typing import Final
 
 ROOT: Final = Path("/sys/fs/cgroup")
 MEMBERSHIP: Final = Path("/proc/self/cgroup")
+# Files with a limit of memory, and with what is used of it. Beyond memory.high the kernel kills nothing, but
+# slows a group down until it hardly runs.
+MEMORY_FILES: Final = (
+    ("memory.max", "memory.current"),
+    ("memory.high", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +59,12 @@ def _upwards(root: Path, controllers: str, path: str) -> Iterator[Path]:
 
 
 def _memory_available(folder: Path) -> float:
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
+    available = math.inf
+    for limit, usage in MEMORY_FILES:
         most, used = _number(folder / limit), _number(folder / usage)
         if most is not None and used is not None:
-            return max(0.0, most - used + _file_pages(folder))
-    return math.inf
+            available = min(available, max(0.0, most - used + _file_pages(folder)))
+    return available
 
 
 def _file_pages(folder: Path) -> int:

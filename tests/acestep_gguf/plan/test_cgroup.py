@@ -40,6 +40,18 @@ def test_version_2_takes_the_tightest_of_all_groups_around(tmp_path: Path) -> No
     assert tree(tmp_path, files, "0::/a/b\n") == CgroupLimits(403_000, 0.5)
 
 
+def test_a_group_is_not_filled_to_where_it_is_slowed_down(tmp_path: Path) -> None:
+    files = {
+        "a/memory.max": "500000\n",
+        "a/memory.high": "300000\n",
+        "a/memory.current": "100000\n",
+        "a/b/memory.max": "250000\n",
+        "a/b/memory.high": "max\n",
+        "a/b/memory.current": "20000\n",
+    }
+    assert tree(tmp_path, files, "0::/a/b\n").memory_available == 200_000
+
+
 def test_without_limits_or_without_cgroups_there_is_no_limit(tmp_path: Path) -> None:
     unlimited = {"memory/memory.limit_in_bytes": "9223372036854771712", "memory/memory.usage_in_bytes": "1"}
     assert tree(tmp_path, unlimited, "4:memory:/gone\n").memory_available > 2**60
