@@ -1,8 +1,9 @@
 """Expected speeds: how long it takes to read the weights, or to multiply with them.
 
-Writing an answer reads every weight, and the KV cache so far, once a token; so the bandwidth of the memory
-that they lie in bounds it. Reading a prompt multiplies every weight with many tokens at once; so arithmetic
-bounds it, or the way of the weights to it. Both are upper bounds that llama.cpp comes near to.
+Writing an answer reads every weight, and the KV cache so far, once a token, so it is about as fast as the
+memory that they lie in. Reading a prompt multiplies every weight with many tokens at once, so it is about as
+fast as arithmetic, or as the way of the weights to it. These are estimates: what else is computed takes time,
+too, and rates that were measured while the machine was busy are too low.
 """
 
 import math
@@ -14,7 +15,6 @@ from typing import Final
 import numpy as np
 
 PROBE_BYTES: Final = 64 * 2**20  # far more than a cache holds
-PROBE_SIDE: Final = 1024
 PROBE_ROUNDS: Final = 3
 
 
@@ -107,8 +107,15 @@ def _formula(pattern: str, *terms: tuple[float, str, float | None, str]) -> str:
     return pattern.format(" + ".join(shown) or "nothing")
 
 
-def measured_rates(n_threads: int) -> Rates:
-    """RAM bandwidth and arithmetic of this CPU, measured in a fifth of a second."""
+def measured_rates(n_threads: int, weights_type: int) -> Rates:
+    """RAM bandwidth and arithmetic of this CPU, measured in a fifth of a second.
+
+    Args:
+        n_threads: that compute.
+        weights_type: of the weights that are multiplied with, as in enum ggml_type.
+    """
+    from acestep_gguf.llama.product_speed import product_flops  # noqa: PLC0415 (loads llama.cpp)
+
     with ThreadPoolExecutor(n_threads) as pool:
         blocks = [np.ones(PROBE_BYTES // n_threads // 8, np.int64) for _ in range(n_threads)]
         seconds = math.inf
@@ -117,10 +124,4 @@ def measured_rates(n_threads: int) -> Rates:
             list(pool.map(np.bitwise_or.reduce, blocks))
             seconds = min(seconds, time.perf_counter() - started)
     ram = sum(block.nbytes for block in blocks) / seconds
-    matrix = np.ones((PROBE_SIDE, PROBE_SIDE), np.float32)
-    seconds = math.inf
-    for _ in range(PROBE_ROUNDS):
-        started = time.perf_counter()
-        matrix @ matrix
-        seconds = min(seconds, time.perf_counter() - started)
-    return Rates(ram=ram, cpu_flops=2 * PROBE_SIDE**3 / seconds)
+    return Rates(ram=ram, cpu_flops=product_flops(weights_type, n_threads))
