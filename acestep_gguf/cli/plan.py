@@ -65,9 +65,12 @@ def plan(
 
     Nothing is loaded. With --ram or --vram the plan is for another machine.
     """
+    from pathlib import Path
+
     from acestep_gguf.plan.bundle_model import BundleModel
+    from acestep_gguf.plan.draft import open_draft
     from acestep_gguf.plan.machine import this_machine
-    from acestep_gguf.plan.machine_settings import machine_settings
+    from acestep_gguf.plan.machine_settings import machine_settings, plain_settings
     from acestep_gguf.plan.planner import make_plan
     from acestep_gguf.plan.report import plan_facts, plan_table
     from acestep_gguf.plan.settings import Workload
@@ -82,16 +85,20 @@ def plan(
         gpu_flops=gpu_flops,
     )
     model = BundleModel(bundle)
-    defaults = None
+    quant = model.quants(engine.quant)[0]
+    draft = None if engine.draft is None else open_draft(Path(engine.draft), model, quant)
     if ram is None and not vram:
         machine = this_machine()
-        measured = measured_rates(machine.n_threads)
+        measured = measured_rates(machine.n_threads, model.decoder(quant).main_type)
         rates = replace(rates, ram=rates.ram or measured.ram, cpu_flops=rates.cpu_flops or measured.cpu_flops)
-        record = model.bundle.decoder(engine.quant)
-        defaults, _ = machine_settings(model.bundle, record, pictures=images > 0)
+        record = model.bundle.decoder(quant)
+        defaults, _ = machine_settings(model.bundle, record, pictures=model.bundle.vision is not None)
     else:
-        machine = _told_machine(ram, vram or [])
-    made = make_plan(model, machine, engine, Workload(images=images), rates=rates, defaults=defaults)
+        machine = _described_machine(ram, vram or [])
+        defaults = plain_settings(machine.n_threads)
+        draft = draft and replace(draft, machine_settings=defaults)
+    workload = Workload(images=images)
+    made = make_plan(model, machine, engine, workload, rates=rates, defaults=defaults, draft=draft)
     print(json_text(plan_facts(made)) if as_json else plan_table(made))
 
 
@@ -106,8 +113,8 @@ def _bandwidth(text: str | None, name: str) -> int | None:
     return size
 
 
-def _told_machine(ram: str | None, vram: list[str]) -> "Machine":
-    """A machine that need not be here; without ``ram``, with the RAM of this one."""
+def _described_machine(ram: str | None, vram: list[str]) -> "Machine":
+    """A machine with this one's CPUs, and with so much RAM and memory of GPUs; by default this one's RAM."""
     from acestep_gguf.plan.machine import Gpu, Machine, this_machine
     from acestep_gguf.sizes import parse_size
 

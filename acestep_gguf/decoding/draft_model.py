@@ -6,20 +6,17 @@ It reads the same tokens, so it must have the same vocabulary, but sees pictures
 import warnings
 from collections.abc import Sequence
 from itertools import chain, takewhile
-from pathlib import Path
 from typing import Self
 
-from acestep_gguf.bundle.decoder_info import check_vocabulary, decoder_info
-from acestep_gguf.bundle.gguf_header import GGUFHeader, StringArray, read_gguf_header
-from acestep_gguf.bundle.schema import Bundle, check_file
+from acestep_gguf.bundle.schema import check_file
 from acestep_gguf.decoding.decoder import Decoder
-from acestep_gguf.errors import ImageError, UsageError
+from acestep_gguf.errors import ImageError
 from acestep_gguf.llama.backend import StopFlag
 from acestep_gguf.llama.binding import Context, Model
-from acestep_gguf.llama.params import ModelParams
 from acestep_gguf.llama.sampler import Sampler
 from acestep_gguf.options import SamplingParams
-from acestep_gguf.plan.machine_settings import machine_settings
+from acestep_gguf.plan.draft import Draft
+from acestep_gguf.plan.settings import Settings
 from acestep_gguf.prompt.builder import Prompt
 from acestep_gguf.prompt.segments import segments_after
 from acestep_gguf.storage.disk_cache import DiskCache
@@ -30,39 +27,32 @@ class DraftModel:
     """A bundle whose default decoder guesses for another one.
 
     Args:
-        folder: the bundle.
-        target: header of the decoder that it guesses for.
-        pictures: whether there will be pictures to look at.
-        n_ctx: tokens that prompt and answer may have; beyond, or beyond what it was made for, it is silent.
+        draft: the bundle.
+        settings: how it is run. Beyond its ``n_ctx`` tokens of prompt and answer it is silent.
         cache: where embeds are kept between processes.
+        opening_limit: memory in bytes that opening a picture may take.
 
     Raises:
-        BundleError: no bundle, or a damaged one.
-        UnsupportedModelError: a decoder of another architecture.
-        UsageError: it has another vocabulary, or no tower where the other one has one.
+        BundleError: a file is missing or damaged.
         DecodeError: llama.cpp cannot load the decoder.
     """
 
     def __init__(
-        self, folder: Path, target: GGUFHeader, *, pictures: bool, n_ctx: int, cache: DiskCache | None
+        self, draft: Draft, settings: Settings, *, cache: DiskCache | None, opening_limit: int | None = None
     ) -> None:
-        bundle = Bundle.read(folder)
-        if pictures and bundle.vision is None:
-            raise UsageError(
-                f"{folder} has no vision tower, so it cannot see pictures: choose another draft.",
-                settings=["draft"],
-            )
-        record = bundle.decoder()
-        path = check_file(folder, record)
-        header = read_gguf_header(path)
-        info = decoder_info(header)
-        check_vocabulary(header, bundle.prompt, bundle.image)
-        self._n_common = _n_common_tokens(header, target)
-        settings, _ = machine_settings(bundle, record, pictures=pictures)
-        params = settings.context_params(n_ctx=min(n_ctx, info.context_length))
-        self._encoder = ImageEncoder(folder, bundle, n_threads=settings.tower_threads, cache=cache)
-        self._model = Model(path, ModelParams(use_extra_bufts=settings.use_extra_bufts))
-        self._context = Context(self._model, params)
+        files, bundle = draft.bundle, draft.bundle.bundle
+        self._n_common = draft.n_common
+        self._encoder = ImageEncoder(
+            files.folder,
+            bundle,
+            n_threads=settings.tower_threads,
+            precision=settings.vision,
+            cache=cache,
+            opening_limit=opening_limit,
+        )
+        path = check_file(files.folder, bundle.decoder(settings.quant))
+        self._model = Model(path, settings.model_params())
+        self._context = Context(self._model, settings.context_params())
         self._decoder = Decoder(self._context)
         self._sampler = Sampler(self._model, SamplingParams())
         self._prompt = Prompt((), ())
@@ -127,21 +117,3 @@ class DraftModel:
         self._context.close()
         self._model.close()
         self._encoder.close()
-
-
-def _n_common_tokens(draft: GGUFHeader, target: GGUFHeader) -> int:
-    """How many tokens both have; one may have more, which pad its vocabulary to a round number."""
-    texts = [_tokens(header) for header in (draft, target)]
-    n_common = min(map(len, texts))
-    if texts[0][:n_common] != texts[1][:n_common]:
-        raise UsageError(
-            f"{draft.path} has another vocabulary than {target.path}: choose another draft.",
-            settings=["draft"],
-        )
-    return n_common
-
-
-def _tokens(header: GGUFHeader) -> list[bytes]:
-    tokens = header.metadata["tokenizer.ggml.tokens"]
-    assert isinstance(tokens, StringArray)  # noqa: S101 (decoder_info checked it)
-    return tokens.read()

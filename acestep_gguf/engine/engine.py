@@ -6,12 +6,12 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from acestep_gguf.answer import Answer, Chunk
 from acestep_gguf.bundle.decoder_info import check_vocabulary
 from acestep_gguf.bundle.names import vision_precision_from
-from acestep_gguf.bundle.schema import Bundle, check_file
+from acestep_gguf.bundle.schema import check_file
 from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.decoding.draft_model import DraftModel
 from acestep_gguf.decoding.kv_states import KVStates, decoder_facts
@@ -21,23 +21,19 @@ from acestep_gguf.engine.batch import Outcome, one_by_one
 from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.scheduler import ENCODED_AHEAD, Scheduler, answer_all
 from acestep_gguf.engine.turns import Stopwatch, Turnstile
+from acestep_gguf.engine.workload import plan_here, workload_of
 from acestep_gguf.engine.writing import Spelling
 from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.options import AnswerOptions, EngineOptions, changed
 from acestep_gguf.plan.bundle_model import BundleModel
-from acestep_gguf.plan.machine import this_machine
+from acestep_gguf.plan.draft import Draft, open_draft
 from acestep_gguf.plan.machine_settings import machine_settings
-from acestep_gguf.plan.planner import make_plan
-from acestep_gguf.plan.settings import Settings, Workload
+from acestep_gguf.plan.settings import Settings
 from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.messages import Message
 from acestep_gguf.storage.disk_cache import DiskCache, default_folder
-from acestep_gguf.vision.embeds_file import EmbedsFile
-from acestep_gguf.vision.encoder import REMEMBERED, ImageEncoder, Picture, PictureSource
-
-# What a template writes around messages: more than most do, beside two characters of its source a token.
-TEMPLATE_TOKENS: Final = 64
+from acestep_gguf.vision.encoder import ImageEncoder, Picture, PictureSource
 
 
 class AceStep:
@@ -89,22 +85,26 @@ class AceStep:
             defaults, self.settings_reason = machine_settings(
                 self.bundle, self.bundle.decoder(options.quant), pictures=self.bundle.vision is not None
             )
-            self.plan = make_plan(files, this_machine(), options, _workload(files, first), defaults=defaults)
+            draft = (
+                None if options.draft is None else open_draft(_folder(options.draft), files, options.quant)
+            )
+            self.plan = plan_here(files, options, workload_of(files, first), defaults, draft)
             self._cache = _cache(options.cache)
+            wanted = None if options.vision is None else vision_precision_from(options.vision)
             self._encoder = ImageEncoder(
                 files.folder,
                 self.bundle,
                 n_threads=self.settings.tower_threads,
-                precision=None if options.vision is None else vision_precision_from(options.vision),
+                precision=self.settings.vision or wanted,
                 image_tokens=options.image_tokens,
                 cache=self._cache,
+                opening_limit=self.plan.opening_limit,
             )
             self.info = files.decoder(self.settings.quant).info
             self._begin_with(first)
             self._decoders = self._load_decoders(files)
             self._decoder = self._decoders[0]
-            draft = None if options.draft is None else self._load_draft(files, _folder(options.draft))
-            self._speculation = Speculation(options.spec_type, options.draft_max, draft)
+            self._speculation = Speculation(options.spec_type, options.draft_max, self._load_draft(draft))
             model = self._decoder.context.model
             self._prompts = PromptBuilder(self.bundle.prompt, model.tokenize, model.token_bytes)
             self._spelling = Spelling(self.bundle.prompt, model)
@@ -238,19 +238,16 @@ class AceStep:
         path = check_file(files.folder, self.bundle.decoder(self.settings.quant))
         loading, params = self.settings.model_params(), self.settings.context_params()
         states = None
-        if self._cache is not None:
+        if self._cache is not None and self.settings.keep_states:
             states = KVStates(self._cache, decoder_facts(path, loading, params))
         context = Context(Model(path, loading), params)
         return [Decoder(context, states, sequence=number) for number in range(params.n_seq_max)]
 
-    def _load_draft(self, files: BundleModel, folder: Path) -> DraftModel:
-        return DraftModel(
-            folder,
-            files.decoder(self.settings.quant).header,
-            pictures=self.bundle.vision is not None,
-            n_ctx=self.settings.n_ctx,
-            cache=self._cache,
-        )
+    def _load_draft(self, draft: Draft | None) -> DraftModel | None:
+        if draft is None or self.plan.draft is None:
+            return None
+        limit = self.plan.opening_limit
+        return DraftModel(draft, self.plan.draft, cache=self._cache, opening_limit=limit)
 
     def _several(self, questions: Iterable[Question]) -> Generator[Outcome, None, None]:
         with self._turnstile.turn():
@@ -274,25 +271,6 @@ class AceStep:
                         yield chunk
                         self._turnstile.take_over()  # another thread may go on
         yield chunk  # the next answer may be asked for from here
-
-
-def _workload(files: BundleModel, first: Question | None) -> Workload:
-    """What to plan for: the first question, or any about one picture."""
-    if first is None:
-        return Workload(images=_n_towers(files.folder, files.bundle), may_stage=False)
-    turns, pictures = first.turns(), first.pictures()
-    n_template = TEMPLATE_TOKENS * len(turns) + len(files.bundle.prompt.chat_template) // 2
-    return Workload(
-        images=sum(not isinstance(picture, EmbedsFile) for picture in pictures),
-        # A token is a byte at least.
-        n_text=n_template + sum(len(turn.text.encode()) for turn in turns) + first.options.max_tokens,
-        may_stage=0 < len(pictures) <= REMEMBERED,
-    )
-
-
-def _n_towers(folder: Path, bundle: Bundle) -> int:
-    """1 if there is a tower to plan for; 0 where its files were left out, for answers from embeds only."""
-    return int(bundle.vision is not None and (folder / bundle.vision_file().file).exists())
 
 
 def _cache(where: bool | str | os.PathLike[str]) -> DiskCache | None:

@@ -1,14 +1,16 @@
 """What planning needs to know of a bundle's files, read from their headers when it is asked for."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from acestep_gguf.bundle.decoder_info import DecoderInfo, decoder_info
-from acestep_gguf.bundle.gguf_header import GGUFHeader, read_gguf_header
+from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, GGUFHeader, TensorType, read_gguf_header
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision, vision_precision_from
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.plan.decoder_memory import DecoderShape, DecoderWeights, decoder_shape, decoder_weights
 from acestep_gguf.plan.tower_memory import TowerMemory, tower_memory
+from acestep_gguf.vision.int8_check import known_precision
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,6 +26,16 @@ class DecoderModel:
     def n_multiplied(self) -> int:
         """Weights that every token is multiplied with: all but the embeddings, and the output matrix."""
         return sum(tensor.n_elements for layer in self.weights.layers for tensor in layer.tensors.values())
+
+    @property
+    def main_type(self) -> int:
+        """Type that most weights of the layers have, as in enum ggml_type."""
+        counts: Counter[TensorType] = Counter()
+        for layer in self.weights.layers:
+            for tensor in layer.tensors.values():
+                counts[tensor.type] += tensor.n_elements
+        ((most, _),) = counts.most_common(1)
+        return next(number for number, kind in TENSOR_TYPES.items() if kind == most)
 
 
 class BundleModel:
@@ -70,13 +82,15 @@ class BundleModel:
     def vision(self, wanted: str | None = None) -> VisionPrecision | None:
         """The precision of the tower that is used: the one ``wanted``, or the default; None without a tower.
 
+        It is float32 where the other one is known to give wrong numbers on this machine.
+
         Raises:
             BundleError: there is no such tower.
         """
-        if wanted is not None:
-            self.bundle.vision_file(precision := vision_precision_from(wanted))
-            return precision
-        return self.bundle.vision.default if self.bundle.vision else None
+        precision = None if wanted is None else vision_precision_from(wanted)
+        if self.bundle.vision is None and precision is None:
+            return None
+        return known_precision(self.folder, self.bundle, precision)
 
     def tower(self, precision: VisionPrecision) -> TowerMemory:
         """Memory of the tower in one precision, read on the first call.
@@ -92,11 +106,19 @@ class BundleModel:
             self._towers[precision] = tower_memory(check_file(self.folder, record), record, image)
         return self._towers[precision]
 
-    def image_bytes(self, n_images: int) -> int:
+    def embeds_bytes(self, n_images: int) -> int:
         """Memory for the embeds of ``n_images`` pictures, float32."""
         image = self.bundle.image
         return 4 * n_images * image.n_image_tokens * image.n_embd if image else 0
 
-    def image_tokens(self, n_images: int) -> int:
-        """Positions that pictures take in the context."""
-        return n_images * self.bundle.image.n_image_tokens if self.bundle.image else 0
+    def pixel_bytes(self, n_images: int) -> int:
+        """Memory for the pixel_values of ``n_images`` pictures, float32 [3, H, W] each."""
+        image = self.bundle.image
+        return 4 * n_images * 3 * image.size.height * image.size.width if image else 0
+
+    def image_tokens(self, n_images: int, most: int | None = None) -> int:
+        """Positions that pictures take in the context, ``most`` at most each."""
+        if self.bundle.image is None:
+            return 0
+        n_tokens = self.bundle.image.n_image_tokens
+        return n_images * (n_tokens if most is None else min(most, n_tokens))

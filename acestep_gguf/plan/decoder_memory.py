@@ -157,6 +157,12 @@ def kv_layer_bytes(shape: DecoderShape, n_ctx: int, type_k: CacheType, type_v: C
     return padded_n_ctx(n_ctx) * (row_bytes(type_k, width) + row_bytes(type_v, width))
 
 
+def state_bytes(shape: DecoderShape, n_tokens: int, type_k: CacheType, type_v: CacheType) -> int:
+    """Bytes of a copy of the keys and values of ``n_tokens`` positions, all layers together."""
+    width = shape.n_embd_gqa
+    return n_tokens * shape.n_layer * (row_bytes(type_k, width) + row_bytes(type_v, width))
+
+
 def _tensor(header: GGUFHeader, name: str) -> TensorInfo:
     for tensor in header.tensors:
         if tensor.name == name:

@@ -1,4 +1,4 @@
-"""What the machine has: memory, CPUs and GPUs, measured or told."""
+"""The machine to plan for: its memory, CPUs and GPUs. Those of this one are measured."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.plan.cgroup import cgroup_limits
 
 CPU_DEVICES: Final = Path("/sys/devices")
-# Who has such a file has a GPU, and how llama-cpp-python is built for it.
+# A machine with such a file has a GPU; how llama-cpp-python is built for it.
 GPU_MARKS: Final = (
     (Path("/proc/driver/nvidia/version"), "CUDA", "-DGGML_CUDA=on"),
     (Path("/dev/nvidia0"), "CUDA", "-DGGML_CUDA=on"),
@@ -31,10 +31,14 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What there is to plan with; ``ram`` is what this process may have in all, in bytes.
+    """Memory, threads and GPUs to plan with.
 
-    ``limited_by`` says what limits it: "memory" or "cgroup". ``unused_gpu`` is a build of llama.cpp, such as
-    "CUDA", for a GPU that is there but that the installed one cannot use.
+    Args:
+        ram: bytes of RAM that this process may have in all.
+        n_threads: threads to compute with.
+        gpus: those that llama.cpp can use.
+        limited_by: what limits ``ram``, "memory" or "cgroup".
+        unused_gpu: the build of llama.cpp, such as "CUDA", for a GPU that the installed build cannot use.
     """
 
     ram: int
@@ -55,14 +59,14 @@ def this_machine() -> Machine:
     gpus = tuple(Gpu(name=name, memory=free) for name, free in gpu_devices())
     return Machine(
         ram=int(min(available, limits.memory_available)) + held,
-        n_threads=thread_count(limits.cpus),
+        n_threads=usable_threads(limits.cpus),
         gpus=gpus,
         limited_by="cgroup" if limits.memory_available < available else "memory",
         unused_gpu=None if gpus else _seen_gpu(),
     )
 
 
-def thread_count(quota: float = math.inf, devices: Path = CPU_DEVICES) -> int:
+def usable_threads(quota: float = math.inf, devices: Path = CPU_DEVICES) -> int:
     """Threads to compute with: CPUs that affinity and the quota allow, of the fast kind if there are two.
 
     A slow core among fast ones holds all of them up, since llama.cpp's threads wait for each other.
@@ -77,7 +81,7 @@ def thread_count(quota: float = math.inf, devices: Path = CPU_DEVICES) -> int:
 def _fast_cpus(devices: Path) -> set[int]:
     """Numbers of the performance cores; empty where all are alike, or the system does not say.
 
-    Linux tells them for Intel's hybrid CPUs (cpu_core beside cpu_atom) and, by capacity, for ARM's.
+    Linux says it of Intel's hybrid CPUs (cpu_core beside cpu_atom) and, by their capacity, of ARM's.
     """
     core, atom = devices / "cpu_core/cpus", devices / "cpu_atom/cpus"
     try:

@@ -15,7 +15,7 @@ from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.params import AMX, MOST_THREADS, ContextParams
 from acestep_gguf.options import FlashAttention, check_integer
 from acestep_gguf.plan.cgroup import cgroup_limits
-from acestep_gguf.plan.machine import thread_count
+from acestep_gguf.plan.machine import usable_threads
 from acestep_gguf.storage.atomic_file import write_atomically
 from acestep_gguf.storage.cache_folder import cache_folder
 
@@ -143,7 +143,7 @@ def _read(subject: Subject) -> Tuned:
 
 def guess(decoder_bytes: int, *, pictures: bool) -> tuple[MachineSettings, str]:
     """Settings from what is known without measuring, and why repacking is on or off."""
-    settings = plain_settings(thread_count(cgroup_limits().cpus))
+    settings = plain_settings(usable_threads(cgroup_limits().cpus))
     if obstacle := repacking_obstacle(decoder_bytes):
         return settings, f"no repacking, {obstacle}"
     if pictures and SLOW_REPACKING & cpu_flags():

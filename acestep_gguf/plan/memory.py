@@ -1,7 +1,7 @@
 """Where every byte of a plan lies."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, Literal
 
@@ -10,11 +10,13 @@ from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.plan.bundle_model import BundleModel, DecoderModel
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
-from acestep_gguf.plan.decoder_memory import kv_layer_bytes, n_bytes
+from acestep_gguf.plan.decoder_memory import kv_layer_bytes, n_bytes, state_bytes
+from acestep_gguf.plan.draft import Draft
 from acestep_gguf.plan.placement import RAM, Placement
 from acestep_gguf.plan.repacking import is_repacked
-from acestep_gguf.plan.settings import Settings
+from acestep_gguf.plan.settings import Settings, Workload
 from acestep_gguf.plan.work_buffer import work_buffer_bytes
+from acestep_gguf.vision.encoder import REMEMBERED
 
 # Measured (docs/hardware.md): Python with all packages, and llama.cpp's vocabulary for each token.
 PROCESS_BYTES: Final = 48 * 2**20
@@ -24,8 +26,9 @@ GPU_RESERVE: Final = 2**30
 
 # Anonymous memory cannot be dropped; of a mapped file, the system drops pages and reads them again.
 Kind = Literal["anonymous", "mapped", "gpu"]
-# What of it is there at the same time: always, while pictures are encoded, while the decoder is loaded.
-Phase = Literal["process", "tower", "decoder"]
+# When it is taken: always, while pictures are opened before anything is loaded, while they are encoded, while
+# the decoder is loaded.
+Phase = Literal["process", "opening", "tower", "decoder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,11 @@ class Memory:
         return sum(part.n_bytes for part in self.parts if part.device == number)
 
     def _peak(self, parts: Iterable[Part]) -> int:
-        sums: dict[Phase, int] = {"process": 0, "tower": 0, "decoder": 0}
+        sums: dict[Phase, int] = {"process": 0, "opening": 0, "tower": 0, "decoder": 0}
         for part in parts:
             sums[part.phase] += part.n_bytes
-        later = max(sums["tower"], sums["decoder"]) if self.staged else sums["tower"] + sums["decoder"]
-        return sums["process"] + later
+        loaded = max(sums["tower"], sums["decoder"]) if self.staged else sums["tower"] + sums["decoder"]
+        return sums["process"] + max(sums["opening"], loaded)
 
 
 def placement_of(model: DecoderModel, settings: Settings, n_gpus: int) -> Placement:
@@ -84,27 +87,83 @@ def placement_of(model: DecoderModel, settings: Settings, n_gpus: int) -> Placem
     )
 
 
-def plan_memory(bundle: BundleModel, settings: Settings, *, n_gpus: int, n_images: int) -> Memory:
-    """All parts, of a machine with ``n_gpus`` GPUs, for a prompt with ``n_images`` pictures."""
-    model = bundle.decoder(settings.quant)
+def plan_memory(
+    bundle: BundleModel,
+    settings: Settings,
+    workload: Workload,
+    *,
+    n_gpus: int,
+    image_tokens: int | None = None,
+    draft: Draft | None = None,
+) -> Memory:
+    """All parts, of a machine with ``n_gpus`` GPUs.
+
+    Args:
+        bundle: the model.
+        settings: how it is run.
+        workload: what will be asked.
+        n_gpus: GPUs of the machine.
+        image_tokens: tokens of a picture at most; None for all.
+        draft: what guesses ahead. It opens the pictures again, and keeps its own tower.
+    """
+    opening_later = workload.opening_ahead if draft else workload.opening_later
     parts = [
         Part("process", PROCESS_BYTES, phase="process"),
-        Part("vocabulary", VOCABULARY_BYTES_PER_TOKEN * model.shape.n_vocab),
-        *_tower_parts(bundle, settings, n_images),
-        *_weight_parts(model, settings, placement_of(model, settings, n_gpus)),
-        *_buffer_parts(model, settings, placement_of(model, settings, n_gpus)),
+        Part("opening a picture", workload.opening_ahead if workload.images else 0, phase="opening"),
+        Part("opening a picture later", opening_later if workload.images else 0),
+        *_model_parts(bundle, settings, workload, n_gpus),
+        Part("chosen image tokens", _chosen_bytes(bundle, workload, image_tokens)),
+        Part("copy of the KV cache", _copied_bytes(bundle, settings, workload, image_tokens)),
         *(Part("reserve", GPU_RESERVE, gpu, "gpu") for gpu in range(1, n_gpus + 1)),
     ]
+    if draft is not None:
+        parts += [
+            replace(part, name=f"draft: {part.name}", phase="decoder")
+            for part in _model_parts(draft.bundle, draft.settings(settings.n_ctx), workload, n_gpus)
+        ]
     return Memory(tuple(part for part in parts if part.n_bytes), settings.staged)
 
 
-def _tower_parts(bundle: BundleModel, settings: Settings, n_images: int) -> Iterator[Part]:
-    if settings.vision is None or not n_images:
+def _model_parts(bundle: BundleModel, settings: Settings, workload: Workload, n_gpus: int) -> Iterator[Part]:
+    model = bundle.decoder(settings.quant)
+    placement = placement_of(model, settings, n_gpus)
+    yield Part("vocabulary", VOCABULARY_BYTES_PER_TOKEN * model.shape.n_vocab)
+    yield from _picture_parts(bundle, settings, workload)
+    yield from _weight_parts(model, settings, placement)
+    yield from _buffer_parts(model, settings, placement)
+
+
+def _picture_parts(bundle: BundleModel, settings: Settings, workload: Workload) -> Iterator[Part]:
+    if not workload.images:
         return
-    tower = bundle.tower(settings.vision)
-    yield Part("vision tower, weights", tower.weights, phase="tower")
-    yield Part("vision tower, activations", tower.activations, phase="tower")
-    yield Part("image embeds", bundle.image_bytes(n_images), phase="process")
+    if settings.vision is not None:
+        tower = bundle.tower(settings.vision)
+        yield Part("vision tower, weights", tower.weights, phase="tower")
+        yield Part("vision tower, activations", tower.activations, phase="tower")
+    # Where other questions follow, their pictures are remembered, too.
+    n_kept = workload.images if workload.may_stage else max(workload.images, REMEMBERED)
+    yield Part("image embeds", bundle.embeds_bytes(n_kept), phase="process")
+    if settings.vision is not None:
+        yield Part("pixel values", bundle.pixel_bytes(n_kept), phase="process")
+
+
+def _chosen_bytes(bundle: BundleModel, workload: Workload, image_tokens: int | None) -> int:
+    """Rows of the embeds that are copied where a picture may cost only so many tokens."""
+    image = bundle.bundle.image
+    if image is None or image_tokens is None or image_tokens >= image.n_image_tokens:
+        return 0
+    return 4 * image.n_embd * bundle.image_tokens(workload.images, image_tokens)
+
+
+def _copied_bytes(
+    bundle: BundleModel, settings: Settings, workload: Workload, image_tokens: int | None
+) -> int:
+    """The decoder's state after the last picture, from when it is reached until it is on disk."""
+    if not settings.keep_states or not workload.images:
+        return 0
+    n_tokens = workload.n_text_before + bundle.image_tokens(workload.images, image_tokens)
+    shape = bundle.decoder(settings.quant).shape
+    return state_bytes(shape, min(n_tokens, settings.n_ctx), settings.type_k, settings.type_v)
 
 
 def _weight_parts(model: DecoderModel, settings: Settings, placement: Placement) -> Iterator[Part]:

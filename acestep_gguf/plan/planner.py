@@ -9,7 +9,8 @@ from acestep_gguf.bundle.names import DecoderFtype
 from acestep_gguf.errors import MemoryShortageError, UsageError
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
-from acestep_gguf.plan.machine import Machine
+from acestep_gguf.plan.draft import Draft
+from acestep_gguf.plan.machine import Machine, reinstall_command
 from acestep_gguf.plan.machine_settings import MachineSettings, plain_settings
 from acestep_gguf.plan.memory import Memory
 from acestep_gguf.plan.search import SMALLER_CACHE_TYPES, SMALLER_N_UBATCH, Fit, Search, Task
@@ -28,15 +29,18 @@ N_ALTERNATIVES: Final = 3
 class Plan:
     """Settings that fit, what they take, what was given up for that, and what limits it.
 
-    ``paged`` are bytes of weights that do not fit and are read from disk for every token.
+    ``draft`` are the settings of the draft model. ``opening_limit`` is the memory in bytes that opening a
+    picture may take; ``paged`` are bytes of weights that do not fit and are read from disk for every token.
     """
 
     settings: Settings
+    draft: Settings | None
     memory: Memory
     machine: Machine
     speed: Speed
     given_up: tuple[str, ...]
     limit: str
+    opening_limit: int
     paged: int
 
 
@@ -48,6 +52,7 @@ def make_plan(
     *,
     rates: Rates | None = None,
     defaults: MachineSettings | None = None,
+    draft: Draft | None = None,
 ) -> Plan:
     """The best plan that fits ``machine``.
 
@@ -58,24 +63,39 @@ def make_plan(
         workload: what will be asked; by default, about one picture.
         rates: how fast memory and processors are, as far as it is known.
         defaults: what suits the machine if there is room; by default llama.cpp's defaults.
+        draft: the model that guesses ahead.
 
     Raises:
         MemoryShortageError: none does; the message names the nearest ones that would.
         UsageError: what was set by hand contradicts itself or the model.
         BundleError: a file is missing or damaged.
     """
+    options, workload = options or EngineOptions(), workload or Workload()
+    _check_gpu(options, machine)
     task = Task(
         bundle=bundle,
         machine=machine,
-        options=options or EngineOptions(),
-        workload=workload or Workload(),
+        options=options,
+        workload=workload,
         rates=rates or Rates(),
         defaults=defaults or plain_settings(machine.n_threads),
+        vision=bundle.vision(options.vision) if workload.n_encoded else None,
+        draft=draft,
     )
     for search in _searches(task):
         if fit := search.fit():
             return _made(search, fit)
     raise _refusal(task)
+
+
+def _check_gpu(options: EngineOptions, machine: Machine) -> None:
+    if options.n_gpu_layers and not machine.gpus:
+        seen = machine.unused_gpu
+        instead = f", or install llama.cpp for it: {reinstall_command(seen)}" if seen else ""
+        raise UsageError(
+            f"n_gpu_layers is {options.n_gpu_layers}, but llama.cpp finds no GPU: leave it out{instead}.",
+            settings=["n_gpu_layers"],
+        )
 
 
 def _searches(task: Task) -> Iterator[Search]:
@@ -94,12 +114,11 @@ def _contexts(task: Task, quant: DecoderFtype) -> list[int]:
                 f"n_ctx is {wanted!r}: this model was made for 1 to {most} tokens.", settings=["n_ctx"]
             )
         return [wanted]
-    n_images = task.bundle.image_tokens(task.workload.images)
-    least = n_images + ANSWER_TOKENS
+    least = task.n_image_tokens + ANSWER_TOKENS
     if task.workload.n_text is None:
         needed = max(DEFAULT_N_CTX, 1 << (least - 1).bit_length())
     else:
-        needed = max(least, -(-(n_images + task.workload.n_text) // N_CTX_STEP) * N_CTX_STEP)
+        needed = max(least, -(-(task.n_image_tokens + task.workload.n_text) // N_CTX_STEP) * N_CTX_STEP)
     contexts = [min(most, needed)]
     while contexts[-1] // 2 >= max(LEAST_N_CTX, least):
         contexts.append(contexts[-1] // 2)
@@ -109,14 +128,17 @@ def _contexts(task: Task, quant: DecoderFtype) -> list[int]:
 def _made(search: Search, fit: Fit) -> Plan:
     task, settings = search.task, fit.settings
     memory = search.memory(settings)
-    n_past = min(settings.n_ctx, task.bundle.image_tokens(task.workload.images) + ANSWER_TOKENS)
+    n_past = min(settings.n_ctx, task.n_image_tokens + ANSWER_TOKENS)
+    free = max(0, task.machine.ram - memory.ram)
     return Plan(
         settings=settings,
+        draft=None if task.draft is None else task.draft.settings(settings.n_ctx),
         memory=memory,
         machine=task.machine,
         speed=expected_speed(search.work(settings, n_past=n_past, paged=fit.paged), task.rates),
         given_up=fit.given_up,
         limit=_limit(task, settings, memory, fit.paged),
+        opening_limit=max(task.workload.opening_ahead, task.workload.opening_later + free),
         paged=fit.paged,
     )
 

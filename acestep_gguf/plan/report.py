@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from acestep_gguf.plan.machine import reinstall_command
+from acestep_gguf.plan.memory import Memory, Part
 from acestep_gguf.plan.planner import Plan
 from acestep_gguf.sizes import show_size
 
@@ -28,7 +29,7 @@ def plan_line(plan: Plan) -> str:
     if plan.paged:
         facts.append(f"{show_size(plan.paged)} paged from disk, {_speed(plan.speed.decode)}")
     if plan.machine.unused_gpu:
-        facts.append(f"a GPU is there, but not used: {reinstall_command(plan.machine.unused_gpu)}")
+        facts.append(f"this machine's GPU is not used: {reinstall_command(plan.machine.unused_gpu)}")
     return f"[plan: {' | '.join(facts)}]"
 
 
@@ -39,14 +40,11 @@ def plan_table(plan: Plan) -> str:
     for device, title in enumerate(["RAM", *(gpu.name for gpu in machine.gpus)]):
         parts = [part for part in memory.parts if part.device == device]
         peak = memory.gpu(device) if device else memory.ram
-        there = machine.gpus[device - 1].memory if device else machine.ram
-        rows.append((title, f"{peak:,}", f"of {there:,} that are free"))
+        free = machine.gpus[device - 1].memory if device else machine.ram
+        rows.append((title, f"{peak:,}", f"of {free:,} that are free"))
         for part in parts:
             kind = "" if part.kind == "gpu" else part.kind
-            when = (
-                {"tower": ", until pictures are encoded", "decoder": ", after that"} if memory.staged else {}
-            )
-            rows.append((f"  {part.name}", f"{part.n_bytes:,}", kind + when.get(part.phase, "")))
+            rows.append((f"  {part.name}", f"{part.n_bytes:,}", kind + _when(part, memory)))
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{name:<{width}} {size:>16}  {kind}".rstrip() for name, size, kind in rows]
     facts = [
@@ -63,7 +61,12 @@ def plan_table(plan: Plan) -> str:
     if machine.gpus:
         facts.append(("note", UNPROVEN_GPU))
     if machine.unused_gpu:
-        facts.append(("GPU", f"there is one, use it with: {reinstall_command(machine.unused_gpu)}"))
+        facts.append(
+            (
+                "GPU",
+                f"not used by this llama.cpp, but by this one: {reinstall_command(machine.unused_gpu)}",
+            )
+        )
     return "\n".join([*lines, "", *(f"{name:<9} {text}" for name, text in facts)])
 
 
@@ -92,6 +95,15 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _when(part: Part, memory: Memory) -> str:
+    """When a part is taken, if not all the time."""
+    if part.phase == "opening":
+        return ", before anything else is loaded"
+    if not memory.staged:
+        return ""
+    return {"tower": ", until pictures are encoded", "decoder": ", after that"}.get(part.phase, "")
+
+
 def _cache_types(plan: Plan) -> str:
     types = dict.fromkeys((plan.settings.type_k, plan.settings.type_v))
     return "/".join(types)
@@ -112,4 +124,4 @@ def _weights(plan: Plan) -> str:
 
 
 def _speed(tokens_per_s: float | None) -> str:
-    return "unknown" if tokens_per_s is None else f"at most {tokens_per_s:.3g} tokens/s"
+    return "unknown" if tokens_per_s is None else f"about {tokens_per_s:.3g} tokens/s"

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Final
 
-from acestep_gguf.bundle.names import DecoderFtype
+from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.options import CacheType, EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.decoder_memory import kv_layer_bytes
+from acestep_gguf.plan.draft import Draft
 from acestep_gguf.plan.machine import Machine
 from acestep_gguf.plan.machine_settings import MachineSettings
 from acestep_gguf.plan.memory import GPU_RESERVE, Memory, placement_of, plan_memory
@@ -33,7 +34,10 @@ KV_IN_RAM_COST: Final = 1.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What is to be planned, for what machine; ``defaults`` are best there if there is room."""
+    """What is to be planned, for what machine; ``defaults`` are best there if there is room.
+
+    ``vision`` is the tower's precision, None where none is needed.
+    """
 
     bundle: BundleModel
     machine: Machine
@@ -41,6 +45,13 @@ class Task:
     workload: Workload
     rates: Rates
     defaults: MachineSettings
+    vision: VisionPrecision | None
+    draft: Draft | None
+
+    @property
+    def n_image_tokens(self) -> int:
+        """Positions that the pictures take in the context."""
+        return self.bundle.image_tokens(self.workload.images, self.options.image_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +111,16 @@ class Search:
         return max([(memory.ram - machine.ram, "RAM"), *missing])
 
     def memory(self, settings: Settings) -> Memory:
-        """What they take."""
-        n_gpus = len(self.task.machine.gpus)
-        return plan_memory(self.task.bundle, settings, n_gpus=n_gpus, n_images=self.task.workload.images)
+        """What ``settings`` take, on each device."""
+        task = self.task
+        return plan_memory(
+            task.bundle,
+            settings,
+            task.workload,
+            n_gpus=len(task.machine.gpus),
+            image_tokens=task.options.image_tokens,
+            draft=task.draft,
+        )
 
     def work(self, settings: Settings, *, n_past: int, paged: int = 0) -> Work:
         """What a token costs after ``n_past`` others, and a micro-batch of a prompt."""
@@ -142,13 +160,18 @@ class Search:
             n_ctx=n_ctx,
             n_seq_max=together,
             n_outputs_max=max(1 + options.n_guesses, together),
-            vision=task.bundle.vision(options.vision) if task.workload.images else None,
+            vision=task.vision,
+            keep_states=options.cache is not False and task.workload.images > 0,
             **chosen,
         )
 
     def _concessions(self) -> Iterator[Concession]:
         """What can be given up, in the order in which it is."""
         options, best = self.task.options, self.best
+        if best.keep_states:
+            yield Concession(
+                [{}, {"keep_states": False}], lambda _: "what is read of pictures not kept on disk"
+            )
         if options.n_parallel == -1:
             fewer = [best.n_seq_max >> halved for halved in range(best.n_seq_max.bit_length())]
             yield Concession(

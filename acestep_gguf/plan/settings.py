@@ -1,9 +1,15 @@
 """What a plan is made for, and what it decides."""
 
 from dataclasses import dataclass, fields
+from typing import Final
 
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.llama.params import ContextParams, ModelParams
+
+# What a template writes around a message: more than most do.
+TEMPLATE_TOKENS: Final = 64
+# To open a photo of 12 megapixels from a phone, where it is not known which pictures there will be.
+PHOTO_BYTES: Final = 8 * 12 * 10**6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,13 +18,26 @@ class Workload:
 
     Args:
         images: pictures of one question.
-        n_text: tokens of its messages and of the answer together, at most; None if nobody knows.
+        n_embeds: how many of them are given as image embeds, which need no tower.
+        n_text: tokens of its messages and of the answer together, at most; None if that is not known.
+        n_text_before: tokens of text before its last picture, at most.
+        opening_ahead: memory in bytes, at most, for opening one of the pictures before anything is loaded.
+        opening_later: the same when everything is loaded.
         may_stage: the pictures are known and few enough to be encoded before the decoder is loaded.
     """
 
     images: int = 1
+    n_embeds: int = 0
     n_text: int | None = None
+    n_text_before: int = TEMPLATE_TOKENS
+    opening_ahead: int = PHOTO_BYTES
+    opening_later: int = 0
     may_stage: bool = True
+
+    @property
+    def n_encoded(self) -> int:
+        """Pictures that the tower has to encode."""
+        return self.images - self.n_embeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +50,7 @@ class Settings(ModelParams, ContextParams):
         vision: the tower, None without pictures.
         tower_threads: threads of the tower.
         staged: the tower is freed before the decoder is loaded.
+        keep_states: the decoder's state after a picture is copied, to be kept on disk.
     """
 
     quant: DecoderFtype
@@ -38,6 +58,7 @@ class Settings(ModelParams, ContextParams):
     vision: VisionPrecision | None = None
     tower_threads: int = 1
     staged: bool = False
+    keep_states: bool = False
 
     def __post_init__(self) -> None:
         ModelParams.__post_init__(self)

@@ -49,7 +49,7 @@ def vision_precision(
     record = bundle.vision_file(precision)
     if record.reference is None:
         return precision
-    verdict = cache_folder() / "vision-checks" / _check_name(folder, precision)
+    verdict = _verdict(folder, precision)
     is_right = _read(verdict)
     if is_right is None:
         is_right = _check(folder, bundle, precision, record.reference, n_threads or usable_cpus())
@@ -63,6 +63,20 @@ def vision_precision(
         raise BundleError(f"{problem}: add the float32 tower with `convert --vision float32`.")
     warnings.warn(f"{problem}: the float32 tower takes its place.", stacklevel=2)
     return "float32"
+
+
+def known_precision(folder: Path, bundle: Bundle, wanted: VisionPrecision | None = None) -> VisionPrecision:
+    """What ``vision_precision`` says, as far as this machine has found it out; nothing is loaded.
+
+    Raises:
+        PromptError: the bundle has no tower.
+        BundleError: it has no tower of this precision.
+    """
+    vision, _ = bundle.tower()
+    precision = wanted or vision.default
+    if bundle.vision_file(precision).reference is None or "float32" not in vision.files:
+        return precision
+    return "float32" if _read(_verdict(folder, precision)) is False else precision
 
 
 def reference_pixel_values(image: ImageSpec) -> FloatArray:
@@ -105,11 +119,11 @@ def _check(
     return is_right(embeds, reference, bundle.vision_file(precision))
 
 
-def _check_name(folder: Path, precision: VisionPrecision) -> str:
-    """A name for everything that decides the numbers."""
+def _verdict(folder: Path, precision: VisionPrecision) -> Path:
+    """The file of what was found out, named by everything that decides the numbers."""
     bundle = hashlib.sha256((folder / BUNDLE_FILE).read_bytes()).hexdigest()
     facts = [bundle, precision, cpu_name(), version("onnxruntime"), version("acestep-gguf")]
-    return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
+    return cache_folder() / "vision-checks" / hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
 
 
 def _read(verdict: Path) -> bool | None:

@@ -9,9 +9,11 @@ process's own, mapped is what is resident of files, weights among them, and the 
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -48,18 +50,21 @@ def measured_run(
     pictures = [part for image in images for part in ("--image", str(image))]
     words = [
         *command("run", bundle, options),
-        "--no-cache",
         "--n-predict",
         str(N_PREDICT),
         *pictures,
         QUESTION,
     ]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    peaks = Peaks()
-    watcher = threading.Thread(target=peaks.watch, args=(process,))
-    watcher.start()
-    out, errors = process.communicate()
-    watcher.join()
+    with tempfile.TemporaryDirectory() as cache:  # an empty one: nothing is known of the picture
+        environment = os.environ | {"XDG_CACHE_HOME": cache}
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        peaks = Peaks()
+        watcher = threading.Thread(target=peaks.watch, args=(process,))
+        watcher.start()
+        out, errors = process.communicate()
+        watcher.join()
     if process.returncode:
         sys.exit(f"{' '.join(words)} failed:\n{errors}")
     print(errors, end="", file=sys.stderr)

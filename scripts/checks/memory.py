@@ -10,12 +10,15 @@ sparse files: they take as much memory as any.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from random import Random
 
 from acestep_gguf.bundle.names import Ftype
+from acestep_gguf.cpus import cpu_flags
+from acestep_gguf.llama.params import AMX
 from scripts.synthetic.bundle import write_bundle, write_checkpoint
 from scripts.synthetic.checkpoint import SHAPES, VISION_SHAPES, Shape
 
@@ -29,15 +32,17 @@ DRAWN = {
     "0.5b": SHAPES["0.5b"],
 }
 QUANTS: tuple[Ftype, ...] = ("Q4_K_M", "Q5_K_M", "Q8_0")
+REPACKING = ("--no-repack",) if AMX in cpu_flags() else ("--repack", "--no-repack")
 MARGIN = 0.05
 
 
-def drawn_options(rng: Random) -> list[str]:
+def drawn_options(rng: Random, draft: Path) -> list[str]:
     cache_type = rng.choice(("f16", "q8_0", "q4_0"))
     options = ["-q", rng.choice(QUANTS), "--ctx-size", str(rng.choice((1024, 4096, 16384, 32768)))]
     options += ["-ub", str(rng.choice((128, 256, 512))), "-ctk", cache_type, "-ctv", cache_type]
-    options += [rng.choice(("--mmap", "--no-mmap")), rng.choice(("--repack", "--no-repack"))]
-    return options
+    options += [rng.choice(("--mmap", "--no-mmap")), rng.choice(REPACKING)]
+    options += rng.choice(([], ["--no-cache"])) + rng.choice(([], ["--image-tokens", "20"]))
+    return options + rng.choice(([], ["--draft", str(draft)]))
 
 
 def run_in(group: Path, limit: int, command: list[str]) -> "subprocess.CompletedProcess[str]":
@@ -55,7 +60,7 @@ def judge(group: Path, bundle: Path, options: list[str], images: list[str]) -> l
         check=True,
     )
     need = json.loads(planned.stdout)["ram"]["needed"]
-    command = [*PROGRAM, "run", str(bundle), "-n", "2", "--no-cache", *options, *images, "What is it?"]
+    command = [*PROGRAM, "run", str(bundle), "-n", "2", *options, *images, "What is it?"]
     wrong = []
     inside = run_in(group, int((1 + MARGIN) * need), command)
     if inside.returncode != 0:
@@ -80,13 +85,16 @@ def main() -> None:
             write_checkpoint(checkpoint, shape, VISION_SHAPES["tiny"])
             write_bundle(checkpoint, checkpoint.parent / "bundle", QUANTS, name=name, sparse=True)
 
+    os.environ["XDG_CACHE_HOME"] = str(arguments.work / "cache")
     rng = Random(arguments.seed)
     group = MEMORY_GROUP / f"acestep-gguf-check-{os.getpid()}"
     group.mkdir()
     n_wrong = 0
     try:
         for number in range(1, arguments.pairs + 1):
-            name, options = rng.choice(list(DRAWN)), drawn_options(rng)
+            name = rng.choice(list(DRAWN))
+            options = drawn_options(rng, arguments.work / "tiny" / "bundle")
+            shutil.rmtree(arguments.work / "cache", ignore_errors=True)
             images = ["--image", str(PICTURE)] * rng.randint(0, 1)
             wrong = judge(group, arguments.work / name / "bundle", options, images)
             n_wrong += bool(wrong)

@@ -15,24 +15,29 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_plan_for_hardware_that_is_not_here(tiny_bundle: Path) -> None:
-    told = ["--ram", "16GB", "--vram", "2GB", "--ctx-size", "512", "--images", "2"]
+    machine = ["--ram", "16GB", "--vram", "2GB", "--ctx-size", "512", "--images", "2"]
     rates = ["--ram-bandwidth", "40GB", "--vram-bandwidth", "400GB"]
-    done = run("plan", str(tiny_bundle), *told, *rates, "--json")
+    done = run("plan", str(tiny_bundle), *machine, *rates, "--json")
     facts = json.loads(done.stdout)
     assert facts["ram"]["available"] == 16 * 10**9
     assert facts["settings"]["n_gpu_layers"] == 3  # both layers and the output matrix
     assert facts["gpus"][0]["needed"] <= 2 * 10**9
     assert facts["gpus"][0]["proven"] is False
-    assert facts["ram"]["needed"] == sum(part["n_bytes"] for part in facts["parts"] if part["device"] == 0)
+    in_ram = dict.fromkeys(("process", "opening", "tower", "decoder"), 0)
+    for part in facts["parts"]:
+        in_ram[part["phase"]] += part["n_bytes"] if part["device"] == 0 else 0
+    loaded = in_ram["tower"] + in_ram["decoder"]
+    assert facts["ram"]["needed"] == in_ram["process"] + max(in_ram["opening"], loaded)
     assert facts["speed"]["decode"] > 0
 
-    table = run("plan", str(tiny_bundle), *told, *rates).stdout
+    table = run("plan", str(tiny_bundle), *machine, *rates).stdout
     for word in (
         "KV cache",
         "compute buffer",
         "token embeddings",
         "vision tower",
         "not yet proven",
+        "decode    about ",
         "tokens/s =",
     ):
         assert word in table
@@ -67,3 +72,25 @@ def test_a_size_needs_its_unit(tiny_bundle: Path) -> None:
     done = run("plan", str(tiny_bundle), "--ram", "16")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: --ram is '16': give a size with its unit, such as 16GB, 11.5GiB or 800M.\n"
+
+
+def test_a_draft_that_run_would_refuse_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
+    done = run("plan", str(tiny_bundle), "--draft", str(tmp_path / "nowhere"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "nowhere is not a folder" in done.stderr
+    table = run("plan", str(tiny_bundle), "--draft", str(tiny_bundle)).stdout
+    assert "draft: KV cache" in table
+
+
+def test_layers_without_a_gpu_are_refused(tiny_bundle: Path) -> None:
+    done = run("plan", str(tiny_bundle), "--ram", "16GB", "-ngl", "99")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: --n-gpu-layers is 99, but llama.cpp finds no GPU: leave it out")
+
+
+def test_this_machine_is_measured(tiny_bundle: Path) -> None:
+    speed = json.loads(run("plan", str(tiny_bundle), "--json").stdout)["speed"]
+    assert speed["decode"] > 0
+    assert speed["prefill"] > 0
+    assert "unknown" not in speed["decode_formula"] + speed["prefill_formula"]

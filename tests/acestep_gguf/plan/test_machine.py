@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from acestep_gguf.plan import machine
-from acestep_gguf.plan.machine import reinstall_command, this_machine, thread_count
+from acestep_gguf.plan.machine import reinstall_command, this_machine, usable_threads
 
 
 def test_this_machine_has_memory_and_threads() -> None:
@@ -17,8 +17,8 @@ def test_this_machine_has_memory_and_threads() -> None:
 
 
 def test_a_quota_limits_threads(tmp_path: Path) -> None:
-    assert thread_count(0.5, tmp_path) == 1
-    assert thread_count(1.2, tmp_path) <= 2
+    assert usable_threads(0.5, tmp_path) == 1
+    assert usable_threads(1.2, tmp_path) <= 2
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is Linux's")
@@ -27,20 +27,20 @@ def test_slow_cores_are_left_out(tmp_path: Path) -> None:
     for name, cpus in (("cpu_core", str(first)), ("cpu_atom", "500-503")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "cpus").write_text(cpus + "\n")
-    assert thread_count(devices=tmp_path) == 1
+    assert usable_threads(devices=tmp_path) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="affinity is Linux's")
-def test_slow_cores_of_arm_are_told_by_their_capacity(tmp_path: Path) -> None:
+def test_slow_cores_of_arm_are_known_by_their_capacity(tmp_path: Path) -> None:
     first = min(os.sched_getaffinity(0))
     for cpu, capacity in ((first, 1024), (900, 1000), (901, 400)):
         folder = tmp_path / f"system/cpu/cpu{cpu}"
         folder.mkdir(parents=True)
         (folder / "cpu_capacity").write_text(f"{capacity}\n")
-    assert thread_count(devices=tmp_path) == 1
+    assert usable_threads(devices=tmp_path) == 1
 
 
-def test_a_gpu_that_llama_cpp_cannot_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_llama_cpp_cannot_use_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "version"
     monkeypatch.setattr(machine, "GPU_MARKS", ((mark, "CUDA", "-DGGML_CUDA=on"),))
     without = this_machine().unused_gpu

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from acestep_gguf.errors import MemoryShortageError, UsageError
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
+from acestep_gguf.plan.draft import open_draft
 from acestep_gguf.plan.machine import Gpu, Machine
 from acestep_gguf.plan.machine_settings import plain_settings
 from acestep_gguf.plan.planner import make_plan
-from acestep_gguf.plan.settings import Workload
+from acestep_gguf.plan.settings import PHOTO_BYTES, Workload
 from acestep_gguf.plan.speed import Rates
 
 GB = 10**9
@@ -37,7 +38,7 @@ def test_with_room_nothing_is_given_up(large: BundleModel) -> None:
     assert plan.settings.quant == "Q4_K_M"
     sizes = {part.name: part.n_bytes for part in plan.memory.parts}
     assert sizes["KV cache"] == 8192 * 64 * 2 * 1024 * 2  # tokens, layers, K and V, width, float16
-    assert plan.memory.ram == sum(part.n_bytes for part in plan.memory.parts)
+    assert plan.memory.ram == sum(part.n_bytes for part in plan.memory.parts if part.phase != "opening")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,79 @@ def test_the_refusal_names_what_would_fit(large: BundleModel) -> None:
     with pytest.raises(MemoryShortageError):
         make_plan(large, machine(21.5), replace(options, n_ctx=n_ctx + 1024))
     make_plan(large, machine(21.5), replace(options, type_k="q8_0", type_v="q8_0"))
+
+
+STATE_BYTES = 64 * 2 * 1024 * 2  # of a token of the 32B in float16: layers, K and V, width
+
+
+def test_the_copy_of_the_state_is_planned_and_the_first_to_go(large: BundleModel) -> None:
+    options, workload = EngineOptions(cache=True), Workload(n_text_before=100)
+    plan = make_plan(large, machine(64), options, workload)
+    without = make_plan(large, machine(64), workload=workload)
+    n_tokens = 100 + large.image_tokens(1)
+    assert plan.memory.anonymous - without.memory.anonymous == n_tokens * STATE_BYTES
+    assert plan.settings.keep_states
+    assert not without.settings.keep_states
+    assert not make_plan(large, machine(64), options, Workload(images=0)).settings.keep_states
+    tight = make_plan(large, machine(plan.memory.ram / GB - 0.001), options, workload)
+    assert tight.given_up == ("what is read of pictures not kept on disk",)
+    assert tight.settings.type_k == "f16"
+
+
+def test_fewer_image_tokens_take_less_context(large: BundleModel) -> None:
+    workload = Workload(images=100, n_text=100)
+    n_ctx = make_plan(large, machine(640), workload=workload).settings.n_ctx
+    fewer = make_plan(large, machine(640), EngineOptions(image_tokens=10), workload)
+    assert (n_ctx, fewer.settings.n_ctx) == (large.image_tokens(100) + 512, 100 * 10 + 512)
+    (chosen,) = (part.n_bytes for part in fewer.memory.parts if part.name == "chosen image tokens")
+    assert chosen == 100 * 10 * 4 * 5120
+
+
+def test_given_embeds_take_context_but_no_tower(large: BundleModel) -> None:
+    encoded, given = (
+        make_plan(large, machine(64), workload=Workload(images=9, n_embeds=n, n_text=9)) for n in (0, 9)
+    )
+    assert given.settings.n_ctx == encoded.settings.n_ctx == large.image_tokens(9) + 512
+    assert (encoded.settings.vision, given.settings.vision) == ("float32", None)
+    names = {part.name for part in given.memory.parts}
+    assert "image embeds" in names
+    assert not any("tower" in name for name in names)
+
+
+def test_pictures_are_opened_before_the_rest_is_loaded_or_beside_it(large: BundleModel) -> None:
+    loaded = make_plan(large, machine(640), workload=Workload(opening_ahead=0)).memory.ram
+    ahead = make_plan(large, machine(640), workload=Workload(opening_ahead=10**9))
+    assert ahead.memory.ram == loaded
+    most = make_plan(large, machine(640), workload=Workload(opening_ahead=10**11))
+    assert 10**11 < most.memory.ram < 10**11 + 10**8
+    later = make_plan(large, machine(640), workload=Workload(opening_ahead=0, opening_later=10**9))
+    assert later.memory.ram == loaded + 10**9
+    assert later.opening_limit == 640 * GB - loaded
+    fewest = make_plan(large, machine(loaded / GB), workload=Workload(opening_ahead=10**9))
+    assert fewest.opening_limit == 10**9
+
+
+def test_a_draft_is_planned(large: BundleModel, hollow_folder: Path) -> None:
+    draft = open_draft(hollow_folder, large)
+    options = EngineOptions(n_ctx=4096)
+    plan = make_plan(large, machine(64), options, draft=draft)
+    assert plan.draft is not None
+    assert (plan.draft.n_ctx, plan.draft.vision) == (4096, "float32")
+    alone = make_plan(draft.bundle, machine(64), options, defaults=draft.machine_settings)
+    without = make_plan(large, machine(64), options)
+    shared = sum(part.n_bytes for part in alone.memory.parts if part.name == "process")
+    # The draft opens the pictures a second time.
+    assert plan.memory.ram == without.memory.ram + alone.memory.ram - shared + PHOTO_BYTES
+
+
+def test_layers_for_a_gpu_that_is_not_there_are_refused(large: BundleModel) -> None:
+    for n_gpu_layers in (-1, 99):
+        with pytest.raises(UsageError, match=rf"n_gpu_layers is {n_gpu_layers}, but llama.cpp finds no GPU"):
+            make_plan(large, machine(64), EngineOptions(n_gpu_layers=n_gpu_layers))
+    unused = replace(machine(64), unused_gpu="CUDA")
+    with pytest.raises(UsageError, match=r"or install llama.cpp for it: CMAKE_ARGS=.*CUDA"):
+        make_plan(large, unused, EngineOptions(n_gpu_layers=99))
+    assert make_plan(large, machine(64), EngineOptions(n_gpu_layers=0)).settings.n_gpu_layers == 0
 
 
 def test_the_smaller_decoder_is_taken_where_the_default_does_not_fit(tiny_bundle: Path) -> None:

@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
 from acestep_gguf.plan.decoder_memory import decoder_shape, decoder_weights, kv_layer_bytes, n_bytes
 from acestep_gguf.plan.work_buffer import work_buffer_bytes
+from scripts.bench.measured_run import Peaks
 from scripts.checks.simulated_load import decoder_layout, write_sparse
-from scripts.synthetic.checkpoint import SHAPES, Shape
+from scripts.synthetic.bundle import write_bundle, write_checkpoint
+from scripts.synthetic.checkpoint import SHAPES, Shape, VisionShape
 
+COMMAND = [sys.executable, "-m", "acestep_gguf.cli"]
 MEMORY_GROUP = Path("/sys/fs/cgroup/memory")
 MIB = 2**20
 pytestmark = pytest.mark.skipif(
@@ -82,6 +86,55 @@ def test_weights_kv_and_compute_of_a_real_load(
     assert read - MIB < mapped < n_bytes(header.tensors) + 48 * MIB
 
 
+def planned(bundle: Path, options: list[str]) -> dict[str, int]:
+    """What `plan` says of RAM."""
+    command = [*COMMAND, "plan", str(bundle), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    facts: dict[str, int] = json.loads(done.stdout)["ram"]
+    return facts
+
+
+@pytest.fixture(scope="module")
+def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that runs, whose decoder has much to remember of a picture: 67 MB."""
+    folder = tmp_path_factory.mktemp("deep")
+    (folder / "checkpoint").mkdir()
+    shape, vision = Shape(512, 32, 8, 8, 512, 151936, tied=True), VisionShape(256, 2, 4, 512, 14, 448)
+    write_checkpoint(folder / "checkpoint", shape, vision)
+    write_bundle(folder / "checkpoint", folder / "bundle", ["Q4_K_M"], name="Deep", sparse=True)
+    return folder / "bundle"
+
+
+# The default, which keeps on disk what was read of pictures; the first answer is long enough for the draft.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "n_images"),
+    [(["-n", "4"], 1), (["-n", "4", "--no-cache"], 1), (["-n", "4", "--image-tokens", "300"], 2)],
+)
+def test_a_run_takes_what_is_planned(
+    deep_folder: Path,
+    options: list[str],
+    n_images: int,
+    picture: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pinned = ["--ctx-size", "1536", "--no-repack", *options[2:]]
+    need = planned(deep_folder, [*pinned, "--images", str(n_images)])["anonymous"]
+    pictures = []
+    for number in range(n_images):
+        path = tmp_path / f"{number}.png"
+        Image.open(picture).rotate(90 * number, expand=True).save(path)
+        pictures += ["--image", str(path)]
+    words = [*COMMAND, "run", str(deep_folder), *options[:2], *pinned, *pictures, "What is it?"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    peaks = Peaks()
+    peaks.watch(process)
+    assert process.wait() == 0, process.stderr and process.stderr.read()
+    assert peaks.anonymous == pytest.approx(need, rel=0.05)
+
+
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
     """A control group of version 1 that only this test uses."""
@@ -97,18 +150,8 @@ def memory_group() -> Iterator[Path]:
 def run_in(group: Path, limit: int, bundle: Path, options: list[str]) -> "subprocess.CompletedProcess[str]":
     (group / "memory.limit_in_bytes").write_text(str(limit))
     enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
-    command = [
-        sys.executable,
-        "-m",
-        "acestep_gguf.cli",
-        "run",
-        str(bundle),
-        "-n",
-        "2",
-        "--no-cache",
-        *options,
-    ]
-    return subprocess.run([*enter, *command, "What is it?"], capture_output=True, text=True, check=False)
+    command = [*COMMAND, "run", str(bundle), "-n", "2", *options, "What is it?"]
+    return subprocess.run([*enter, *command], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
@@ -117,9 +160,7 @@ def test_a_run_stays_inside_its_group_or_is_refused(
     hollow_folder: Path, picture: Path, memory_group: Path, mapping: str
 ) -> None:
     pinned = ["--ctx-size", "32768", "-ub", "512", "-ctk", "f16", "-ctv", "f16", "--no-repack", mapping]
-    plan = [sys.executable, "-m", "acestep_gguf.cli", "plan", str(hollow_folder), "--json", *pinned]
-    facts = json.loads(subprocess.run(plan, capture_output=True, text=True, check=True).stdout)
-    need = facts["ram"]["needed"]
+    need = planned(hollow_folder, pinned)["needed"]
 
     options = [*pinned, "--image", str(picture)]
     inside = run_in(memory_group, int(1.05 * need), hollow_folder, options)

@@ -15,6 +15,7 @@ from acestep_gguf.storage.cache_folder import cache_folder
 from acestep_gguf.vision.embeds import cosines
 from acestep_gguf.vision.int8_check import (
     is_right,
+    known_precision,
     reference_embeds,
     reference_pixel_values,
     vision_precision,
@@ -86,6 +87,21 @@ def test_wrong_numbers_are_told_and_float32_takes_over(
         AceStep(bundle_copy, n_threads=1, n_ctx=256) as model,
     ):
         assert model.generate("What is this?", [picture], max_tokens=4).text == expected.text
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_the_plan_is_made_for_the_tower_that_runs(bundle_copy: Path, verdicts: Path, known: bool) -> None:
+    spoil(bundle_copy)
+    assert known_precision(bundle_copy, Bundle.read(bundle_copy)) == "int8"
+    if known:
+        with pytest.warns(UserWarning, match="wrong numbers"):
+            vision_precision(bundle_copy, Bundle.read(bundle_copy))
+    with (
+        pytest.warns(UserWarning, match="wrong numbers"),
+        AceStep(bundle_copy, n_threads=1, n_ctx=256) as model,
+    ):
+        assert model.settings.vision == "float32"
+    assert known_precision(bundle_copy, Bundle.read(bundle_copy)) == "float32"
 
 
 def test_the_command_line_tells_it_in_one_line(bundle_copy: Path, picture: Path, verdicts: Path) -> None:

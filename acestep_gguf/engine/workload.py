@@ -1,0 +1,106 @@
+"""What a plan needs to know of the first question, and the plan for this machine."""
+
+import os
+from collections.abc import Sequence
+
+from acestep_gguf.bundle.names import vision_precision_from
+from acestep_gguf.engine.question import Question
+from acestep_gguf.options import EngineOptions
+from acestep_gguf.plan.bundle_model import BundleModel
+from acestep_gguf.plan.draft import Draft
+from acestep_gguf.plan.machine import this_machine
+from acestep_gguf.plan.machine_settings import MachineSettings
+from acestep_gguf.plan.planner import Plan, make_plan
+from acestep_gguf.plan.settings import PHOTO_BYTES, TEMPLATE_TOKENS, Settings, Workload
+from acestep_gguf.prompt.messages import ImagePart, Turn
+from acestep_gguf.vision.embeds_file import EmbedsFile
+from acestep_gguf.vision.encoder import REMEMBERED, Picture, PictureSource
+from acestep_gguf.vision.image import opening_bytes
+from acestep_gguf.vision.int8_check import vision_precision
+
+
+def workload_of(files: BundleModel, first: Question | None) -> Workload:
+    """What to plan for: the first question, or any about one picture.
+
+    Raises:
+        ImageError: a picture is missing, damaged or too large.
+        PromptError: the messages are not sound, or the bundle cannot see.
+    """
+    if first is None:
+        images = int(files.bundle.vision is not None)
+        return Workload(
+            images=images,
+            n_embeds=0 if _has_tower(files) else images,
+            opening_ahead=0,
+            opening_later=PHOTO_BYTES if images else 0,
+            may_stage=False,
+        )
+    turns, pictures = first.turns(), first.pictures()
+    n_text, n_text_before = _text_tokens(turns)
+    opened = [picture for picture in pictures if not isinstance(picture, EmbedsFile | Picture)]
+    sizes = [(picture, opening_bytes(picture, files.bundle.tower()[1])) for picture in opened]
+    is_few = 0 < len(pictures) <= REMEMBERED
+    return Workload(
+        images=len(pictures),
+        n_embeds=sum(map(_has_embeds, pictures)),
+        n_text=n_text + len(files.bundle.prompt.chat_template) // 2 + first.options.max_tokens,
+        n_text_before=n_text_before,
+        opening_ahead=max((size for _, size in sizes), default=0),
+        # Only files that were opened ahead are known again.
+        opening_later=max(
+            (size for picture, size in sizes if not (is_few and isinstance(picture, str | os.PathLike))),
+            default=0,
+        ),
+        may_stage=is_few,
+    )
+
+
+def _text_tokens(turns: Sequence[Turn]) -> tuple[int, int]:
+    """Tokens of text, at most, in all and before the last picture: a token is a byte at least."""
+    n_text = n_before = 0
+    for turn in turns:
+        n_text += TEMPLATE_TOKENS
+        for part in turn.parts:
+            if isinstance(part, ImagePart):
+                n_before = n_text
+            else:
+                n_text += len(part.encode())
+    return n_text, n_before
+
+
+def _has_embeds(picture: PictureSource) -> bool:
+    return isinstance(picture, EmbedsFile) or (isinstance(picture, Picture) and picture.embeds is not None)
+
+
+def _has_tower(files: BundleModel) -> bool:
+    """Whether the tower's files are there; they may be left out for answers from embeds only."""
+    return files.bundle.vision is not None and (files.folder / files.bundle.vision_file().file).exists()
+
+
+def plan_here(
+    files: BundleModel,
+    options: EngineOptions,
+    workload: Workload,
+    defaults: MachineSettings,
+    draft: Draft | None,
+) -> Plan:
+    """A plan for this machine, with towers that give right numbers on it; errors are those of make_plan.
+
+    The first time on a machine, an int8 tower that is planned is loaded and checked (see int8_check.py).
+    """
+    machine = this_machine()
+    plan = make_plan(files, machine, options, workload, defaults=defaults, draft=draft)
+    if _changes_tower(files, options.vision, plan.settings) or (
+        draft is not None and _changes_tower(draft.bundle, None, plan.draft)
+    ):
+        plan = make_plan(files, machine, options, workload, defaults=defaults, draft=draft)
+    return plan
+
+
+def _changes_tower(model: BundleModel, wanted: str | None, planned: Settings | None) -> bool:
+    """Whether the planned tower turns out to be wrong here, and another one takes its place."""
+    if planned is None or planned.vision is None:
+        return False
+    precision = None if wanted is None else vision_precision_from(wanted)
+    n_threads = planned.tower_threads
+    return vision_precision(model.folder, model.bundle, precision, n_threads=n_threads) != planned.vision
