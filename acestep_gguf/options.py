@@ -196,7 +196,7 @@ class SamplingParams:
         top_k: draw from so many of the most probable tokens; 0 from all.
         top_p: draw from the fewest tokens that have this probability together.
         min_p: leave out tokens that are less probable than so much of the most probable one's probability.
-        seed: of the draw; None draws a new one each time.
+        seed: of the draw; None or -1 draws a new one each time.
         repeat_penalty: 1 is off; it looks at the last 64 tokens.
     """
 
@@ -212,7 +212,7 @@ class SamplingParams:
         float, _flag("--min-p", help="Leave out tokens below this part of the highest probability.")
     ] = 0.05
     seed: Annotated[
-        int | None, _flag("-s", "--seed", help="Seed of the draw. By default a new one each time.")
+        int | None, _flag("-s", "--seed", help="Seed of the draw; -1, the default, is a new one each time.")
     ] = None
     repeat_penalty: Annotated[
         float, _flag("--repeat-penalty", help="Makes tokens that were there before less probable; 1 is off.")
@@ -232,7 +232,7 @@ class SamplingParams:
                 )
         check_integer("top_k", self.top_k, 0, 2**31 - 1)
         if self.seed is not None:
-            check_integer("seed", self.seed, 0, 2**32 - 2)
+            check_integer("seed", self.seed, -1, 2**32 - 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ class AnswerOptions(SamplingParams):
     """How an answer is written.
 
     Args:
-        max_tokens: length of the answer at most.
+        max_tokens: length of the answer at most; -1: until the context is full.
         stop: strings that end the answer, and are no part of it.
         exact: go on from what was computed for earlier answers only where that changes nothing, not even
             the last bit. Otherwise from the longest common beginning, which is faster in a chat: an answer
@@ -250,10 +250,12 @@ class AnswerOptions(SamplingParams):
         grammar: what the answer has to be, in llama.cpp's GBNF: text, or a file with it.
     """
 
-    max_tokens: Annotated[int, _flag("-n", "--n-predict", help="Length of the answer in tokens at most.")] = (
-        512
-    )
-    stop: Sequence[str] = ()
+    max_tokens: Annotated[
+        int, _flag("-n", "--n-predict", help="Tokens of the answer at most; -1: until the context is full.")
+    ] = 512
+    stop: Annotated[
+        Sequence[str], _flag("--stop", help="A text that ends the answer, and is no part of it; repeat.")
+    ] = ()
     exact: bool = True
     json_schema: Annotated[
         Mapping[str, Any] | str | os.PathLike[str] | type[Any] | None,
@@ -269,11 +271,16 @@ class AnswerOptions(SamplingParams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        check_integer("max_tokens", self.max_tokens, -1, 2**31 - 1)
+        if self.max_tokens == 0:
+            raise UsageError("max_tokens is 0: give 1 or more, or -1.", settings=["max_tokens"])
         if not isinstance(self.stop, list | tuple) or not all(isinstance(text, str) for text in self.stop):
             raise UsageError(f"stop is {self.stop!r}: give a list of strings, even for a single one.")
         if self.stop and self.json_schema is not None:
-            raise UsageError("stop would end JSON in its middle: leave it out, or json_schema.")
+            raise UsageError(
+                "stop would end JSON in its middle: leave it out, or json_schema.",
+                settings=["stop", "json_schema"],
+            )
         if self.grammar is not None and self.json_schema is not None:
             raise UsageError(
                 "json_schema and grammar each say what an answer is: choose one.",

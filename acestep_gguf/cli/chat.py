@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from acestep_gguf.cli.option_groups import takes_groups
-from acestep_gguf.cli.options import BundleFolder, EmbedsFiles, Images, SystemPrompt
+from acestep_gguf.cli.options import BundleFolder, EmbedsFiles, Images, Quiet, SystemPrompt
 from acestep_gguf.cli.terminal import (
     from_a_thread,
     is_terminal,
@@ -36,6 +36,7 @@ def chat(
     image: Images = None,
     embeds: EmbedsFiles = None,
     system_prompt: SystemPrompt = None,
+    quiet: Quiet = False,
     answer: AnswerOptions,
     engine: EngineOptions,
 ) -> None:
@@ -50,8 +51,9 @@ def chat(
     from acestep_gguf.plan.report import plan_line
 
     with AceStep(bundle, engine) as model:
-        print(plan_line(model.plan), file=sys.stderr)
-        chat = Chat(model, Conversation(system_prompt), answer)
+        if not quiet:
+            print(plan_line(model.plan), file=sys.stderr)
+        chat = Chat(model, Conversation(system_prompt), answer, quiet=quiet)
         for picture in image or []:
             chat.attach("picture", picture)
         for file in embeds or []:
@@ -73,12 +75,21 @@ class Chat:
         model: what answers.
         conversation: what was said so far.
         answer_options: how each answer is written.
+        quiet: print no statistics.
     """
 
-    def __init__(self, model: "AceStep", conversation: "Conversation", answer_options: AnswerOptions) -> None:
+    def __init__(
+        self,
+        model: "AceStep",
+        conversation: "Conversation",
+        answer_options: AnswerOptions,
+        *,
+        quiet: bool = False,
+    ) -> None:
         self.conversation = conversation
         self.failed = False
         self._model = model
+        self._quiet = quiet
         self._answer_options = replace(answer_options, exact=False)
         self._attachments: list[Attachment] = []  # to the next message
         self._is_cancelled = False
@@ -137,7 +148,8 @@ class Chat:
         stream = self._model.stream(messages, options=self._answer_options)
         with closing(from_a_thread(stream, self._model.cancel, lambda: self._is_cancelled)) as chunks:
             answer = print_chunks(chunks)
-        print(statistics(answer), file=sys.stderr)
+        if not self._quiet:
+            print(statistics(answer), file=sys.stderr)
         if answer.finish_reason == "cancelled" and not answer.text:
             return  # as if it had not been asked
         self.conversation.exchanges.append(Exchange(question, tuple(self._attachments), answer))

@@ -1,7 +1,7 @@
 """The options of options.py on the command line: how a verb takes a group of them, what errors call them."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from inspect import Parameter, Signature, signature
@@ -51,6 +51,8 @@ def _flags(group: type[Any]) -> Iterator[tuple[str, Any, Flag, Any]]:
 
 def _typer_type(declared: Any) -> Any:
     """What typer reads: the simplest of the types that an option may have; the library checks the value."""
+    if get_origin(declared) is Sequence:
+        return list[str]
     kinds = get_args(declared) or (declared,)
     if get_origin(declared) is Literal:
         kinds = (str,)
@@ -94,7 +96,10 @@ def takes_groups(verb: Callable[..., None]) -> Callable[..., None]:
 
     def with_groups(**values: Any) -> None:
         for name, group in groups.items():
-            values[name] = group(**{option.name: values.pop(option.name) for option in options_of(group)})
+            given = {option.name: values.pop(option.name) for option in options_of(group)}
+            values[name] = group(
+                **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+            )
         verb(**values)
 
     with_groups.__name__, with_groups.__doc__ = verb.__name__, verb.__doc__

@@ -107,6 +107,7 @@ Images = Annotated[
         help="Pictures, a folder of them, or - for standard input.",
     ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the answer only: no plan, no statistics.")]
 TowerPrecision = Annotated[
     str | None, typer.Option("--vision", help="Tower: float32 or int8. By default the bundle's default.")
 ]

@@ -9,9 +9,25 @@ from typing import Annotated
 import typer
 
 from acestep_gguf.cli.option_groups import takes_groups
-from acestep_gguf.cli.options import AsJson, BundleFolder, EmbedsFiles, Images, SystemPrompt, text
+from acestep_gguf.cli.options import (
+    AsJson,
+    BundleFolder,
+    EmbedsFiles,
+    Images,
+    Quiet,
+    SystemPrompt,
+    path,
+    text,
+)
 from acestep_gguf.cli.pictures import STDIN, picture_from
-from acestep_gguf.cli.terminal import for_stdout, has_unread_input, print_chunks, read_stdin, statistics
+from acestep_gguf.cli.terminal import (
+    for_stdout,
+    has_unread_input,
+    print_chunks,
+    read_question,
+    read_stdin,
+    statistics,
+)
 from acestep_gguf.errors import BundleError, PromptError, UsageError
 from acestep_gguf.options import AnswerOptions, EngineOptions
 
@@ -26,10 +42,17 @@ def run(
         ),
     ] = None,
     *,
+    prompt: Annotated[
+        str | None, typer.Option("-p", "--prompt", parser=text, help="The question, as in llama.cpp.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", parser=path, help="File with the question.")
+    ] = None,
     image: Images = None,
     embeds: EmbedsFiles = None,
     system_prompt: SystemPrompt = None,
     as_json: AsJson = False,
+    quiet: Quiet = False,
     answer: AnswerOptions,
     engine: EngineOptions,
 ) -> None:
@@ -43,10 +66,14 @@ def run(
     from acestep_gguf.prompt.messages import user_message
     from acestep_gguf.vision.embeds_file import EmbedsFile
 
-    is_piped = question in (None, [], ["-"])
+    is_written = prompt is not None or file is not None
+    is_piped = not is_written and question in (None, [], ["-"])
     if is_piped and STDIN in (image or ()):
         raise UsageError("a picture and the question cannot both be standard input: write the question.")
-    words = _piped_question(bundle) if is_piped else _typed_question(question or [])
+    if is_written:
+        words = _written_question(question or [], prompt, file)
+    else:
+        words = _piped_question(bundle) if is_piped else _typed_question(question or [])
     pictures = [*map(picture_from, image or []), *map(EmbedsFile, embeds or [])]
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     asked = Question([*system, user_message(words, pictures)], options=answer)
@@ -55,13 +82,21 @@ def run(
             print(for_stdout(json.dumps(asdict(model.generate(asked)), ensure_ascii=False)))
         else:
             given = print_chunks(model.stream(asked))
-            print(plan_line(model.plan), statistics(given), sep="\n", file=sys.stderr)
+            if not quiet:
+                print(plan_line(model.plan), statistics(given), sep="\n", file=sys.stderr)
     if not is_piped and has_unread_input():  # not before: it may have come slowly
         print(
             "warning: standard input was not read, because there was a question. Leave the question out to "
             "ask what is there, or add </dev/null.",
             file=sys.stderr,
         )
+
+
+def _written_question(words: Sequence[str], prompt: str | None, file: Path | None) -> str:
+    """The question of --prompt or --file."""
+    if words or (prompt is not None and file is not None):
+        raise UsageError("there are two questions: give one, in words, with --prompt or with --file.")
+    return _not_empty(read_question(file) if file is not None else str(prompt))
 
 
 def _typed_question(words: Sequence[str]) -> str:

@@ -7,9 +7,10 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from acestep_gguf.errors import PromptError
 
@@ -80,13 +81,32 @@ def read_stdin() -> str:
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise PromptError("there is no question: give it after the bundle, or on standard input.")
-    data = sys.stdin.buffer.read(MAX_STDIN_BYTES + 1)
+    return _question_of(sys.stdin.buffer, "the question on standard input")
+
+
+def read_question(path: Path) -> str:
+    """The question in a file.
+
+    Raises:
+        PromptError: it cannot be read, or is too long or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            return _question_of(file, f"the question in {path}")
+    except OSError as error:
+        raise PromptError(
+            f"{path} cannot be read ({error.strerror}): give a file with a question."
+        ) from error
+
+
+def _question_of(file: BinaryIO, name: str) -> str:
+    data = file.read(MAX_STDIN_BYTES + 1)
     if len(data) > MAX_STDIN_BYTES:
-        raise PromptError(f"the question on standard input is longer than {MAX_STDIN_BYTES >> 20} MiB.")
+        raise PromptError(f"{name} is longer than {MAX_STDIN_BYTES >> 20} MiB.")
     try:
         return data.decode().strip()
     except UnicodeDecodeError as error:
-        raise PromptError(f"the question on standard input is not UTF-8 ({error.reason}).") from error
+        raise PromptError(f"{name} is not UTF-8 ({error.reason}).") from error
 
 
 def has_unread_input() -> bool:

@@ -39,11 +39,12 @@ def workload_of(files: BundleModel, first: Question | None) -> Workload:
     n_text, n_text_before = _text_tokens(turns)
     opened = [picture for picture in pictures if not isinstance(picture, EmbedsFile | Picture)]
     sizes = [(picture, opening_bytes(picture, files.bundle.tower()[1])) for picture in opened]
+    n_answer = first.options.max_tokens  # -1: nobody knows
     is_few = 0 < len(pictures) <= REMEMBERED
     return Workload(
         images=len(pictures),
         n_embeds=sum(map(_has_embeds, pictures)),
-        n_text=n_text + len(files.bundle.prompt.chat_template) // 2 + first.options.max_tokens,
+        n_text=None if n_answer == -1 else n_text + len(files.bundle.prompt.chat_template) // 2 + n_answer,
         n_text_before=n_text_before,
         opening_ahead=max((size for _, size in sizes), default=0),
         # Only files that were opened ahead are known again.

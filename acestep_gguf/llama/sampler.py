@@ -46,7 +46,7 @@ class Sampler(Handle):
         self._add(lib.llama_sampler_init_top_p(params.top_p, 1))
         self._add(lib.llama_sampler_init_min_p(params.min_p, 1))
         self._add(lib.llama_sampler_init_temp(params.temperature))
-        self._add(lib.llama_sampler_init_dist(0xFFFFFFFF if params.seed is None else params.seed))
+        self._add(lib.llama_sampler_init_dist(0xFFFFFFFF if params.seed in (None, -1) else params.seed))
 
     def _free(self, pointer: Any) -> None:
         lib.llama_sampler_free(pointer)

@@ -21,7 +21,7 @@ def test_the_command_line_has_every_option() -> None:
         return {parameter.name for parameter in options_of(group)}
 
     assert flags(EngineOptions) == {field.name for field in fields(EngineOptions)}
-    assert flags(AnswerOptions) == {field.name for field in fields(AnswerOptions)} - {"stop", "exact"}
+    assert flags(AnswerOptions) == {field.name for field in fields(AnswerOptions)} - {"exact"}
 
 
 def test_defaults_are_those_of_python() -> None:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -201,3 +202,33 @@ def test_a_dash_is_standard_input(tiny_bundle: Path) -> None:
     dash = acestep("run", tiny_bundle, "-", "-n", 5, stdin=b"hello")
     assert dash.stdout == acestep("run", tiny_bundle, "hello", "-n", 5).stdout != ""
     assert "warning" not in dash.stderr
+
+
+def test_the_question_as_llama_cpp_takes_it(tiny_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "question.txt"
+    file.write_text("What is this?\n")
+    ways = (["What is this?"], ["-p", "What is this?"], ["--file", file])
+    done = [acestep("run", tiny_bundle, *way, "-n", 4, "--quiet") for way in ways]
+    assert done[0].stdout == done[1].stdout == done[2].stdout != "\n"
+    assert {each.stderr for each in done} == {""}
+    check_is_one_line(acestep("run", tiny_bundle, "hi", "-p", "hi"), "two questions")
+    check_is_one_line(acestep("run", tiny_bundle, "-f", file, "-p", "hi"), "two questions")
+    check_is_one_line(acestep("run", tiny_bundle, "-p", " "), "the question is empty")
+    check_is_one_line(acestep("run", tiny_bundle, "-f", tmp_path), "cannot be read")
+    file.write_bytes(b"\xff")
+    check_is_one_line(acestep("run", tiny_bundle, "-f", file), f"the question in {file} is not UTF-8")
+
+
+def test_length_seed_and_stop_as_llama_cpp_takes_them(tiny_bundle: Path) -> None:
+    def answer(*options: object) -> dict[str, Any]:
+        done = acestep("run", tiny_bundle, "hi", "--json", *options)
+        return dict(json.loads(done.stdout))
+
+    full = answer("-n", -1, "-c", 64)
+    assert full["usage"]["prompt_tokens"] + full["usage"]["completion_tokens"] >= 64 or (
+        full["finish_reason"] == "stop"
+    )
+    drawn = {answer("-s", -1, "--temp", 5, "-n", 8)["text"] for _ in range(2)}
+    assert len(drawn) == 2
+    text = answer("-n", 8)["text"]
+    assert answer("-n", 8, "--stop", "not in it", "--stop", text[1:])["text"] == text[:1]
