@@ -1,6 +1,6 @@
 """Schemas drawn at random, asked about the demo's pictures: is every answer valid, or says that it was cut?
 
-python -m scripts.checks.json_schema demo-bundle -n 1000
+python -m scripts.checks.json_schema demo-bundle -n 1000 --parallel 8
 """
 
 import argparse
@@ -61,12 +61,13 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("-n", type=int, default=100, help="schemas")
     parser.add_argument("--max-tokens", type=int, default=256)
+    parser.add_argument("-np", "--parallel", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     found = drawn(options.n, options.seed)
     holds = True
     print("| sampling | schemas | valid | length | other | tokens/s |\n|---|---|---|---|---|---|")
-    with AceStep(options.bundle) as model:
+    with AceStep(options.bundle, n_parallel=options.parallel, n_ctx=256 + options.max_tokens) as model:
         for name, sampling in SAMPLINGS.items():
             counts: Counter[str] = Counter()
             tokens, began = 0, perf_counter()

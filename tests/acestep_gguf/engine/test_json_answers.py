@@ -71,6 +71,28 @@ def test_a_batch_with_schemas(model: AceStep, picture: Path) -> None:
     assert [outcome.answer.data in (True, False) for outcome in outcomes if outcome.answer] == [True] * 3
 
 
+@pytest.fixture(scope="module")
+def parallel(tiny_bundle: Path) -> Iterator[AceStep]:
+    with AceStep(tiny_bundle, quant="F32", n_threads=1, n_ctx=256, n_parallel=3) as opened:
+        yield opened
+
+
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(several=st.lists(schemas(), min_size=3, max_size=5), options=st.sampled_from([GREEDY, DRAWN]))
+def test_answers_that_are_written_together(
+    parallel: AceStep, picture: Path, several: list[Schema], options: dict[str, Any]
+) -> None:
+    asked = [
+        Question("What is this?", [picture], AnswerOptions(json_schema=schema, max_tokens=100, **options))
+        for schema in several
+    ]
+    answers = {outcome.index: outcome.answer for outcome in parallel.batch(asked)}
+    for index, schema in enumerate(several):
+        answer = answers[index]
+        assert answer is not None
+        assert answer.finish_reason == "length" or follows(answer.text, schema), answer.text
+
+
 def test_stop_strings_would_break_json() -> None:
     with pytest.raises(UsageError, match="stop"):
         AnswerOptions(json_schema=SHAPE, stop=["}"])
