@@ -48,7 +48,8 @@ def nested(depth: int) -> dict[str, Any]:
         ({"type": "string", "pattern": "("}, "unclosed"),
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"type": "string", "pattern": "^(a{1000}){1000}$"}, "pattern at # is too large"),
-        ({"type": "string", "pattern": "(a|b)" * 300}, "pattern at # is too large"),
+        ({"type": "string", "pattern": "ab" * 6_000}, "pattern at # is too large"),
+        ({"type": "string", "pattern": "^((a{30}b?){30,}|c){20}$"}, "pattern at # is too large"),
         ({"type": "object", "patternProperties": {"(a{999}){99}": {}}}, "pattern at # is too large"),
         ({"anyOf": [{"type": "string", "pattern": '^[^"]$'}, {"const": ['a"b']}]}, "goes with no"),
         ({"patternProperties": {"^\\W$": {"enum": ["a\\b"]}}}, "goes with no"),
@@ -115,6 +116,12 @@ def test_references_that_double_do_not_blow_up() -> None:
     grammar = AnswerOptions(json_schema={"$defs": definitions, "$ref": "#/$defs/a0"}).constraint
     assert grammar is not None
     assert len(grammar.text) < 10_000
+
+
+def test_a_pattern_is_as_large_as_it_is_written_out() -> None:
+    address = ":".join(["[0-9a-f]{1,4}"] * 8)
+    AnswerOptions(json_schema={"type": "string", "pattern": f"^({address}|(\\d{{1,3}}\\.){{3}}\\d{{1,3}})$"})
+    AnswerOptions(json_schema={"type": "string", "pattern": r"^(\w{20} ){100}\{999\}$"})
 
 
 def test_annotations_are_passed_over() -> None:
