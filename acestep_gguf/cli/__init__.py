@@ -51,10 +51,19 @@ VERBS = (
     demo.demo,
 )
 
+EXAMPLES = {
+    run.run: (
+        'acestep-gguf run BUNDLE -i photo.jpg "What is this?"',
+        'acestep-gguf run -i receipts/ -p "What is the total of each?"  (after `use BUNDLE`)',
+        'curl -s URL | acestep-gguf run -i - "Describe this image." --json',
+    ),
+    batch.batch: ('acestep-gguf batch BUNDLE photos/ -p "Describe this image." -o answers.jsonl',),
+    convert.convert: ("acestep-gguf convert CHECKPOINT BUNDLE -q Q4_K_M",),
+}
+
 app = typer.Typer(
     name="acestep-gguf",
     help="Turns a LLaVA-layout checkpoint into a small bundle, and answers questions about pictures from it.",
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -62,7 +71,9 @@ app = typer.Typer(
 )
 for verb in VERBS:
     of_a_bundle = next(iter(signature(verb).parameters.values())).annotation is BundleFolder
-    app.command(verb.__name__.rstrip("_"), cls=VerbOfABundle if of_a_bundle else None)(verb)
+    # After \b, click keeps the lines as they are.
+    examples = "\n".join(("\b", "Examples:", *EXAMPLES[verb])) if verb in EXAMPLES else None
+    app.command(verb.__name__.rstrip("_"), cls=VerbOfABundle if of_a_bundle else None, epilog=examples)(verb)
 app.add_typer(cache.cache, name="cache")
 
 

@@ -15,6 +15,8 @@ class VerbOfABundle(TyperCommand):
         """The arguments for typer."""
         from acestep_gguf.bundle.library import default_bundle
 
+        if ctx.resilient_parsing:  # completion, of words that are not all there yet
+            return super().parse_args(ctx, args)
         if any("--image" in parameter.opts for parameter in self.get_params(ctx)):
             args = one_flag_each(args)
         if self._lacks_a_bundle(ctx, args) and (folder := default_bundle()):

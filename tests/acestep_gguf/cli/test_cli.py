@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,23 @@ def test_output_that_is_lost_is_an_error(tiny_bundle: Path, verb: str, redirecti
         ["sh", "-c", f"{line} {redirection}"], capture_output=True, text=True, check=False, timeout=60
     )
     check_is_one_line(done, words)
+
+
+def test_words_are_completed(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("acestep-gguf")
+    for words, completed in (("ver", "verify"), ("run --ima", "--image"), ("run missing -i", "")):
+        env = {
+            **os.environ,
+            "ACESTEP_GGUF_BUNDLE": str(tmp_path / "missing"),
+            "_ACESTEP_GGUF_COMPLETE": "complete_bash",
+            "COMP_WORDS": f"acestep-gguf {words}",
+            "COMP_CWORD": str(len(words.split())),
+        }
+        done = subprocess.run([program], env=env, capture_output=True, text=True, check=False)
+        assert completed in done.stdout.splitlines() or not completed
+        assert done.stderr == ""
+
+
+def test_help_has_examples_on_lines_of_their_own() -> None:
+    lines = [line.strip() for line in acestep("run", "--help").stdout.splitlines()]
+    assert 'acestep-gguf run BUNDLE -i photo.jpg "What is this?"' in lines
