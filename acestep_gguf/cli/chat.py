@@ -195,6 +195,13 @@ class Chat:
         self._attachments.clear()
         self._say(f"the conversation goes on after {len(self.conversation.exchanges)} questions")
 
+    def _undo(self, _: Path) -> None:
+        if not self.conversation.exchanges:
+            raise PromptError("there is no answer yet to take back.")
+        taken = self.conversation.exchanges.pop()
+        self._attachments[:0] = taken.attachments  # they belong to what is asked instead
+        self._say(f"taken back: {taken.question}")
+
     def _reset(self, _: Path) -> None:
         from acestep_gguf.engine.conversation import Conversation
 
@@ -224,6 +231,7 @@ COMMANDS: Final = {
     "/embeds": Command("PATH", "add a file of image embeds to it", Chat._embeds),
     "/save": Command("PATH", "write the conversation to a file", Chat._save),
     "/load": Command("PATH", "go on with a saved conversation", Chat._load),
+    "/undo": Command("", "take the last question back; its pictures go with the next", Chat._undo),
     "/reset": Command("", "forget everything but the system prompt", Chat._reset),
     "/help": Command("", "show this list", Chat._help),
     "/exit": Command("", "end the chat, as Ctrl-D does", Chat._exit),

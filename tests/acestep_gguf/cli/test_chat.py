@@ -118,6 +118,17 @@ def test_commands(chat: Chat, picture: Path, tmp_path: Path, capsys: pytest.Capt
     assert not chat.failed
 
 
+def test_a_question_is_taken_back_and_its_picture_goes_with_the_next(chat: Chat, picture: Path) -> None:
+    chat.talk(["Hello", f"/image {picture}", "What is ths?", "/undo", "What is this?"])
+    assert [past.question for past in chat.conversation.exchanges] == ["Hello", "What is this?"]
+    assert answers(chat)[1].usage.image_tokens == 4
+    chat.talk(["/undo", "/undo"])
+    assert not chat.conversation.exchanges
+    assert not chat.failed
+    chat.talk(["/undo"])
+    assert chat.failed
+
+
 def test_errors_are_one_line_and_the_chat_goes_on(
     chat: Chat, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
