@@ -29,7 +29,7 @@ REPACKED_SHARE: Final = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSettings:
-    """Settings under llama.cpp's names; they change how fast an answer comes, and memory.
+    """Settings, under llama.cpp's names, that decide how fast an answer comes and what memory it takes.
 
     ``n_threads`` are those that write the answer, ``n_threads_batch`` those that read the prompt.
     ``use_extra_bufts`` repacks weights for the CPU while loading.

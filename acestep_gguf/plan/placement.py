@@ -36,7 +36,7 @@ class Placement:
         kv_on_gpu: bool = True,
         gpu_shares: Sequence[int] = (1,),
     ) -> Self:
-        """llama.cpp's: the last ``n_gpu_layers`` on GPUs, the output matrix counting as the last of all.
+        """llama.cpp's placement: the last ``n_gpu_layers`` on GPUs; the output matrix is one, the last.
 
         The first ``n_attention_only`` of them leave their MLP in RAM. ``gpu_shares`` are layers for each
         GPU, one after the other.

@@ -136,11 +136,20 @@ def _made(search: Search, fit: Fit) -> Plan:
         memory=memory,
         machine=task.machine,
         speed=expected_speed(search.work(settings, n_past=n_past, paged=fit.paged), task.rates),
-        given_up=fit.given_up,
+        given_up=(*_smaller(task, settings), *fit.given_up),
         limit=_limit(task, settings, memory, fit.paged),
         opening_limit=max(task.workload.opening_ahead, task.workload.opening_later + free),
         paged=fit.paged,
     )
+
+
+def _smaller(task: Task, settings: Settings) -> Iterator[str]:
+    """What is smaller than it was wanted to be."""
+    quant, n_ctx = task.bundle.quants(task.options.quant)[0], _contexts(task, settings.quant)[0]
+    if settings.quant != quant:
+        yield f"{settings.quant} in the place of {quant}"
+    if settings.n_ctx < n_ctx:
+        yield f"context {settings.n_ctx} in the place of {n_ctx}"
 
 
 def _limit(task: Task, settings: Settings, memory: Memory, paged: int) -> str:

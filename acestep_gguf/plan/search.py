@@ -28,7 +28,7 @@ SMALLER_N_UBATCH: Final = (256, 128)
 SMALLER_CACHE_TYPES: Final[tuple[CacheType, ...]] = ("q8_0", "q4_0")
 CACHE_BLOCK: Final = 32  # llama.cpp wants a head to fill whole blocks of a quantized cache
 VRAM_TO_RAM: Final = 10  # how many times faster, where it is not known
-# How much faster a KV cache in RAM must seem: attention on the CPU slows prefill down, too.
+# So many times faster must a KV cache in RAM seem, since attention on the CPU slows prefill down, too.
 KV_IN_RAM_COST: Final = 1.25
 
 
@@ -169,9 +169,7 @@ class Search:
         """What can be given up, in the order in which it is."""
         options, best = self.task.options, self.best
         if best.keep_states:
-            yield Concession(
-                [{}, {"keep_states": False}], lambda _: "what is read of pictures not kept on disk"
-            )
+            yield Concession([{}, {"keep_states": False}], lambda _: "decoder's state not kept on disk")
         if options.n_parallel == -1:
             fewer = [best.n_seq_max >> halved for halved in range(best.n_seq_max.bit_length())]
             yield Concession(
@@ -280,7 +278,7 @@ class Search:
         return with_attention(self._largest_fitting(with_attention, n_layer - most))
 
     def _largest_fitting(self, settings_of: Callable[[int], Settings], most: int) -> int:
-        """The largest number up to ``most`` whose settings fit the GPUs; 0 does in any case.
+        """The largest number up to ``most`` whose settings fit the GPUs; 0 fits in any case.
 
         What a layer takes hardly differs, so it is guessed from what the ends take, then corrected.
         """

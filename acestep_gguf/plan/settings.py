@@ -6,9 +6,9 @@ from typing import Final
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.llama.params import ContextParams, ModelParams
 
-# What a template writes around a message: more than most do.
+# Tokens that a template writes around a message; most write fewer.
 TEMPLATE_TOKENS: Final = 64
-# To open a photo of 12 megapixels from a phone, where it is not known which pictures there will be.
+# Memory for opening a photo of 12 megapixels, which is planned where the pictures are not known.
 PHOTO_BYTES: Final = 8 * 12 * 10**6
 
 

@@ -1,8 +1,8 @@
 """Finding the settings that suit this machine and a model, by measuring the few that matter.
 
-A bounded search, one setting after another: the one in use keeps its place unless another is faster by more
-than noise. What loses its first round gets no second one, so that a minute is enough for a model that is not
-too large for the machine.
+A bounded search, one setting after another: the value in use keeps its place unless another one is faster by
+more than noise. A value that loses its first round is not measured again, so that a minute is enough for a
+model that is not too large for the machine.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -71,7 +71,7 @@ class Tuning:
 
 
 def tune(folder: Path, *, quant: str | None = None, budget_s: float = DEFAULT_BUDGET_S) -> Tuning:
-    """Measure a bundle's decoder and tower on this machine, alone on it if the result is to be good.
+    """Measure a bundle's decoder and tower on this machine, which should do nothing else meanwhile.
 
     Args:
         folder: the bundle.
@@ -268,7 +268,10 @@ class _Bench:
 
 
 def compete(champion: T, challengers: Sequence[T], speed: Callable[[T], float]) -> tuple[T, dict[T, float]]:
-    """The fastest, by the median of rounds in turn, and all speeds; the losers of the first round are out."""
+    """The fastest, by the median of rounds in turn, and all speeds.
+
+    A challenger that loses its first round is not measured again.
+    """
     rounds: dict[T, list[float]] = {champion: [speed(champion)]}
     for challenger in challengers:
         rounds[challenger] = [speed(challenger)]

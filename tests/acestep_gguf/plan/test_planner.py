@@ -115,7 +115,7 @@ def test_the_copy_of_the_state_is_planned_and_the_first_to_go(large: BundleModel
     assert not without.settings.keep_states
     assert not make_plan(large, machine(64), options, Workload(images=0)).settings.keep_states
     tight = make_plan(large, machine(plan.memory.ram / GB - 0.001), options, workload)
-    assert tight.given_up == ("what is read of pictures not kept on disk",)
+    assert tight.given_up == ("decoder's state not kept on disk",)
     assert tight.settings.type_k == "f16"
 
 
@@ -173,6 +173,13 @@ def test_layers_for_a_gpu_that_is_not_there_are_refused(large: BundleModel) -> N
     with pytest.raises(UsageError, match=r"or install llama.cpp for it: CMAKE_ARGS=.*CUDA"):
         make_plan(large, unused, EngineOptions(n_gpu_layers=99))
     assert make_plan(large, machine(64), EngineOptions(n_gpu_layers=0)).settings.n_gpu_layers == 0
+
+
+def test_a_smaller_context_is_named_as_given_up(large: BundleModel) -> None:
+    room = make_plan(large, machine(64), EngineOptions(n_ctx=1024, type_k="q4_0", type_v="q4_0"))
+    plan = make_plan(large, machine(room.memory.ram / GB), workload=Workload(images=0, may_stage=False))
+    assert plan.settings.n_ctx < 8192
+    assert plan.given_up[0] == f"context {plan.settings.n_ctx} in the place of 8192"
 
 
 def test_the_smaller_decoder_is_taken_where_the_default_does_not_fit(tiny_bundle: Path) -> None:
