@@ -66,7 +66,9 @@ class Writing:
         self.finish_reason: FinishReason | None = None  # None while it goes on
         self.encoding, self.prefilling, self.decoding = Stopwatch(), Stopwatch(), Stopwatch()
         self._spelling = spelling
-        self._text = TextStream(options.stop, strip_space=spelling.strip_space)
+        # A grammar says itself what an answer begins with.
+        strip_space = spelling.strip_space and options.constraint is None
+        self._text = TextStream(options.stop, strip_space=strip_space)
 
     def take(self, token: int) -> str:
         """Add the next token; the text that is certain now."""

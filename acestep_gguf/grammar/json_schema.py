@@ -140,8 +140,8 @@ class _Walk:
         self._open.pop()
         self._done.add(path)
 
-    def _resolve(self, target: Any) -> Any:
-        if not isinstance(target, str) or not re.fullmatch(r"#(/.*)?", target, re.DOTALL):
+    def _resolve(self, target: str) -> Any:
+        if not re.fullmatch(r"#(/.*)?", target, re.DOTALL):
             raise _refused(f"$ref {target!r} leads out of it, only #/… is followed")
         found: Any = self.root
         for step in unquote(target).split("/")[1:]:

@@ -125,6 +125,8 @@ class _Tokens:
         self._tokenize = tokenize
 
     def __call__(self, text: str) -> list[int]:
+        if isinstance(text, bytes):  # it tries whether it may give bytes
+            raise TypeError
         return self._tokenize(text)
 
 

@@ -185,3 +185,12 @@ def test_words_are_completed(tmp_path: Path) -> None:
 def test_help_has_examples_on_lines_of_their_own() -> None:
     lines = [line.strip() for line in acestep("run", "--help").stdout.splitlines()]
     assert 'acestep-gguf run BUNDLE -i photo.jpg "What is this?"' in lines
+
+
+@pytest.mark.parametrize(
+    "verb", [["run", "none", "x"], ["chat", "none"], ["batch", "none", "x", "-o", "x.csv"]]
+)
+def test_a_schema_that_cannot_be_had_is_refused_before_anything_is_loaded(verb: list[str]) -> None:
+    for schema in ('{"$ref": "https://example.com/a"}', "missing.json"):
+        check_is_one_line(acestep(*verb, "-j", schema), "--json-schema")
+    check_is_one_line(acestep(*verb, "--grammar", "root ::= ("), "--grammar")

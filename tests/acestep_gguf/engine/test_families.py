@@ -9,7 +9,9 @@ from PIL import Image
 from acestep_gguf.bundle.verify import verify_bundle
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine.engine import AceStep
+from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.messages import user_message
+from tests.support.schemas import Schema, follows
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 FAMILIES = {
@@ -53,6 +55,23 @@ def test_answers_of_sentencepiece_begin_without_its_space(model: AceStep) -> Non
     )
     has_space = model.bundle.prompt.space_prefix != "never"
     assert answer.text == (spelled.removeprefix(" ") if has_space else spelled)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_answer_as_data(model: AceStep, seed: int) -> None:
+    schema: Schema = {
+        "type": "object",
+        "properties": {"é\n": {"type": "string", "minLength": 1, "maxLength": 4}, "n": {"type": "number"}},
+        "required": ["é\n", "n"],
+    }
+    drawn = AnswerOptions(temperature=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed, json_schema=schema)
+    answer = model.generate("Who?", [PICTURE], drawn)
+    assert answer.finish_reason == "stop"
+    assert follows(answer.text, schema)
+
+
+def test_a_grammar_says_what_an_answer_begins_with(model: AceStep) -> None:
+    assert model.generate("Who?", grammar='root ::= " a  b "').text == " a  b "
 
 
 @pytest.mark.parametrize("token", ["<s>", "</s>", "<unk>", "<image>", "<pad>", "<|im_end|>"])
