@@ -1,4 +1,6 @@
+import json
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from acestep_gguf.decoding.speculation import (
     PromptLookup,
     guess_ahead,
 )
+from acestep_gguf.grammar.matcher import Grammar, Matcher, Vocabulary
 from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.llama.sampler import Sampler
@@ -84,6 +87,33 @@ def test_answers_do_not_depend_on_guesses(
         assert pace.n_accepted + 4 >= pace.n_drafted > 40  # the first were nonsense, to learn what they cost
     if len(wrong) == 60:
         assert pace.n_accepted == 0 < pace.n_drafted
+
+
+@pytest.mark.parametrize("sampling", [SamplingParams(), DRAWN])
+@pytest.mark.parametrize("wrong", [(), (2, 3, 11), range(1, 60, 3)])
+def test_guesses_follow_a_grammar(
+    decoder: Decoder, weights: Model, sampling: SamplingParams, wrong: Sequence[int]
+) -> None:
+    grammar = Grammar.of_schema({"type": "array", "items": {"type": "boolean"}, "maxItems": 9, "minItems": 5})
+    spelled = [weights.token_bytes(token) for token in range(weights.n_vocab)]
+    stop = spelled.index(b"")  # a control token
+    vocabulary = Vocabulary(spelled, [stop], weights.tokenize)
+
+    def answer(drafter: Drafter | None, pace: Pace) -> list[int]:
+        decoder.reset()
+        decoder.prefill([PROMPT])
+        with Sampler(weights, sampling, Matcher(vocabulary, grammar)) as sampler:
+            tokens = (
+                decoder.tokens(sampler) if drafter is None else guess_ahead(decoder, sampler, drafter, pace)
+            )
+            return list(takewhile(lambda token: token != stop, tokens))
+
+    plain = answer(None, Always(8))
+    text = b"".join(spelled[token] for token in plain)
+    assert 5 <= len(json.loads(text)) <= 9
+    # What is guessed behind the end is judged, too, and thrown away.
+    assert answer(Scripted([*plain, stop, *plain], wrong), pace := Always(8)) == plain
+    assert pace.n_drafted > 5
 
 
 def test_what_was_computed_stays_recorded(decoder: Decoder, weights: Model) -> None:
