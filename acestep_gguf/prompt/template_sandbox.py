@@ -50,7 +50,7 @@ FILTERS: Final[Mapping[str, Price]] = {
     "float": Budget.parsed,
     "indent": Budget.indented,
     "int": Budget.parsed,
-    "items": Budget.free,
+    "items": Budget.listed,
     "join": Budget.joined,
     "last": Budget.free,
     "length": Budget.free,
@@ -239,7 +239,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 operands = (*map(_taken, operands[:1]), *operands[1:])
             price(self.budget, *operands, **named)
             result = check_number(function(*extra, *operands, **named))
-            if isinstance(result, Iterator):
+            if isinstance(result, Iterator) and price is not Budget.free:
                 return iter(list(self.budget.rounds(result)))
             return self.budget.made(result) if isinstance(result, list) else result
 

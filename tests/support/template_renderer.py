@@ -59,7 +59,8 @@ class TemplateRenderer:
                 return rendering
             end = "does not come to an end"
         except EOFError:
-            end = "ends the process"
+            self._process.join()
+            end = f"ends the process with {self._process.exitcode}"
         self.close()
         self._start()
         raise AssertionError(f"{template} {end}")

@@ -45,6 +45,7 @@ def test_a_published_template_with_its_default_system_message() -> None:
         ("{{ 'a' ~ 1 ~ none }}{{ 2 ** 3 }}{{ 7 % 4 }}", "a1None83"),
         ("{{ messages | map(attribute='role') | join(',') }}", "user"),
         ("{{ strftime_now('%%') }}", "%"),
+        ("{% for i in [1, 2] %}{% if nothing | default(loop) %}{{ i }}{% endif %}{% endfor %}", "12"),
         ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('y') | upper }}", "<Y>"),
     ],
 )  # fmt: skip
