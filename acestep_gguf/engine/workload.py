@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
-from acestep_gguf.bundle.names import vision_precision_from
+from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
 from acestep_gguf.engine.question import Question
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
@@ -91,17 +92,23 @@ def plan_here(
     """
     machine = this_machine()
     plan = make_plan(files, machine, options, workload, defaults=defaults, draft=draft)
-    if _changes_tower(files, options.vision, plan.settings) or (
-        draft is not None and _changes_tower(draft.bundle, None, plan.draft)
-    ):
-        plan = make_plan(files, machine, options, workload, defaults=defaults, draft=draft)
-    return plan
+    vision = _right_vision(files, options.vision, plan.settings)
+    draft_vision = None if draft is None else _right_vision(draft.bundle, None, plan.draft)
+    if vision == plan.settings.vision and (plan.draft is None or draft_vision == plan.draft.vision):
+        return plan
+    return make_plan(
+        files,
+        machine,
+        replace(options, vision=vision),
+        workload,
+        defaults=defaults,
+        draft=None if draft is None else replace(draft, vision=draft_vision),
+    )
 
 
-def _changes_tower(model: BundleModel, wanted: str | None, planned: Settings | None) -> bool:
-    """Whether the planned tower turns out to be wrong here, and another one takes its place."""
+def _right_vision(model: BundleModel, wanted: str | None, planned: Settings | None) -> VisionPrecision | None:
+    """The precision of a planned tower, or the one that takes its place, as vision_precision says."""
     if planned is None or planned.vision is None:
-        return False
+        return None
     precision = None if wanted is None else vision_precision_from(wanted)
-    n_threads = planned.tower_threads
-    return vision_precision(model.folder, model.bundle, precision, n_threads=n_threads) != planned.vision
+    return vision_precision(model.folder, model.bundle, precision, n_threads=planned.tower_threads)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from acestep_gguf.bundle.decoder_info import check_vocabulary
 from acestep_gguf.bundle.gguf_header import GGUFHeader, StringArray
+from acestep_gguf.bundle.names import VisionPrecision
 from acestep_gguf.errors import UsageError
 from acestep_gguf.plan.bundle_model import BundleModel, DecoderModel
 from acestep_gguf.plan.machine_settings import MachineSettings, machine_settings
@@ -18,13 +19,13 @@ class Draft:
     Args:
         bundle: the model.
         n_common: tokens that both vocabularies have.
-        pictures: whether it will see pictures.
+        vision: precision of its tower, None if it will see no pictures.
         machine_settings: what suits the machine.
     """
 
     bundle: BundleModel
     n_common: int
-    pictures: bool
+    vision: VisionPrecision | None
     machine_settings: MachineSettings
 
     @property
@@ -37,7 +38,7 @@ class Draft:
         return Settings(
             quant=self.bundle.bundle.decoders.default,
             n_ctx=min(n_ctx, self.decoder.shape.n_ctx_train),
-            vision=self.bundle.vision() if self.pictures else None,
+            vision=self.vision,
             **asdict(self.machine_settings),
         )
 
@@ -63,7 +64,7 @@ def open_draft(folder: Path, target: BundleModel, quant: str | None = None) -> D
     return Draft(
         bundle=model,
         n_common=_n_common_tokens(header, target.decoder(target.quants(quant)[0]).header),
-        pictures=pictures,
+        vision=model.vision() if pictures else None,
         machine_settings=settings,
     )
 

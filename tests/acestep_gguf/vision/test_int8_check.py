@@ -101,6 +101,11 @@ def test_the_plan_is_made_for_the_tower_that_runs(bundle_copy: Path, verdicts: P
         AceStep(bundle_copy, n_threads=1, n_ctx=256) as model,
     ):
         assert model.settings.vision == "float32"
+    with (
+        pytest.warns(UserWarning, match="wrong numbers"),
+        AceStep(bundle_copy, vision="float32", n_threads=1, n_ctx=256, draft=bundle_copy) as model,
+    ):
+        assert getattr(model.plan.draft, "vision", None) == "float32"
     assert known_precision(bundle_copy, Bundle.read(bundle_copy)) == "float32"
 
 
