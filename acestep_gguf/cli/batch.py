@@ -49,7 +49,10 @@ def batch(
     answer: AnswerOptions,
     engine: EngineOptions = WITHOUT_CACHE,
 ) -> None:
-    """Ask about many pictures, and write a table; the same command carries on where it was stopped."""
+    """Ask about many pictures, and write a table.
+
+    The same command carries on where it was stopped.
+    """
     from acestep_gguf.batch.inputs import entries_of
     from acestep_gguf.batch.run import Batch
     from acestep_gguf.batch.settings import settings_of

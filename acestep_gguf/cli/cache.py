@@ -2,7 +2,7 @@
 
 import typer
 
-from acestep_gguf.cli.options import AsJson
+from acestep_gguf.cli.options import TYPER, AsJson
 from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import UsageError
 
@@ -10,6 +10,8 @@ cache = typer.Typer(
     help="Show or clear what is kept of pictures.\n\n"
     "It is kept so that the next question about a picture is answered at once.",
     no_args_is_help=True,
+    add_completion=False,
+    **TYPER,
 )
 
 

@@ -13,14 +13,15 @@ class VerbOfABundle(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # click's or typer's own Context
         """The arguments for typer."""
-        from acestep_gguf.bundle.library import default_bundle
-
         if ctx.resilient_parsing:  # completion, of words that are not all there yet
             return super().parse_args(ctx, args)
         if any("--image" in parameter.opts for parameter in self.get_params(ctx)):
             args = one_flag_each(args)
-        if self._lacks_a_bundle(ctx, args) and (folder := default_bundle()):
-            args = [str(folder), *args]
+        if self._lacks_a_bundle(ctx, args):
+            from acestep_gguf.bundle.library import default_bundle
+
+            folder = default_bundle()
+            args = [str(folder), *args] if folder else args
         return super().parse_args(ctx, args)
 
     def _lacks_a_bundle(self, ctx: Any, args: list[str]) -> bool:
@@ -28,10 +29,10 @@ class VerbOfABundle(TyperCommand):
 
         A first word that is no bundle, no file, and not alone, is a bundle's name with a mistake in it.
         """
-        from acestep_gguf.bundle.library import is_bundle_or_name
-
         if not {"-h", "--help"}.isdisjoint(args):
             return False
+        from acestep_gguf.bundle.library import is_bundle_or_name
+
         values, _, _ = self.make_parser(ctx).parse_args([*args])
         names = [
             parameter.name for parameter in self.get_params(ctx) if parameter.param_type_name == "argument"

@@ -1,11 +1,14 @@
 """Options that several verbs share, in llama.cpp's words, and how the command line reads texts and paths."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
 from acestep_gguf.errors import UsageError
+
+# How everything of typer is made: without colours and its own tracebacks.
+TYPER: Final[dict[str, Any]] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
 def text(argument: str) -> str:

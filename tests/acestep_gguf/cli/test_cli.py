@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.cli.verbs import VERBS, command
 from tests.support.command_line import PROGRAM, acestep, check_is_one_line
 
 
@@ -33,6 +34,24 @@ def test_it_starts_fast(tiny_bundle: Path, arguments: list[str]) -> None:
             after.children_user - before.children_user + after.children_system - before.children_system
         )
     assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_list_of_verbs_says_what_each_verb_says(name: str) -> None:
+    assert command(name).help.partition("\n")[0] == VERBS[name]
+
+
+def test_a_verb_imports_no_other_verb() -> None:
+    code = "import sys; from acestep_gguf.cli.verbs import VERBS, command\n"
+    code += "command('info'); print({f'acestep_gguf.cli.{name}' for name in VERBS} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "{'acestep_gguf.cli.info'}\n"
+
+
+def test_a_mistyped_verb_is_guessed() -> None:
+    done = acestep("rum")
+    assert done.returncode == 2
+    assert "Did you mean 'run'" in done.stderr
 
 
 def test_version() -> None:
