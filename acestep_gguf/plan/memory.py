@@ -106,7 +106,9 @@ def plan_memory(
         image_tokens: tokens of a picture at most; None for all.
         draft: what guesses ahead. It opens the pictures again, and keeps its own tower.
     """
-    opening_later = workload.opening_ahead if draft else workload.opening_later
+    opening_later = workload.opening_later
+    if draft is not None:
+        opening_later = max(opening_later, workload.opening_ahead)
     parts = [
         Part("process", PROCESS_BYTES, phase="process"),
         Part("opening a picture", workload.opening_ahead if workload.images else 0, phase="opening"),

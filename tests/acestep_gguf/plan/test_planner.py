@@ -163,6 +163,8 @@ def test_a_draft_is_planned(large: BundleModel, hollow_folder: Path) -> None:
     shared = sum(part.n_bytes for part in alone.memory.parts if part.name == "process")
     # The draft opens the pictures a second time.
     assert plan.memory.ram == without.memory.ram + alone.memory.ram - shared + PHOTO_BYTES
+    later = Workload(opening_ahead=0, opening_later=PHOTO_BYTES)
+    assert make_plan(large, machine(64), options, later, draft=draft).memory.ram == plan.memory.ram
 
 
 def test_layers_for_a_gpu_that_is_not_there_are_refused(large: BundleModel) -> None:
