@@ -253,12 +253,9 @@ def test_quick_is_quick_with_a_large_vocabulary(bundle_copy: Path) -> None:
             record["bytes"] = (bundle_copy / record["file"]).stat().st_size
 
     change_json(bundle_copy, change)
-    seconds = []
-    for _ in range(5):
-        start = process_time()
-        assert verify_bundle(bundle_copy, quick=True).problems == ()
-        seconds.append(process_time() - start)
-    assert min(seconds) < 0.3  # 0.1 on a machine that does nothing else
+    start = process_time()
+    assert verify_bundle(bundle_copy, quick=True).problems == ()
+    assert process_time() - start < 3  # 0.1 for all three; a reader that makes objects takes seconds for each
 
 
 def test_the_table(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
