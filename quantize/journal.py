@@ -13,13 +13,17 @@ from typing import Final
 import msgspec
 
 MAX_JOURNAL_BYTES: Final = 64 * 2**20
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The file's first ``n_bytes`` have ``sha256``; ``stamp`` is the state of what the step was made from."""
+    """After the step ``number``, counted from 0, the file's first ``n_bytes`` have ``sha256``.
 
+    ``stamp`` is the state of what the step was made from.
+    """
+
+    number: int
     stamp: str
     n_bytes: int
     sha256: str
@@ -69,7 +73,10 @@ class Journal:
         try:
             if lines and msgspec.json.decode(lines[0], type=Head) == self._head:
                 for line in lines[1:]:
-                    steps.append(msgspec.json.decode(line, type=Step))
+                    step = msgspec.json.decode(line, type=Step)
+                    if step.number != len(steps):  # a line between was lost
+                        break
+                    steps.append(step)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             pass  # an earlier run was killed while it wrote this line
         return steps

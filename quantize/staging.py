@@ -121,7 +121,7 @@ class ResumableFile(StagedFile):
 
     def end_step(self) -> None:
         """Say that what was written since the last step is whole, and write it down."""
-        self._journal.append(Step(self._stamps[self.n_steps], self.n_bytes, self.sha256))
+        self._journal.append(Step(self.n_steps, self._stamps[self.n_steps], self.n_bytes, self.sha256))
         super().end_step()
 
     @property

@@ -155,6 +155,16 @@ def test_what_was_made_from_something_else_is_made_again(
     assert write_steps(tmp_path, **changes) == n_kept
 
 
+@pytest.mark.parametrize("lost", [1, 2, 3])
+def test_a_journal_that_lost_a_line_counts_up_to_there(tmp_path: Path, lost: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        write_steps(tmp_path, upto=3, error=KeyboardInterrupt())
+    journal = tmp_path / ".x.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for number, line in enumerate(lines) if number != lost))
+    assert write_steps(tmp_path) == lost - 1
+
+
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_whatever_a_failing_machine_left_the_file_comes_out_whole(data: st.DataObject) -> None:
