@@ -98,6 +98,7 @@ class Chat:
     def talk(self, lines: Iterable[str]) -> None:
         """Answer each line, or do what it commands; an error is printed and does not end the chat."""
         for line in lines:
+            self._is_cancelled = False
             try:
                 if line.startswith("/"):
                     self._do(line)
@@ -109,7 +110,6 @@ class Chat:
                 self._print_error(f"{error} Or begin anew with /reset.")
             except AceStepError as error:
                 self._print_error(error)
-            self._is_cancelled = False
             if self._ended:
                 return
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
+from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from acestep_gguf.errors import PromptError
@@ -33,14 +34,26 @@ def is_terminal() -> bool:
 def typed_lines() -> Iterator[str]:
     """Lines that a person types, with line editing and history; Ctrl-C drops a line, Ctrl-D ends them.
 
-    The handler of Ctrl-C that was there is in force except while somebody types.
+    The handler of Ctrl-C that was there is in force except while somebody types. Just before it waits for a
+    key, readline can miss a Ctrl-C, which then drops the line when it ends.
     """
     with suppress(ImportError):  # it does not exist everywhere
         import readline  # noqa: F401 (input() uses it once it is there)
+    elsewhere = signal.getsignal(signal.SIGINT)
+    is_typing = False
+
+    def drop_line(number: int, frame: FrameType | None) -> None:
+        nonlocal is_typing
+        if is_typing:
+            is_typing = False  # a second Ctrl-C must not interrupt what the first one began
+            raise KeyboardInterrupt
+        if callable(elsewhere):
+            elsewhere(number, frame)
+
+    signal.signal(signal.SIGINT, drop_line)
     while True:
-        elsewhere = signal.getsignal(signal.SIGINT)
         try:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            is_typing = True
             line = input(PROMPT)
         except KeyboardInterrupt:
             print()
@@ -52,7 +65,7 @@ def typed_lines() -> Iterator[str]:
             print(f"error: the line is not in the terminal's encoding ({error.reason}).", file=sys.stderr)
             continue
         finally:
-            signal.signal(signal.SIGINT, elsewhere)
+            is_typing = False
         yield line
 
 
