@@ -95,8 +95,30 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RankedToken:
+    """A token, what it spells, and the natural logarithm of its probability."""
+
+    token: int
+    bytes: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprob:
+    """A token of an answer, and the most probable ones in its place, if they were asked for."""
+
+    chosen: RankedToken
+    top: tuple[RankedToken, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """A piece of an answer as it is written; the last one has the whole ``answer``."""
+    """A piece of an answer as it is written; the last one has the whole ``answer``.
+
+    ``logprobs`` are of the tokens chosen since the last chunk, if they were asked for; the text of a token
+    may come later.
+    """
 
     text: str
     answer: Answer | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()

@@ -3,7 +3,7 @@
 import os
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
 from typing import Any, Self
@@ -179,6 +179,28 @@ class AceStep:
             return one_by_one(questions, self.generate)
         return self._several(questions)
 
+    @contextmanager
+    def scheduler(self, *, n_waiting: int) -> Iterator[Scheduler]:
+        """What writes up to ``n_parallel`` answers together, for as long as the ``with`` block lasts.
+
+        Args:
+            n_waiting: questions at most that wait for a place.
+
+        Raises:
+            UsageError: the model is closed.
+        """
+        with self._turnstile.turn():
+            self._check_open()
+            with Scheduler(
+                prompts=self._prompts,
+                spelling=self._spelling,
+                encoder=self._encoder,
+                decoders=self._decoders,
+                cache=self._cache,
+                n_waiting=n_waiting,
+            ) as scheduler:
+                yield scheduler
+
     def prepare_image(self, source: PictureSource) -> Picture:
         """A picture, opened and checked once: it may be given in the place of ``source`` in many prompts.
 
@@ -250,16 +272,7 @@ class AceStep:
         return DraftModel(draft, self.plan.draft, cache=self._cache, opening_limit=limit)
 
     def _several(self, questions: Iterable[Question]) -> Generator[Outcome, None, None]:
-        with self._turnstile.turn():
-            self._check_open()
-            scheduler = Scheduler(
-                prompts=self._prompts,
-                spelling=self._spelling,
-                encoder=self._encoder,
-                decoders=self._decoders,
-                cache=self._cache,
-                n_waiting=ENCODED_AHEAD,
-            )
+        with self.scheduler(n_waiting=ENCODED_AHEAD) as scheduler:
             yield from answer_all(scheduler, questions)
 
     def _answer(self, question: Question) -> Generator[Chunk, None, None]:

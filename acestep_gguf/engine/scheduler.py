@@ -20,6 +20,7 @@ import numpy.typing as npt
 from acestep_gguf.answer import Chunk, FinishReason
 from acestep_gguf.decoding.decoder import Decoder, append_each
 from acestep_gguf.engine.batch import Outcome
+from acestep_gguf.engine.logprobs import Logprobs
 from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.writing import Spelling, Writing
 from acestep_gguf.errors import AceStepError, DecodeError, QueueFullError
@@ -41,6 +42,7 @@ class Request:
     """A question that was submitted, and what has become of it so far."""
 
     question: Question
+    n_logprobs: int | None = None  # how many tokens to name beside each; None: not even its own probability
     is_cancelled: bool = False
     prepared: Future["_Prepared"] | None = None
 
@@ -123,15 +125,19 @@ class Scheduler:
         """Whether there is nothing to do."""
         return not self._waiting and not self._running
 
-    def submit(self, question: Question) -> Request:
+    def submit(self, question: Question, *, n_logprobs: int | None = None) -> Request:
         """Put a question at the end of the queue.
+
+        Args:
+            question: what is asked.
+            n_logprobs: give log probabilities of the tokens, and of so many others in the place of each.
 
         Raises:
             QueueFullError: there is no room for it.
         """
         if not self.has_room:
             raise QueueFullError(f"{len(self._waiting)} questions wait already: ask again later.")
-        request = Request(question)
+        request = Request(question, n_logprobs)
         self._waiting.append(request)
         self._encode_ahead()
         return request
@@ -251,14 +257,23 @@ class Scheduler:
 
     def _take(self, running: _Running, output: int) -> list[Event]:
         """Choose the next token from an output of the last call, and give out what text it makes certain."""
+        ranking = None
         try:
+            logits = self._context.logits_view(output)
+            if running.request.n_logprobs is not None:
+                ranking = Logprobs(logits, running.request.n_logprobs, self._spelling.token_bytes)
             token = running.sampler.sample(self._context, output)
         except DecodeError as error:
             running.decoder.reset()
             self._leave(running)
             return [(running.request, error)]
+        n_before = len(running.writing.tokens)
         piece = running.writing.take(token)
-        events: list[Event] = [(running.request, Chunk(text=piece))] if piece else []
+        is_written = len(running.writing.tokens) > n_before  # a stop token is not
+        logprobs = (ranking.of(token, float(logits[token])),) if ranking and is_written else ()
+        events: list[Event] = []
+        if piece or logprobs:
+            events.append((running.request, Chunk(text=piece, logprobs=logprobs)))
         return events if running.writing.finish_reason is None else events + self._end(running)
 
     def _end(self, running: _Running, reason: FinishReason = "cancelled") -> list[Event]:
@@ -279,7 +294,7 @@ def answer_all(scheduler: Scheduler, questions: Iterable[Question]) -> Generator
     source = enumerate(questions)
     indices: dict[Request, int] = {}
     is_exhausted = False
-    with scheduler, suppress(Interrupted):
+    with suppress(Interrupted):
         while not (is_exhausted and scheduler.is_idle):
             while scheduler.has_room and not is_exhausted:
                 index, question = next(source, (-1, None))
