@@ -67,7 +67,8 @@ class Answer:
 
     ``finish_reason`` is "length" when max_tokens or the context ended it, "cancelled" when somebody did.
     ``tokens`` are what the model wrote, without the one that ended it; after a string of ``stop`` they may
-    reach further than ``text``.
+    reach further than ``text``. With ``seed``, which its tokens were drawn with, it can be made again; it is
+    None where none was drawn.
     """
 
     text: str
@@ -75,6 +76,7 @@ class Answer:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    seed: int | None = None
 
     @property
     def data(self) -> Any:

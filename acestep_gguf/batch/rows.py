@@ -27,6 +27,7 @@ class Row(msgspec.Struct, kw_only=True, frozen=True):
     image_tokens: int | None = None
     completion_tokens: int | None = None
     seconds: float | None = None
+    seed: int | None = None
     error: str | None = None
 
 
@@ -50,6 +51,7 @@ def _of_answer(answer: Answer) -> dict[str, Any]:
         "image_tokens": usage.image_tokens,
         "completion_tokens": usage.completion_tokens,
         "seconds": round(timings.image_s + timings.prefill_s + timings.decode_s, 3),
+        "seed": answer.seed,
     }
 
 

@@ -267,13 +267,14 @@ def print_chunks(chunks: "Iterable[Chunk]") -> "Answer":
 def statistics(answer: "Answer") -> str:
     """Counts, seconds and speeds of an answer, on one line."""
     usage, timings = answer.usage, answer.timings
+    drawn = "" if answer.seed is None else f" | seed {answer.seed}"
     of_prompt = f"{usage.image_tokens} of pictures, {usage.cached_tokens} known from before"
     return (
         f"[load {timings.load_s:.2f} s | pictures {timings.image_s:.2f} s | "
         f"prompt {usage.prompt_tokens} tokens ({of_prompt}) {timings.prefill_s:.2f} s"
         f"{_speed(timings.prefill_tokens_per_s)} | "
         f"answer {usage.completion_tokens} tokens {timings.decode_s:.2f} s"
-        f"{_speed(timings.decode_tokens_per_s)} | {answer.finish_reason}]"
+        f"{_speed(timings.decode_tokens_per_s)}{drawn} | {answer.finish_reason}]"
     )
 
 

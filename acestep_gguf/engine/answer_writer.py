@@ -81,6 +81,7 @@ class AnswerWriter:
             with writing.prefilling:
                 self._decoder.prefill(segments, embeds)
             with Sampler(self._model, question.options, self._spelling.matcher(question.options)) as sampler:
+                writing.seed = sampler.seed
                 sampler.accept(prompt.text_tokens[-PENALTY_LAST_N:])
                 n_new = writing.n_prompt - writing.n_cached
                 reading_s = writing.encoding.seconds + writing.prefilling.seconds * writing.n_prompt / n_new

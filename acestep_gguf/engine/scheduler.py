@@ -217,6 +217,7 @@ class Scheduler:
             if self._cache is not None:
                 self._cache.write()
         sampler = Sampler(self._context.model, options, matcher)
+        read.writing.seed = sampler.seed
         sampler.accept(read.prompt.text_tokens[-PENALTY_LAST_N:])
         running = _Running(request, decoder, read.writing, sampler)
         self._free.remove(decoder)

@@ -64,6 +64,7 @@ class Writing:
         self.n_cached = 0  # positions of the prompt that were computed before
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None  # None while it goes on
+        self.seed: int | None = None  # of what draws its tokens
         self.encoding, self.prefilling, self.decoding = Stopwatch(), Stopwatch(), Stopwatch()
         self._spelling = spelling
         # A grammar says itself what an answer begins with.
@@ -97,6 +98,7 @@ class Writing:
             text=self._text.so_far,
             tokens=tuple(self.tokens),
             finish_reason=self.finish_reason or "cancelled",
+            seed=self.seed,
             usage=Usage(
                 prompt_tokens=self.n_prompt,
                 image_tokens=self.n_image_tokens,

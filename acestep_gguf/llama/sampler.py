@@ -26,6 +26,8 @@ class Sampler(Handle):
         model: whose tokens are chosen.
         params: how.
         matcher: lets through what may come next, before anything else is asked; by default everything.
+
+    ``seed`` is what it draws with, llama.cpp's own choice if ``params`` has none; None if it never draws.
     """
 
     def __init__(self, model: Model, params: SamplingParams, matcher: "Matcher | None" = None) -> None:
@@ -35,6 +37,7 @@ class Sampler(Handle):
         self._matcher = matcher
         # llama.cpp would first copy all logits: 1 % of the time of a token of a small decoder.
         is_greedy = params.temperature < LEAST_TEMPERATURE
+        self.seed: int | None = None
         self._takes_largest = is_greedy and params.repeat_penalty == 1.0
         if params.repeat_penalty != 1.0:
             penalty = (model.n_vocab, PENALTY_LAST_N, params.repeat_penalty, 0.0, 0.0)
@@ -47,6 +50,7 @@ class Sampler(Handle):
         self._add(lib.llama_sampler_init_min_p(params.min_p, 1))
         self._add(lib.llama_sampler_init_temp(params.temperature))
         self._add(lib.llama_sampler_init_dist(0xFFFFFFFF if params.seed in (None, -1) else params.seed))
+        self.seed = lib.llama_sampler_get_seed(self.pointer)
 
     def _free(self, pointer: Any) -> None:
         lib.llama_sampler_free(pointer)

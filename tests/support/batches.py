@@ -20,7 +20,7 @@ def some_tasks(n_tasks: int) -> list[Task]:
 def answered(text: str) -> Answer:
     usage = Usage(prompt_tokens=5, image_tokens=4, cached_tokens=0, completion_tokens=2)
     timings = Timings(load_s=9.0, image_s=1.0, prefill_s=1.0, decode_s=0.5, prefill_tokens=5, decode_tokens=2)
-    return Answer(text=text, tokens=(1, 2), finish_reason="stop", usage=usage, timings=timings)
+    return Answer(text=text, tokens=(1, 2), finish_reason="stop", usage=usage, timings=timings, seed=7)
 
 
 class Outcomes:

@@ -48,6 +48,7 @@ def test_a_row_has_what_was_asked_and_what_became_of_it(tmp_path: Path) -> None:
         "image_tokens": 4,
         "completion_tokens": 2,
         "seconds": 2.5,  # without loading
+        "seed": 7,
         "error": None,
         "tag": [1],
     }

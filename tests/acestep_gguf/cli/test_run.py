@@ -228,7 +228,11 @@ def test_length_seed_and_stop_as_llama_cpp_takes_them(tiny_bundle: Path) -> None
     assert full["usage"]["prompt_tokens"] + full["usage"]["completion_tokens"] >= 64 or (
         full["finish_reason"] == "stop"
     )
-    drawn = {answer("-s", -1, "--temp", 5, "-n", 8)["text"] for _ in range(2)}
-    assert len(drawn) == 2
+    drawn = ["--temp", 5, "--top-k", 0, "--top-p", 1, "--min-p", 0, "-n", 8]
+    first, second = answer(*drawn, "-s", -1), answer(*drawn, "-s", -1)
+    assert first["text"] != second["text"]
+    again = acestep("run", tiny_bundle, "hi", *drawn, "-s", first["seed"])
+    assert again.stdout == first["text"] + "\n"
+    assert f" | seed {first['seed']} | " in again.stderr
     text = answer("-n", 8)["text"]
     assert answer("-n", 8, "--stop", "not in it", "--stop", text[1:])["text"] == text[:1]

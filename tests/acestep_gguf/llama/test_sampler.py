@@ -49,6 +49,11 @@ def test_the_same_seed_draws_the_same(weights: Model, context: Context) -> None:
     assert draws(3) == draws(3)
     assert draws(3) != draws(4)
     assert draws(None) != draws(None)
+    with Sampler(weights, SamplingParams(temperature=5.0)) as sampler:
+        assert sampler.seed is not None
+        drawn = [sampler.sample(context) for _ in range(20)]
+    with Sampler(weights, SamplingParams(temperature=5.0, seed=sampler.seed)) as sampler:
+        assert [sampler.sample(context) for _ in range(20)] == drawn
     assert len(set(draws(3))) > 5
 
 
