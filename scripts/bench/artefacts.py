@@ -1,4 +1,4 @@
-"""What bench_answers.py compares: random models for both sides and pictures, made once, kept in a folder.
+"""What the benchmarks of answers compare: random models for all sides and pictures, made once and kept.
 
 Each bundle is made by our own conversion, which also writes the mmproj files for llama.cpp; both sides
 run the same decoder file. A bundle has bundle.json last, so one that has it is whole; checkpoints go away
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
+from scripts.bench import openvino_genai
 from scripts.bench.llama_cpp_tools import llama_cpp_source
 
 OUR_PROGRAM = Path(sys.executable).parent / "acestep-gguf"
@@ -46,8 +47,16 @@ class Artefacts:
 
     def bundle(self) -> Path:
         """Float32 and int8 tower, Q4_K_M decoder, mmproj as F16 and Q8_0."""
-        shapes = ["--shape", self.scale.decoder, "--vision", self.scale.vision]
-        return self._bundle("bundle", shapes, ["--mmproj", "F16", "--mmproj", "Q8_0"])
+        return self._bundle("bundle", self._shapes(), ["--mmproj", "F16", "--mmproj", "Q8_0"])
+
+    def openvino_model(self) -> Path:
+        """The same model for OpenVINO GenAI, its decoder in 4 bits and its tower in 8."""
+        model = self.folder / "openvino"
+        if not model.exists():
+            checkpoint = self._checkpoint("openvino", self._shapes())
+            openvino_genai.convert(checkpoint, model)
+            shutil.rmtree(checkpoint)
+        return model
 
     def outlier_bundle(self) -> Path:
         """The same tower with outlier channels, and any decoder."""
@@ -71,18 +80,24 @@ class Artefacts:
         return path
 
     def _bundle(self, name: str, shapes: list[str], extra: list[str] | None = None) -> Path:
-        bundle, checkpoint = self.folder / name, self.folder / f"{name}-checkpoint"
-        if (bundle / "bundle.json").exists():
-            return bundle
+        bundle = self.folder / name
+        if not (bundle / "bundle.json").exists():
+            checkpoint = self._checkpoint(name, shapes)
+            self._convert(name, checkpoint, ["-q", "Q4_K_M", *(extra or [])])
+            shutil.rmtree(checkpoint)
+        return bundle
+
+    def _shapes(self) -> list[str]:
+        return ["--shape", self.scale.decoder, "--vision", self.scale.vision]
+
+    def _checkpoint(self, name: str, shapes: list[str]) -> Path:
+        checkpoint = self.folder / f"{name}-checkpoint"
         shutil.rmtree(checkpoint, ignore_errors=True)
         vocabulary = llama_cpp_source() / "models" / "ggml-vocab-qwen2.gguf"
         options = [*shapes, "--independent-rows", "--vocabulary", str(vocabulary)]
-        subprocess.run(
-            [sys.executable, "-m", "scripts.synthetic.checkpoint", *options, str(checkpoint)], check=True
-        )
-        self._convert(name, checkpoint, ["-q", "Q4_K_M", *(extra or [])])
-        shutil.rmtree(checkpoint)
-        return bundle
+        command = [sys.executable, "-m", "scripts.synthetic.checkpoint", *options, str(checkpoint)]
+        subprocess.run(command, check=True)
+        return checkpoint
 
     def _convert(self, name: str, checkpoint: Path, options: list[str]) -> Path:
         bundle = self.folder / name
