@@ -132,6 +132,16 @@ class Decoder:
             Interrupted: the context's StopFlag; what is computed stays usable.
             DecodeError: llama.cpp failed; nothing is computed any more.
         """
+        for _ in self.prefill_calls(prompt, embeds):
+            pass
+
+    def prefill_calls(
+        self, prompt: Sequence[Segment], embeds: Mapping[bytes, FloatArray] | None = None
+    ) -> Iterator[None]:
+        """The same, a call of up to ``n_batch`` positions at each step of the iterator.
+
+        Between the steps, other sequences may go on.
+        """
         positions = positions_of(prompt)
         self.check_fits(len(positions))
         if self._past != positions[: self.n_past]:
@@ -153,6 +163,7 @@ class Decoder:
                     self._exact_ends.append(end)
                 if end == last_image and exact and self._states is not None:
                     self._states.take(self.context, prompt[:n_segments], sequence=self.sequence)
+                yield
 
     def append(self, tokens: Sequence[int], *, n_outputs: int = 1) -> None:
         """Compute ``tokens`` from ``n_past`` on; the last ``n_outputs`` of them give logits.

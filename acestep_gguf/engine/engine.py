@@ -180,14 +180,15 @@ class AceStep:
         return self._several(questions)
 
     @contextmanager
-    def scheduler(self, *, n_waiting: int) -> Iterator[Scheduler]:
-        """What writes up to ``n_parallel`` answers together, for as long as the ``with`` block lasts.
+    def scheduler(self, *, n_waiting: int, interleave: bool = False) -> Iterator[Scheduler]:
+        """What answers ``n_parallel`` questions at a time, step by step; the model's turn is its thread's.
 
         Args:
             n_waiting: questions at most that wait for a place.
+            interleave: write on while a question is read (see Scheduler).
 
         Raises:
-            UsageError: the model is closed.
+            UsageError: the model is closed, or this thread has a turn already.
         """
         with self._turnstile.turn():
             self._check_open()
@@ -198,6 +199,7 @@ class AceStep:
                 decoders=self._decoders,
                 cache=self._cache,
                 n_waiting=n_waiting,
+                interleave=interleave,
             ) as scheduler:
                 yield scheduler
 

@@ -1,18 +1,19 @@
 """Several answers at a time in one context: questions come in, chunks go out, a free place is taken at once.
 
-Each answer has a sequence of its own. A question is read by itself, so that its numbers are to the bit what
-they are for one answer at a time; then all answers go on by a token each in one call, which takes little
-longer than a call for one of them. What a prompt has in common with an earlier one is not read again.
+Each answer has a sequence of its own. A question is read by itself, in the calls in which it is read for one
+answer at a time, so that its numbers are the same to the bit; then all answers go on by a token each in one
+call, which takes little longer than a call for one of them. What a prompt has in common with an earlier one
+is not read again.
 The tower encodes the pictures of the next questions while answers are written.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,9 @@ from acestep_gguf.prompt.builder import Prompt, PromptBuilder
 from acestep_gguf.prompt.segments import Segment
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.encoder import ImageEncoder
+
+if TYPE_CHECKING:
+    from acestep_gguf.grammar.matcher import Matcher
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -62,6 +66,17 @@ class _Prepared:
 
 
 @dataclass(frozen=True, eq=False)
+class _Reading:
+    """A question that is being read in a sequence of its own; each of ``calls`` computes a part of it."""
+
+    request: Request
+    decoder: Decoder
+    prepared: _Prepared
+    matcher: "Matcher | None"
+    calls: Iterator[None]
+
+
+@dataclass(frozen=True, eq=False)
 class _Running:
     """An answer that is being written, in a sequence of its own."""
 
@@ -83,6 +98,8 @@ class Scheduler:
         decoders: of the sequences of one context; what they have read and written is reused.
         cache: of what is kept on disk, told when to write.
         n_waiting: requests at most that wait for a place.
+        interleave: between the calls that read a question, write a token of each answer, so that no answer
+            halts for longer than a call; otherwise questions are read first, which takes less time in all.
     """
 
     def __init__(
@@ -94,15 +111,19 @@ class Scheduler:
         decoders: Sequence[Decoder],
         cache: DiskCache | None,
         n_waiting: int,
+        interleave: bool = False,
     ) -> None:
         self._context = decoders[0].context
         self._check_fits = decoders[0].check_fits
         self._encoder = encoder
         self._cache = cache
         self._n_waiting = n_waiting
+        self._interleave = interleave
         self._waiting: deque[Request] = deque()
         self._free = deque(decoders)  # whose answer ended longest ago comes first
+        self._reading: _Reading | None = None
         self._running: list[_Running] = []
+        self._has_read = False  # in the last step
         self._prompts = prompts
         self._spelling = spelling
         self._tower_thread = ThreadPoolExecutor(1, thread_name_prefix="vision tower")
@@ -123,7 +144,7 @@ class Scheduler:
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._waiting and not self._running
+        return not self._waiting and self._reading is None and not self._running
 
     def submit(self, question: Question, *, n_logprobs: int | None = None) -> Request:
         """Put a question at the end of the queue.
@@ -147,15 +168,21 @@ class Scheduler:
         request.is_cancelled = True
 
     def step(self) -> list[Event]:
-        """Read one question, or write one token of each answer; what came of it.
+        """One call of the decoder: read on, or write one token of each answer; what came of it.
 
         Raises:
             Interrupted: the scheduler is being closed.
         """
         if events := self._end_cancelled():
             return events
-        if self._free and self._waiting and (not self._running or self._is_ready(self._waiting[0])):
-            return self._begin(self._waiting.popleft())
+        if self._running and self._has_read and self._interleave:
+            self._has_read = False
+            return self._write()
+        if self._reading is None and self._may_begin() and (refused := self._begin(self._waiting.popleft())):
+            return refused
+        if self._reading is not None:
+            self._has_read = True
+            return self._read(self._reading)
         return self._write() if self._running else []
 
     def close(self) -> None:
@@ -163,6 +190,8 @@ class Scheduler:
         self._stop_flag.set()
         self._encoder.stop()
         self._tower_thread.shutdown(cancel_futures=True)
+        if self._reading is not None:
+            self._stop_reading(self._reading)
         for running in [*self._running]:
             self._leave(running)
         self._waiting.clear()
@@ -173,6 +202,10 @@ class Scheduler:
             self._waiting.remove(request)
             nothing = Writing(Prompt((), ()), 0, request.question.options, self._spelling)
             events.append((request, Chunk(text="", answer=nothing.answer(0))))
+        if (reading := self._reading) is not None and reading.request.is_cancelled:
+            self._stop_reading(reading)
+            answer = reading.prepared.writing.answer(reading.decoder.n_past)
+            events.append((reading.request, Chunk(text="", answer=answer)))
         for running in [running for running in self._running if running.request.is_cancelled]:
             events += self._end(running)
         return events
@@ -182,9 +215,12 @@ class Scheduler:
             if request.prepared is None:
                 request.prepared = self._tower_thread.submit(self._prepare, request.question)
 
-    @staticmethod
-    def _is_ready(request: Request) -> bool:
-        return request.prepared is not None and request.prepared.done()
+    def _may_begin(self) -> bool:
+        """Whether the first that waits can be read: at once, or since there is nothing else to do."""
+        if not self._free or not self._waiting:
+            return False
+        prepared = self._waiting[0].prepared
+        return not self._running or (prepared is not None and prepared.done())
 
     def _prepare(self, question: Question) -> _Prepared:
         """Build the prompt and encode its pictures, in the tower's thread."""
@@ -199,30 +235,48 @@ class Scheduler:
         return _Prepared(prompt, prompt.segments([picture.input for picture in pictures]), embeds, writing)
 
     def _begin(self, request: Request) -> list[Event]:
-        """Read a question in a free sequence, and choose the first token of its answer."""
+        """Give a question a free sequence that is to read it; an event, if that cannot be."""
         prepared, request.prepared = request.prepared, None
         assert prepared is not None  # noqa: S101 (the first that wait are prepared when they come to the front)
         self._encode_ahead()
         options = request.question.options
         try:
             read = prepared.result()
+            matcher = self._spelling.matcher(options)
             decoder = self._free_decoder(read.segments, exact=options.exact)
             with read.writing.prefilling:
                 read.writing.n_cached = decoder.reuse(read.segments, exact=options.exact)
-                decoder.prefill(read.segments, read.embeds)
-            matcher = self._spelling.matcher(options)
         except AceStepError as error:
             return [(request, error)]
-        finally:
-            if self._cache is not None:
-                self._cache.write()
-        sampler = Sampler(self._context.model, options, matcher)
+        self._free.remove(decoder)
+        calls = decoder.prefill_calls(read.segments, read.embeds)
+        self._reading = _Reading(request, decoder, read, matcher, calls)
+        return []
+
+    def _read(self, reading: _Reading) -> list[Event]:
+        """Go on reading; after the last call, choose the first token of the answer."""
+        read = reading.prepared
+        try:
+            with read.writing.prefilling:
+                next(reading.calls, None)
+        except AceStepError as error:
+            self._stop_reading(reading)
+            return [(reading.request, error)]
+        if reading.decoder.n_past < read.writing.n_prompt:
+            return []
+        if self._cache is not None:
+            self._cache.write()
+        sampler = Sampler(self._context.model, reading.request.question.options, reading.matcher)
         read.writing.seed = sampler.seed
         sampler.accept(read.prompt.text_tokens[-PENALTY_LAST_N:])
-        running = _Running(request, decoder, read.writing, sampler)
-        self._free.remove(decoder)
+        running = _Running(reading.request, reading.decoder, read.writing, sampler)
+        self._reading = None
         self._running.append(running)
         return self._take(running, -1)
+
+    def _stop_reading(self, reading: _Reading) -> None:
+        self._reading = None
+        self._free.append(reading.decoder)
 
     def _free_decoder(self, segments: Sequence[Segment], *, exact: bool) -> Decoder:
         """The free one that has computed most of the prompt; or a copy of a busy one, if that has more."""

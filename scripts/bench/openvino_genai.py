@@ -39,10 +39,10 @@ def convert(checkpoint: Path, model: Path) -> None:
     optimum-intel goes on with random weights in the place of a tensor that it does not find.
     """
     part = model.with_name(model.name + ".part")
-    command = [environment() / "optimum-cli", "export", "openvino", "-m", checkpoint]
+    command = [str(environment() / "optimum-cli"), "export", "openvino", "-m", str(checkpoint)]
     task = ["--task", "image-text-to-text", *WEIGHTS]
     done = subprocess.run(
-        [*command, *task, part],
+        [*command, *task, str(part)],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
