@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from acestep_gguf.engine.question import Question
     from acestep_gguf.errors import AceStepError
     from acestep_gguf.options import AnswerOptions, EngineOptions
+    from acestep_gguf.progress import Progress
     from acestep_gguf.vision.embeds_file import EmbedsFile
 
     __version__: str
@@ -29,6 +30,7 @@ __all__ = [
     "EmbedsFile",
     "EngineOptions",
     "Outcome",
+    "Progress",
     "Question",
     "Timings",
     "Usage",
@@ -43,6 +45,7 @@ _MODULES = {
     "EmbedsFile": "vision.embeds_file",
     "EngineOptions": "options",
     "Outcome": "engine.batch",
+    "Progress": "progress",
     "Question": "engine.question",
     "Timings": "answer",
     "Usage": "answer",

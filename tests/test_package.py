@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "answer", "cpus", "grammar", "options", "sizes"),
+    ("errors", "answer", "cpus", "grammar", "options", "progress", "sizes"),
     ("storage",),
     ("bundle",),
     ("llama",),

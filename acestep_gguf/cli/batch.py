@@ -7,7 +7,7 @@ from typing import Annotated, Final
 import typer
 
 from acestep_gguf.cli.option_groups import takes_groups
-from acestep_gguf.cli.options import BundleFolder, SystemPrompt, path, text
+from acestep_gguf.cli.options import BundleFolder, SystemPrompt, Verbose, path, text
 from acestep_gguf.cli.terminal import end_on_ctrl_c
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import AnswerOptions, EngineOptions
@@ -46,6 +46,7 @@ def batch(
     ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget earlier answers, begin anew.")] = False,
     system_prompt: SystemPrompt = None,
+    verbose: Verbose = False,  # noqa: ARG001 (its callback does all)
     answer: AnswerOptions,
     engine: EngineOptions = WITHOUT_CACHE,
 ) -> None:

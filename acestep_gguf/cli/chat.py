@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from acestep_gguf.cli.option_groups import takes_groups
-from acestep_gguf.cli.options import BundleFolder, EmbedsFiles, Images, Quiet, SystemPrompt
+from acestep_gguf.cli.options import BundleFolder, EmbedsFiles, Images, Quiet, SystemPrompt, Verbose
+from acestep_gguf.cli.status_line import StatusLine
 from acestep_gguf.cli.terminal import (
     from_a_thread,
     is_terminal,
@@ -37,6 +38,7 @@ def chat(
     embeds: EmbedsFiles = None,
     system_prompt: SystemPrompt = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     answer: AnswerOptions,
     engine: EngineOptions,
 ) -> None:
@@ -50,10 +52,14 @@ def chat(
     from acestep_gguf.engine.engine import AceStep
     from acestep_gguf.plan.report import plan_line
 
-    with AceStep(bundle, engine) as model:
+    with (
+        StatusLine(wanted=not (quiet or verbose)) as status,
+        AceStep(bundle, engine, on_progress=status.show) as model,
+    ):
+        status.hide()
         if not quiet:
             print(plan_line(model.plan), file=sys.stderr)
-        chat = Chat(model, Conversation(system_prompt), answer, quiet=quiet)
+        chat = Chat(model, Conversation(system_prompt), answer, status, quiet=quiet)
         for picture in image or []:
             chat.attach("picture", picture)
         for file in embeds or []:
@@ -75,6 +81,7 @@ class Chat:
         model: what answers.
         conversation: what was said so far.
         answer_options: how each answer is written.
+        status: what the model reports its progress to; it is gone while an answer is written.
         quiet: print no statistics.
     """
 
@@ -83,12 +90,14 @@ class Chat:
         model: "AceStep",
         conversation: "Conversation",
         answer_options: AnswerOptions,
+        status: StatusLine,
         *,
         quiet: bool = False,
     ) -> None:
         self.conversation = conversation
         self.failed = False
         self._model = model
+        self._status = status
         self._quiet = quiet
         self._answer_options = replace(answer_options, exact=False)
         self._attachments: list[Attachment] = []  # to the next message
@@ -146,8 +155,9 @@ class Chat:
 
         messages = self.conversation.messages(question, self._attachments)
         stream = self._model.stream(messages, options=self._answer_options)
-        with closing(from_a_thread(stream, self._model.cancel, lambda: self._is_cancelled)) as chunks:
-            answer = print_chunks(chunks)
+        chunks = from_a_thread(stream, self._model.cancel, lambda: self._is_cancelled)
+        with self._status, closing(chunks):
+            answer = print_chunks(self._status.until_text(chunks))
         if not self._quiet:
             print(statistics(answer), file=sys.stderr)
         if answer.finish_reason == "cancelled" and not answer.text:

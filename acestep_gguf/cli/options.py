@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from acestep_gguf.cli.terminal import show_llama_log
 from acestep_gguf.errors import UsageError
 
 # How everything of typer is made: without colours and its own tracebacks.
@@ -53,6 +54,12 @@ def bundle_folder(argument: str) -> Path:
 
     written = path(argument)
     return written if is_bundle(argument) else Path(Library.read().bundles.get(argument, written))
+
+
+def _begin_log(wanted: bool) -> bool:
+    if wanted:
+        show_llama_log()
+    return wanted
 
 
 BundleFolder = Annotated[
@@ -120,6 +127,14 @@ EmbedsFiles = Annotated[
         "--embeds",
         parser=path,
         help="Picture as `encode` wrote it; repeat for more. They come after all --image.",
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        *("-v", "--verbose"),
+        callback=_begin_log,
+        help="Print llama.cpp's log on standard error.",
     ),
 ]
 SystemPrompt = Annotated[

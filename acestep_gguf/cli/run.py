@@ -16,10 +16,12 @@ from acestep_gguf.cli.options import (
     Images,
     Quiet,
     SystemPrompt,
+    Verbose,
     path,
     text,
 )
 from acestep_gguf.cli.pictures import STDIN, picture_from
+from acestep_gguf.cli.status_line import StatusLine
 from acestep_gguf.cli.terminal import (
     for_stdout,
     has_unread_input,
@@ -53,6 +55,7 @@ def run(
     system_prompt: SystemPrompt = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     answer: AnswerOptions,
     engine: EngineOptions,
 ) -> None:
@@ -77,11 +80,14 @@ def run(
     pictures = [*map(picture_from, image or []), *map(EmbedsFile, embeds or [])]
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
     asked = Question([*system, user_message(words, pictures)], options=answer)
-    with AceStep(bundle, engine, first=asked) as model:
+    with (
+        StatusLine(wanted=not (quiet or as_json or verbose)) as status,
+        AceStep(bundle, engine, first=asked, on_progress=status.show) as model,
+    ):
         if as_json:
             print(for_stdout(json.dumps(asdict(model.generate(asked)), ensure_ascii=False)))
         else:
-            given = print_chunks(model.stream(asked))
+            given = print_chunks(status.until_text(model.stream(asked)))
             if not quiet:
                 print(plan_line(model.plan), statistics(given), sep="\n", file=sys.stderr)
     if not is_piped and has_unread_input():  # not before: it may have come slowly

@@ -158,6 +158,22 @@ def open_standard_streams() -> None:
         sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
+def show_llama_log() -> None:
+    """Print what llama.cpp logs on standard error."""
+    import logging
+
+    from acestep_gguf.llama.backend import LOGGER
+
+    class Printable(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(record.getMessage())
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Printable())
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.DEBUG)
+
+
 def end_at_once_on_ctrl_c() -> None:
     """Let Ctrl-C end the process as it would a program in C.
 

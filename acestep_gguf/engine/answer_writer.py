@@ -14,6 +14,7 @@ from acestep_gguf.engine.writing import Spelling, Writing
 from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.backend import Interrupted, StopFlag
 from acestep_gguf.llama.sampler import PENALTY_LAST_N, Sampler
+from acestep_gguf.progress import Progress, Report
 from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.segments import Segment, segments_after
 from acestep_gguf.storage.disk_cache import DiskCache
@@ -33,6 +34,7 @@ class AnswerWriter:
         speculation: how it guesses ahead.
         cache: of what is kept on disk, told when to write.
         loading: time spent loading, which the next answer reports.
+        report: is told of progress up to the first token.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class AnswerWriter:
         speculation: Speculation,
         cache: DiskCache | None,
         loading: Stopwatch,
+        report: Report,
     ) -> None:
         self._model = decoder.context.model
         self._encoder = encoder
@@ -52,6 +55,7 @@ class AnswerWriter:
         self._speculation = speculation
         self._cache = cache
         self._loading = loading
+        self._report = report
         self._prompts = prompts
         self._spelling = spelling
         self._stop_flag = StopFlag()
@@ -76,10 +80,8 @@ class AnswerWriter:
             segments = prompt.segments([picture.input for picture in pictures])
             with writing.prefilling:
                 writing.n_cached = self._decoder.reuse(segments, exact=question.options.exact)
-                self._decoder.prefill(segments)  # the tower may still be loading
-            embeds = self._encode(segments, pictures, writing.encoding)
-            with writing.prefilling:
-                self._decoder.prefill(segments, embeds)
+            self._read(segments, None, writing)  # the tower may still be loading
+            self._read(segments, self._encode(segments, pictures, writing.encoding), writing)
             with Sampler(self._model, question.options, self._spelling.matcher(question.options)) as sampler:
                 writing.seed = sampler.seed
                 sampler.accept(prompt.text_tokens[-PENALTY_LAST_N:])
@@ -102,6 +104,16 @@ class AnswerWriter:
         )
         yield Chunk(text="", answer=answer)
 
+    def _read(
+        self, segments: Sequence[Segment], embeds: dict[bytes, FloatArray] | None, writing: Writing
+    ) -> None:
+        """Prefill, without embeds only the text before the first picture that needs them."""
+        with writing.prefilling:
+            n_new = writing.n_prompt - writing.n_cached
+            self._report(Progress("reading", self._decoder.n_past - writing.n_cached, n_new))
+            for _ in self._decoder.prefill_calls(segments, embeds):
+                self._report(Progress("reading", self._decoder.n_past - writing.n_cached, n_new))
+
     def _encode(
         self, segments: Sequence[Segment], pictures: Sequence[Picture], encoding: Stopwatch
     ) -> dict[bytes, FloatArray]:
@@ -111,11 +123,13 @@ class AnswerWriter:
         with encoding:
             unknown = [picture for picture in pictures if self._encoder.recall(picture) is None]
         if unknown:
+            self._report(Progress("loading"))
             with self._loading:
                 self._encoder.load()
         embeds = {}
-        for picture in pictures:
+        for number, picture in enumerate(pictures):
             self._stop_flag.check()
+            self._report(Progress("encoding", number, len(pictures)))
             try:
                 with encoding:
                     embeds[picture.input.key] = self._encoder.rows(picture)

@@ -30,6 +30,7 @@ from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.draft import Draft, open_draft
 from acestep_gguf.plan.machine_settings import machine_settings
 from acestep_gguf.plan.settings import Settings
+from acestep_gguf.progress import Progress, Report, report_nothing
 from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.messages import Message
 from acestep_gguf.storage.disk_cache import DiskCache, default_folder
@@ -52,6 +53,8 @@ class AceStep:
         first: what will be asked first, if it is known: the context is made no larger than it needs, its
             pictures are opened before anything is loaded, and where memory has no room for tower and decoder
             together, they are encoded before the decoder is loaded, and the tower is freed.
+        on_progress: called while something is loaded, and by ``generate`` and ``stream`` up to the first
+            token, in their thread.
         changes: fields of ``options`` by their names, such as ``n_ctx=4096``.
 
     What the options leave open is planned, so that it fits this machine and suits it (see plan/planner.py and
@@ -72,6 +75,7 @@ class AceStep:
         options: EngineOptions | None = None,
         *,
         first: Question | None = None,
+        on_progress: Report = report_nothing,
         **changes: Any,
     ) -> None:
         options = changed(options or EngineOptions(), changes)
@@ -79,6 +83,8 @@ class AceStep:
         self._streams: weakref.WeakSet[Generator[Chunk, None, None]] = weakref.WeakSet()
         self._closed = False
         self._loading = Stopwatch()
+        self._report = on_progress
+        self._report(Progress("loading"))
         with self._loading:
             files = BundleModel(_folder(bundle))
             self.bundle = files.bundle
@@ -116,6 +122,7 @@ class AceStep:
                 speculation=self._speculation,
                 cache=self._cache,
                 loading=self._loading,
+                report=self._report,
             )
 
     @property
@@ -251,7 +258,8 @@ class AceStep:
         if first is None:
             return
         if self.settings.staged:
-            self._encoder.encode_ahead(first.pictures())
+            self._encoder.encode_ahead(first.pictures(), self._report)
+            self._report(Progress("loading"))
         else:  # loading keeps one thread busy, be it of tower or decoder
             self._encoder.load_beside(first.pictures())
 

@@ -1,6 +1,7 @@
 """llama.cpp as a library: how it starts, logs and is interrupted, and how its objects are freed."""
 
 import ctypes
+import logging
 import threading
 from collections import deque
 from typing import Any, Final, Self
@@ -13,14 +14,20 @@ from acestep_gguf.llama.library import FOLDER, lib
 LOG_LEVEL_ERROR: Final = 4  # enum ggml_log_level
 LOG_LEVEL_CONTINUE: Final = 5
 
+LOGGER: Final = logging.getLogger("acestep_gguf.llama")
+
 
 class Log:
-    """Catches what llama.cpp logs, which would otherwise go to stderr, and keeps the last lines."""
+    """Catches what llama.cpp logs, which would otherwise go to stderr, and keeps the last lines.
+
+    ``LOGGER`` has all of them, for whoever wants to debug: what went wrong is in an exception, too.
+    """
 
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=256)
         self._errors: deque[str] = deque(maxlen=4)
         self._level = 0
+        self._unfinished = ""
         # ctypes does not keep the callback alive, this attribute does.
         self._callback = lib.llama_log_callback(self._write)
         lib.llama_log_set(self._callback, ctypes.c_void_p(0))
@@ -31,6 +38,10 @@ class Log:
         self.lines.append(line)
         if self._level == LOG_LEVEL_ERROR and line.strip():
             self._errors.append(line.strip())
+        if LOGGER.isEnabledFor(logging.DEBUG):
+            *whole, self._unfinished = (self._unfinished + text.decode("utf-8", "replace")).split("\n")
+            for written in whole:
+                LOGGER.debug("%s", written)
 
     def clear(self) -> None:
         """Forget what was logged: what comes belongs to the next call."""

@@ -19,6 +19,7 @@ from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
 from acestep_gguf.bundle.schema import NO_TOWER, Bundle, check_file
 from acestep_gguf.cpus import cpu_name
 from acestep_gguf.errors import ImageError, PromptError
+from acestep_gguf.progress import Progress, Report, report_nothing
 from acestep_gguf.prompt.segments import ImageInput
 from acestep_gguf.sizes import show_size
 from acestep_gguf.storage.disk_cache import DiskCache
@@ -145,9 +146,10 @@ class ImageEncoder:
 
         return VisionTower(self._folder, self._bundle, self.precision, n_threads=self._n_threads)
 
-    def encode_ahead(self, sources: Sequence[PictureSource]) -> None:
+    def encode_ahead(self, sources: Sequence[PictureSource], report: Report = report_nothing) -> None:
         """Encode pictures, at most REMEMBERED, and free the tower; errors are those of prepare and load."""
-        for picture in [self.prepare(source) for source in sources]:
+        for number, picture in enumerate([self.prepare(source) for source in sources]):
+            report(Progress("encoding", number, len(sources)))
             self.rows(picture)
         self._tower = None
 

@@ -1,15 +1,8 @@
 import io
-import os
-import pty
 import re
-import select
 import shlex
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise, takewhile
 from pathlib import Path
 
@@ -19,6 +12,7 @@ from PIL import Image
 from acestep_gguf.answer import Answer, Usage
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cli.chat import COMMANDS, Chat
+from acestep_gguf.cli.status_line import StatusLine
 from acestep_gguf.cli.terminal import piped_lines
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine.conversation import Conversation
@@ -28,14 +22,14 @@ from acestep_gguf.llama.binding import Model
 from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.builder import PromptBuilder, TokenSpan
 from acestep_gguf.prompt.messages import user_message
+from tests.support.command_line import PROGRAM
+from tests.support.terminals import terminal
 from tests.support.tiny_checkpoints import TinyCheckpoint
-
-PROGRAM = [sys.executable, "-m", "acestep_gguf.cli", "chat"]
 
 
 @pytest.fixture
 def chat(model: AceStep) -> Chat:
-    return Chat(model, Conversation(), AnswerOptions(max_tokens=5))
+    return Chat(model, Conversation(), AnswerOptions(max_tokens=5), StatusLine(wanted=False))
 
 
 def answers(chat: Chat) -> list[Answer]:
@@ -184,7 +178,7 @@ def test_a_full_context_does_not_end_the_chat(chat: Chat, capsys: pytest.Capture
 @pytest.mark.slow
 def test_lines_from_a_pipe(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
     def talk(stdin: bytes, *options: object) -> subprocess.CompletedProcess[bytes]:
-        command = [*PROGRAM, str(tiny_bundle), "-t", "1", "-n", "4", "--no-cache", *map(str, options)]
+        command = [*PROGRAM, "chat", str(tiny_bundle), "-t", "1", "-n", "4", "--no-cache", *map(str, options)]
         return subprocess.run(command, input=stdin, capture_output=True, check=False, timeout=120)
 
     done = talk("What is this?\r\nGröße?".encode(), "--image", picture, "-sys", "be brief")
@@ -218,73 +212,6 @@ def test_piped_lines_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         list(piped_lines())
 
 
-class Terminal:
-    """A program at a terminal of its own."""
-
-    def __init__(self, process: subprocess.Popen[bytes], controller: int) -> None:
-        self.process = process
-        self._controller = controller
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        os.write(self._controller, text.encode())
-
-    def insist(self, text: str, pattern: str) -> str:
-        """Type ``text`` until ``pattern`` is shown, as a person would whose key was lost."""
-        for _ in range(30):
-            self.type(text)
-            if self.shows(pattern, seconds=2):
-                break
-        return self.wait_for(pattern)
-
-    def wait_for(self, pattern: str) -> str:
-        """What is shown up to ``pattern``, which is taken away."""
-        assert self.shows(pattern, seconds=60), f"{pattern!r} was not shown, but {self.seen!r}"
-        match = re.search(pattern, self.seen, re.DOTALL)
-        assert match
-        shown, self.seen = self.seen[: match.end()], self.seen[match.end() :]
-        return shown
-
-    def shows(self, pattern: str, seconds: float) -> bool:
-        """Whether ``pattern`` is shown before so many seconds are over."""
-        end = time.monotonic() + seconds
-        while not re.search(pattern, self.seen, re.DOTALL):
-            ready, _, _ = select.select([self._controller], [], [], max(0.0, end - time.monotonic()))
-            if not ready:
-                return False
-            try:
-                self.seen += os.read(self._controller, 2**16).decode(errors="replace")
-            except OSError:  # the program has ended
-                return False
-        return True
-
-
-@contextmanager
-def terminal(*arguments: object) -> Iterator[Terminal]:
-    controller, device = pty.openpty()
-
-    def take_terminal() -> None:  # so that Ctrl-C reaches it
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.close(os.open(os.ttyname(device), os.O_RDWR))
-
-    process = subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)],
-        stdin=device,
-        stdout=device,
-        stderr=device,
-        start_new_session=True,
-        preexec_fn=take_terminal,  # noqa: PLW1509
-        env={**os.environ, "TERM": "dumb"},
-    )
-    os.close(device)
-    with process:
-        try:
-            yield Terminal(process, controller)
-        finally:
-            process.kill()
-            os.close(controller)
-
-
 @pytest.fixture(scope="module")
 def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that needs seconds for a full context."""
@@ -299,7 +226,7 @@ STATISTICS = r"\[load .*? known from before\) .*?answer (\d+) tokens .*?\| (\w+)
 
 @pytest.mark.slow
 def test_ctrl_c_stops_the_answer_and_not_the_chat(slow_bundle: Path) -> None:
-    with terminal(slow_bundle, "-t", 1, "-n", 450, "--no-cache") as at:
+    with terminal("chat", slow_bundle, "-t", 1, "-n", 450, "--no-cache") as at:
         at.wait_for(r"/help.*> ")
         at.type("hello\r")
         at.wait_for(r"hello\r\n.")  # the answer has begun
@@ -324,16 +251,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(slow_bundle: Path) -> None:
 
 def test_ctrl_c_while_it_reads_a_long_question(slow_bundle: Path) -> None:
     assert Bundle.read(slow_bundle).image is None
-    with terminal(slow_bundle, "-t", 1, "-n", 4, "-b", 16, "--no-cache") as at:
+    with terminal("chat", slow_bundle, "-t", 1, "-n", 4, "-b", 16, "--no-cache", term="xterm") as at:
         at.wait_for(r"/help.*> ")
-        for attempt in range(10):
-            at.type("word " * 400 + "\r")
-            at.wait_for(r"word word \r\n")
-            time.sleep(0.05 * attempt)  # until input() has returned, it would drop the line
-            at.type("\x03")
-            shown = at.wait_for(rf"{STATISTICS}|> ")
-            if re.search(STATISTICS, shown):
-                break
+        at.type("word " * 400 + "\r")
+        at.wait_for(r"reading \d+ %")
+        at.type("\x03")
+        shown = at.wait_for(STATISTICS)
         assert "answer 0 tokens" in shown
         assert "cancelled]" in shown
         at.wait_for("> ")

@@ -32,6 +32,16 @@ def test_an_answer_streams_to_stdout_and_statistics_to_stderr(tiny_bundle: Path,
     assert set(answer["timings"]) >= {"load_s", "image_s", "prefill_s", "decode_s"}
 
 
+def test_llama_cpps_log(tiny_bundle: Path) -> None:
+    done = acestep("run", tiny_bundle, "hi", "-n", 2, "-v")
+    assert "general.architecture" in done.stderr
+    assert "tokens/s" in done.stderr
+    quiet = acestep("run", tiny_bundle, "hi", "-n", 2, "-v", "--quiet")
+    assert "general.architecture" in quiet.stderr
+    assert "tokens/s" not in quiet.stderr
+    assert quiet.stdout == done.stdout
+
+
 def test_the_question_may_come_from_standard_input(tiny_bundle: Path) -> None:
     by_argument = acestep("run", tiny_bundle, "Größe?", "-n", 8)
     by_stdin = acestep("run", tiny_bundle, "-n", 8, stdin="Größe?\n".encode())

@@ -11,6 +11,7 @@ from PIL import Image
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError, ImageError
+from acestep_gguf.progress import Progress
 from acestep_gguf.storage import file_identity
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.embeds import ImageEmbeds
@@ -89,6 +90,13 @@ def test_all_pictures_are_opened_before_the_tower_is_loaded(
     damaged.write_bytes(picture.read_bytes()[:50])
     with pytest.raises(ImageError, match="damaged"):
         load(encoder, [picture, damaged])
+
+
+def test_encoding_ahead_is_told_picture_by_picture(tiny_bundle: Path, picture: Path) -> None:
+    told: list[Progress] = []
+    encoder = make(tiny_bundle)
+    encoder.encode_ahead([picture, Image.new("L", (9, 9))], told.append)
+    assert told == [Progress("encoding", 0, 2), Progress("encoding", 1, 2)]
 
 
 def test_a_picture_that_there_is_no_memory_to_open_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
