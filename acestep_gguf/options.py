@@ -27,20 +27,30 @@ MOST_PARALLEL: Final = 256
 Options = TypeVar("Options", "EngineOptions", "AnswerOptions")
 
 
+# Groups of --help, in their order.
+PICTURES_AND_PROMPT: Final = "Pictures and prompt"
+OUTPUT: Final = "Output"
+SAMPLING: Final = "Sampling"
+MACHINE: Final = "Machine"
+CACHE: Final = "Cache"
+GROUPS: Final = (PICTURES_AND_PROMPT, OUTPUT, SAMPLING, MACHINE, CACHE)
+
+
 @dataclass(frozen=True)
 class Flag:
-    """How the command line writes an option: its names, as typer takes them, and its line in --help.
+    """How the command line writes an option: its names, as typer takes them, its line and group in --help.
 
     ``default`` is the command line's own, where it is another one than Python's.
     """
 
     names: tuple[str, ...]
     help: str
+    group: str
     default: Any = None
 
 
-def _flag(*names: str, help: str, default: Any = None) -> Flag:
-    return Flag(names, help, default)
+def _flag(*names: str, help: str, group: str = MACHINE, default: Any = None) -> Flag:
+    return Flag(names, help, group, default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +138,9 @@ class EngineOptions:
     image_tokens: Annotated[
         int | None,
         _flag(
-            "--image-tokens", help="Tokens of a picture at most: those that say most of it. By default all."
+            "--image-tokens",
+            group=PICTURES_AND_PROMPT,
+            help="Tokens of a picture at most: those that say most of it. By default all.",
         ),
     ] = None
     spec_type: Annotated[
@@ -150,6 +162,7 @@ class EngineOptions:
         bool | str | os.PathLike[str],
         _flag(
             "--cache/--no-cache",
+            group=CACHE,
             help="Keep on disk what was computed of pictures; see `cache info`.",
             default=True,
         ),
@@ -200,22 +213,38 @@ class SamplingParams:
         repeat_penalty: 1 is off; it looks at the last 64 tokens.
     """
 
-    temperature: Annotated[float, _flag("--temp", help="0 always takes the most probable token.")] = 0.0
+    temperature: Annotated[
+        float, _flag("--temp", group=SAMPLING, help="0 always takes the most probable token.")
+    ] = 0.0
     top_k: Annotated[
-        int, _flag("--top-k", help="Draw from this many of the most probable tokens; 0 is all.")
+        int,
+        _flag("--top-k", group=SAMPLING, help="Draw from this many of the most probable tokens; 0 is all."),
     ] = 40
     top_p: Annotated[
         float,
-        _flag("--top-p", help="Draw from the most probable tokens that have this probability together."),
+        _flag(
+            "--top-p",
+            group=SAMPLING,
+            help="Draw from the most probable tokens that have this probability together.",
+        ),
     ] = 0.95
     min_p: Annotated[
-        float, _flag("--min-p", help="Leave out tokens below this part of the highest probability.")
+        float,
+        _flag("--min-p", group=SAMPLING, help="Leave out tokens below this part of the highest probability."),
     ] = 0.05
     seed: Annotated[
-        int | None, _flag("-s", "--seed", help="Seed of the draw; -1, the default, is a new one each time.")
+        int | None,
+        _flag(
+            "-s", "--seed", group=SAMPLING, help="Seed of the draw; -1, the default, is a new one each time."
+        ),
     ] = None
     repeat_penalty: Annotated[
-        float, _flag("--repeat-penalty", help="Makes tokens that were there before less probable; 1 is off.")
+        float,
+        _flag(
+            "--repeat-penalty",
+            group=SAMPLING,
+            help="Makes tokens that were there before less probable; 1 is off.",
+        ),
     ] = 1.0
 
     def __post_init__(self) -> None:
@@ -251,22 +280,35 @@ class AnswerOptions(SamplingParams):
     """
 
     max_tokens: Annotated[
-        int, _flag("-n", "--n-predict", help="Tokens of the answer at most; -1: until the context is full.")
+        int,
+        _flag(
+            "-n",
+            "--n-predict",
+            group=OUTPUT,
+            help="Tokens of the answer at most; -1: until the context is full.",
+        ),
     ] = 512
     stop: Annotated[
-        Sequence[str], _flag("--stop", help="A text that ends the answer, and is no part of it; repeat.")
+        Sequence[str],
+        _flag("--stop", group=OUTPUT, help="A text that ends the answer, and is no part of it; repeat."),
     ] = ()
     exact: bool = True
     json_schema: Annotated[
         Mapping[str, Any] | str | os.PathLike[str] | type[Any] | None,
         _flag(
             *("-j", "--json-schema", "-jf", "--json-schema-file"),
+            group=OUTPUT,
             help="Answer as JSON after this schema: a file, or its text.",
         ),
     ] = None
     grammar: Annotated[
         str | os.PathLike[str] | None,
-        _flag("--grammar", "--grammar-file", help="Answer after this grammar (GBNF): a file, or its text."),
+        _flag(
+            "--grammar",
+            "--grammar-file",
+            group=OUTPUT,
+            help="Answer after this grammar (GBNF): a file, or its text.",
+        ),
     ] = None
 
     def __post_init__(self) -> None:

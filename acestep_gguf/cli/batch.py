@@ -10,7 +10,7 @@ from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import BundleFolder, SystemPrompt, Verbose, path, text
 from acestep_gguf.cli.terminal import end_on_ctrl_c
 from acestep_gguf.errors import UsageError
-from acestep_gguf.options import AnswerOptions, EngineOptions
+from acestep_gguf.options import OUTPUT, PICTURES_AND_PROMPT, AnswerOptions, EngineOptions
 
 # The decoder's states of a folder of pictures take gigabytes, and would drive out those of other verbs.
 WITHOUT_CACHE: Final = EngineOptions(cache=False)
@@ -29,22 +29,46 @@ def batch(
     *,
     output: Annotated[
         Path,
-        typer.Option("-o", "--output", parser=path, help="Table to write: .jsonl, .csv or .parquet."),
+        typer.Option(
+            *("-o", "--output"),
+            parser=path,
+            help="Table to write: .jsonl, .csv or .parquet.",
+            rich_help_panel=OUTPUT,
+        ),
     ],
     prompt: Annotated[
         list[str] | None,
-        typer.Option("-p", "--prompt", parser=text, help="Question about each picture; repeat for more."),
+        typer.Option(
+            *("-p", "--prompt"),
+            parser=text,
+            help="Question about each picture; repeat for more.",
+            rich_help_panel=PICTURES_AND_PROMPT,
+        ),
     ] = None,
     recursive: Annotated[
-        bool, typer.Option("-r", "--recursive", help="Take pictures from folders in folders, too.")
+        bool,
+        typer.Option(
+            *("-r", "--recursive"),
+            help="Take pictures from folders in folders, too.",
+            rich_help_panel=PICTURES_AND_PROMPT,
+        ),
     ] = False,
     sidecar: Annotated[
-        str | None, typer.Option("--sidecar", help="Write answers beside pictures, too: txt or json.")
+        str | None,
+        typer.Option(
+            "--sidecar",
+            help="Write answers beside pictures, too: txt or json.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Ask again what failed before.")
+        bool,
+        typer.Option("--retry-errors", help="Ask again what failed before.", rich_help_panel=OUTPUT),
     ] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget earlier answers, begin anew.")] = False,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Forget earlier answers, begin anew.", rich_help_panel=OUTPUT),
+    ] = False,
     system_prompt: SystemPrompt = None,
     verbose: Verbose = False,  # noqa: ARG001 (its callback does all)
     answer: AnswerOptions,

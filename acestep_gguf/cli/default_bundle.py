@@ -3,12 +3,11 @@
 import os
 from typing import Any
 
-from typer.core import TyperCommand
-
+from acestep_gguf.cli.help import Verb
 from acestep_gguf.cli.pictures import one_flag_each
 
 
-class VerbOfABundle(TyperCommand):
+class VerbOfABundle(Verb):
     """A verb that puts the default bundle before its words if they do not begin with a bundle."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # click's or typer's own Context

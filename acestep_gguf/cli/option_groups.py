@@ -24,7 +24,7 @@ def options_of(group: type[Any], defaults: Any = None) -> tuple[Parameter, ...]:
             name,
             Parameter.KEYWORD_ONLY,
             default=flag_default if defaults is None else getattr(defaults, name),
-            annotation=Annotated[kind, typer.Option(*flag.names, help=flag.help)],
+            annotation=Annotated[kind, typer.Option(*flag.names, help=flag.help, rich_help_panel=flag.group)],
         )
         for name, kind, flag, flag_default in _flags(group)
     )

@@ -7,6 +7,7 @@ import typer
 
 from acestep_gguf.cli.terminal import show_llama_log
 from acestep_gguf.errors import UsageError
+from acestep_gguf.options import OUTPUT, PICTURES_AND_PROMPT
 
 # How everything of typer is made: without colours and its own tracebacks.
 TYPER: Final[dict[str, Any]] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
@@ -70,7 +71,7 @@ BundleFolder = Annotated[
         help="Folder that `convert` or `import` wrote, or a name of `list`. By default what `use` chose.",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.", rich_help_panel=OUTPUT)]
 
 # As in llama-quantize.
 TensorTypes = Annotated[
@@ -114,10 +115,14 @@ Images = Annotated[
         *("-i", "--image"),
         parser=path,
         metavar="PICTURE...",
+        rich_help_panel=PICTURES_AND_PROMPT,
         help="Pictures, a folder of them, or - for standard input.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print the answer only: no plan, no statistics.")]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", help="Print the answer only: no plan, no statistics.", rich_help_panel=OUTPUT),
+]
 TowerPrecision = Annotated[
     str | None, typer.Option("--vision", help="Tower: float32 or int8. By default the bundle's default.")
 ]
@@ -126,6 +131,7 @@ EmbedsFiles = Annotated[
     typer.Option(
         "--embeds",
         parser=path,
+        rich_help_panel=PICTURES_AND_PROMPT,
         help="Picture as `encode` wrote it; repeat for more. They come after all --image.",
     ),
 ]
@@ -134,10 +140,16 @@ Verbose = Annotated[
     typer.Option(
         *("-v", "--verbose"),
         callback=_begin_log,
+        rich_help_panel=OUTPUT,
         help="Print llama.cpp's log on standard error.",
     ),
 ]
 SystemPrompt = Annotated[
     str | None,
-    typer.Option("-sys", "--system-prompt", parser=text, help="What the model is told before the question."),
+    typer.Option(
+        *("-sys", "--system-prompt"),
+        parser=text,
+        help="What the model is told before the question.",
+        rich_help_panel=PICTURES_AND_PROMPT,
+    ),
 ]

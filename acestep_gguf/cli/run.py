@@ -31,7 +31,7 @@ from acestep_gguf.cli.terminal import (
     statistics,
 )
 from acestep_gguf.errors import BundleError, PromptError, UsageError
-from acestep_gguf.options import AnswerOptions, EngineOptions
+from acestep_gguf.options import PICTURES_AND_PROMPT, AnswerOptions, EngineOptions
 
 
 @takes_groups
@@ -45,10 +45,22 @@ def run(
     ] = None,
     *,
     prompt: Annotated[
-        str | None, typer.Option("-p", "--prompt", parser=text, help="The question, as in llama.cpp.")
+        str | None,
+        typer.Option(
+            *("-p", "--prompt"),
+            parser=text,
+            help="The question, as in llama.cpp.",
+            rich_help_panel=PICTURES_AND_PROMPT,
+        ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("-f", "--file", parser=path, help="File with the question.")
+        Path | None,
+        typer.Option(
+            *("-f", "--file"),
+            parser=path,
+            help="File with the question.",
+            rich_help_panel=PICTURES_AND_PROMPT,
+        ),
     ] = None,
     image: Images = None,
     embeds: EmbedsFiles = None,

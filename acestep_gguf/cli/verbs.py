@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from acestep_gguf.cli.default_bundle import VerbOfABundle
+from acestep_gguf.cli.help import Verb
 from acestep_gguf.cli.options import TYPER, BundleFolder
 
 # Verbs in the order of --help, with their lines in it. What a verb does is the function of its name in the
@@ -48,7 +49,7 @@ def command(name: str) -> Any:
     verb = getattr(import_module(f"acestep_gguf.cli.{own_name}"), own_name)
     if not isinstance(verb, typer.Typer):
         first = next(iter(signature(verb).parameters.values()))
-        reading = VerbOfABundle if first.annotation is BundleFolder else None
+        reading = VerbOfABundle if first.annotation is BundleFolder else Verb
         # After \b, click keeps the lines as they are.
         examples = "\n".join(("\b", "Examples:", *EXAMPLES[name])) if name in EXAMPLES else None
         alone = typer.Typer(add_completion=False, **TYPER)

@@ -1,4 +1,5 @@
 import inspect
+import re
 from dataclasses import asdict, fields
 from typing import Annotated
 
@@ -11,7 +12,17 @@ from acestep_gguf.cli.chat import chat
 from acestep_gguf.cli.option_groups import in_flags, options_of, takes_groups
 from acestep_gguf.cli.run import run
 from acestep_gguf.errors import UsageError
-from acestep_gguf.options import AnswerOptions, EngineOptions
+from acestep_gguf.options import (
+    CACHE,
+    GROUPS,
+    MACHINE,
+    OUTPUT,
+    PICTURES_AND_PROMPT,
+    SAMPLING,
+    AnswerOptions,
+    EngineOptions,
+)
+from tests.support.command_line import acestep
 
 SMALL = EngineOptions(n_ctx=77)
 
@@ -30,6 +41,22 @@ def test_defaults_are_those_of_python() -> None:
         differing = {option.name for option in options_of(group) if option.default != defaults[option.name]}
         # A program leaves nothing on disk unless it is told to.
         assert differing == ({"cache"} if group is EngineOptions else set())
+
+
+def test_help_shows_options_in_groups() -> None:
+    shown = acestep("run", "--help").stdout
+    sections = dict(re.findall(r"^([A-Z][\w ]+):\n(.*?)(?:\n\n|\Z)", shown, re.MULTILINE | re.DOTALL))
+    assert [*sections] == ["Arguments", *GROUPS, "Options"]
+    for flag, group in (
+        ("--image PICTURE...", PICTURES_AND_PROMPT),
+        ("--n-predict", OUTPUT),
+        ("--seed", SAMPLING),
+        ("--threads ", MACHINE),
+        ("--no-cache", CACHE),
+        ("--help", "Options"),
+    ):
+        assert [name for name, lines in sections.items() if flag in lines] == [group]
+    assert sections["Options"].count("--") == 1
 
 
 @pytest.mark.parametrize(
