@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from acestep_gguf.options import AnswerOptions, EngineOptions
     from acestep_gguf.progress import Progress
     from acestep_gguf.vision.embeds_file import EmbedsFile
+    from acestep_gguf.vision.image_file import pdf_pages
 
     __version__: str
 
@@ -34,6 +35,7 @@ __all__ = [
     "Question",
     "Timings",
     "Usage",
+    "pdf_pages",
 ]
 
 _MODULES = {
@@ -49,6 +51,7 @@ _MODULES = {
     "Question": "engine.question",
     "Timings": "answer",
     "Usage": "answer",
+    "pdf_pages": "vision.image_file",
 }
 
 # While it is imported, onnxruntime writes a database of events into the user's cache folder, and some seconds

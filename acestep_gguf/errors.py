@@ -78,5 +78,5 @@ class BatchError(AceStepError):
 class MissingPackageError(AceStepError):
     """A package of an extra is not installed: ``convert`` is what writing files needs."""
 
-    def __init__(self, package: str, extra: str = "convert") -> None:
-        super().__init__(f"this needs the {package} package: pip install 'acestep-gguf[{extra}]'.")
+    def __init__(self, package: str, extra: str = "convert", *, what: str = "this") -> None:
+        super().__init__(f"{what} needs the {package} package: pip install 'acestep-gguf[{extra}]'.")

@@ -9,7 +9,8 @@ import msgspec
 
 from acestep_gguf.batch.rows import COLUMNS
 from acestep_gguf.batch.tasks import Entry, shown
-from acestep_gguf.errors import BatchError
+from acestep_gguf.errors import BatchError, ImageError, MissingPackageError
+from acestep_gguf.vision.image_file import pictures_of
 
 MAX_LINE_BYTES: Final = 2**20
 MAX_IMAGES: Final = 1_000
@@ -33,7 +34,7 @@ def jsonl_entries(path: Path) -> Iterator[Entry]:
     """The pictures of a file of JSON objects, one a line."""
     with _opened(path) as file:
         for number, line in lines(file, shown(path)):
-            yield entry_of_json(line, f"{shown(path)}:{number}", path.parent)
+            yield from entries_of_json(line, f"{shown(path)}:{number}", path.parent)
 
 
 def csv_entries(path: Path) -> Iterator[Entry]:
@@ -52,7 +53,7 @@ def csv_entries(path: Path) -> Iterator[Entry]:
                 elif cells:
                     if len(cells) != len(names):
                         raise BatchError(f"{where} has {len(cells)} cells, not {len(names)}: correct it.")
-                    yield _entry(_of_cells(names, cells, where), where, path.parent)
+                    yield from _entries(_of_cells(names, cells, where), where, path.parent)
         except csv.Error as error:
             raise BatchError(f"{shown(path)}:{table.line_num} is no CSV ({error}): correct it.") from error
 
@@ -63,16 +64,24 @@ READERS: Final[Mapping[str, Callable[[Path], Iterator[Entry]]]] = {
 }
 
 
-def entry_of_json(line: bytes, where: str, folder: Path) -> Entry:
-    """The pictures of one JSON object, whose paths start from ``folder``.
+def entries_of_json(line: bytes, where: str, folder: Path) -> list[Entry]:
+    """The pictures of one JSON object, whose paths start from ``folder``: an entry, or one for each page.
 
     Raises:
         BatchError: it is none, or not of the columns' types.
     """
     try:
-        return _entry(msgspec.json.decode(line, type=dict[str, Any]), where, folder)
+        return _entries(msgspec.json.decode(line, type=dict[str, Any]), where, folder)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BatchError(f"{where} is no JSON object ({error}): correct it.") from error
+
+
+def pages_of(path: Path) -> list[Path]:
+    """The pages of a PDF, else the path itself; of one that cannot be read, too, and its row says why."""
+    try:
+        return pictures_of(path)
+    except (ImageError, MissingPackageError):
+        return [path]
 
 
 def lines(file: BinaryIO, name: str, strip: bytes = b"\r\n") -> Iterator[tuple[int, bytes]]:
@@ -124,7 +133,8 @@ def _of_cells(names: list[str], cells: list[str], where: str) -> dict[str, Any]:
     return row
 
 
-def _entry(row: dict[str, Any], where: str, folder: Path) -> Entry:
+def _entries(row: dict[str, Any], where: str, folder: Path) -> list[Entry]:
+    """One, or one for each page of ``image``; the pages of PDFs among ``images`` belong to one question."""
     try:
         asked = msgspec.convert({name: row[name] for name in OWN_COLUMNS & row.keys()}, _Asked)
     except msgspec.ValidationError as error:
@@ -133,17 +143,21 @@ def _entry(row: dict[str, Any], where: str, folder: Path) -> Entry:
         raise BatchError(f"{where} has a column {min(taken)}, which answers have, too: rename it.")
     if asked.image is not None and asked.images is not None:
         raise BatchError(f"{where} has image and images: give one of them.")
-    images = asked.images or ([asked.image] if asked.image else [])
+    paths = [folder / image for image in asked.images or ([asked.image] if asked.image else [])]
+    images = [page for path in paths for page in pages_of(path)]
     if len(images) > MAX_IMAGES:
         raise BatchError(f"{where} has {len(images)} pictures: give {MAX_IMAGES} at most.")
     if not images and asked.prompt is None:
         raise BatchError(f"{where} has neither image nor prompt: give one of them.")
     if asked.prompt is not None and not asked.prompt.strip():
         raise BatchError(f"{where} has an empty prompt: leave it out, or ask something.")
-    by_default = where if not images else shown(folder / images[0])
-    return Entry(
-        by_default if asked.id is None else asked.id,
-        tuple(folder / image for image in images),
-        asked.prompt,
-        {name: value for name, value in row.items() if name not in OWN_COLUMNS},
-    )
+    together = [(image,) for image in images] if asked.image else [tuple(images)]
+    fields = {name: value for name, value in row.items() if name not in OWN_COLUMNS}
+    return [
+        Entry(asked.id if asked.id is not None else _name(about, where), about, asked.prompt, fields)
+        for about in together
+    ]
+
+
+def _name(images: tuple[Path, ...], where: str) -> str:
+    return shown(images[0]) if images else where

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from acestep_gguf.batch.input_tables import READERS, entry_of_json, lines
+from acestep_gguf.batch.input_tables import READERS, entries_of_json, lines, pages_of
 from acestep_gguf.batch.journal import journal_path
 from acestep_gguf.batch.tasks import Entry, shown
 from acestep_gguf.errors import BatchError
-from acestep_gguf.vision.image import SUFFIXES
+from acestep_gguf.vision.image_file import SUFFIXES
+from acestep_gguf.vision.pdf import split_page
 
 STDIN: Final = "-"
 
@@ -20,6 +21,8 @@ def entries_of(
     arguments: Iterable[str], *, recursive: bool, stdin: BinaryIO | None, output: Path | None = None
 ) -> Iterator[Entry]:
     """The pictures that ``arguments`` name, in their order; those of a folder or pattern in natural order.
+
+    Each page of a PDF is a picture.
 
     Args:
         arguments: paths of pictures, folders, .jsonl and .csv tables, patterns such as ``"scans/*.jpg"``, and
@@ -66,12 +69,12 @@ def _matching(pattern: str) -> list[Path]:
 def _entries_of_path(path: Path, recursive: bool) -> Iterator[Entry]:
     if path.is_dir():
         yield from _entries_of_folder(path, recursive)
-    elif not os.path.lexists(path):
+    elif not os.path.lexists(split_page(path)[0]):
         raise BatchError(f"{shown(path)} is not there: give pictures, folders or tables.")
     elif (reader := READERS.get(path.suffix.lower())) is not None:
         yield from reader(path)
     else:
-        yield _picture(path)
+        yield from _entries_of_file(path)
 
 
 def _entries_of_folder(folder: Path, recursive: bool) -> Iterator[Entry]:
@@ -83,7 +86,8 @@ def _entries_of_folder(folder: Path, recursive: bool) -> Iterator[Entry]:
     if not found:
         hint = "" if recursive else " -r takes those of the folders in it, too."
         raise BatchError(f"{shown(folder)} has no pictures.{hint}")
-    yield from map(_picture, found)
+    for path in found:
+        yield from _entries_of_file(path)
 
 
 def pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
@@ -96,9 +100,7 @@ def pictures_in(folder: Path, recursive: bool) -> Iterator[Path]:
             if entry.is_dir(follow_symlinks=False):
                 if recursive:
                     yield from pictures_in(Path(entry.path), recursive)
-            elif (
-                Path(entry.name).suffix.lower() in SUFFIXES
-            ):  # given by its name, any file is a picture, and an error if it is none
+            elif Path(entry.name).suffix.lower() in SUFFIXES:
                 yield Path(entry.path)
 
 
@@ -107,10 +109,11 @@ def _entries_of_lines(stdin: BinaryIO | None) -> Iterator[Entry]:
         raise BatchError("standard input is closed: give paths there, one a line.")
     for number, line in lines(stdin, "standard input"):
         if line.startswith(b"{"):
-            yield entry_of_json(line, f"standard input:{number}", Path())
+            yield from entries_of_json(line, f"standard input:{number}", Path())
         else:
-            yield _picture(Path(os.fsdecode(line)))
+            yield from _entries_of_file(Path(os.fsdecode(line)))
 
 
-def _picture(path: Path) -> Entry:
-    return Entry(shown(path), (path,))
+def _entries_of_file(path: Path) -> Iterator[Entry]:
+    for page in pages_of(path):
+        yield Entry(shown(page), (page,))

@@ -1,4 +1,7 @@
-"""Answers beside their pictures: ``photo.txt`` or ``photo.json`` for ``photo.jpg``, as trainers take them."""
+"""Answers beside their pictures: ``photo.txt`` or ``photo.json`` for ``photo.jpg``, as trainers take them.
+
+Those of a PDF's pages are ``scan-page1.txt`` and so on.
+"""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -12,6 +15,7 @@ from acestep_gguf.batch.rows import Row, table_row
 from acestep_gguf.batch.tasks import Task, shown
 from acestep_gguf.errors import BatchError
 from acestep_gguf.storage.atomic_file import remove_partial, write_atomically
+from acestep_gguf.vision.pdf import split_page
 
 SidecarKind = Literal["txt", "json"]
 SIDECAR_KINDS: Final[tuple[SidecarKind, ...]] = ("txt", "json")
@@ -70,5 +74,6 @@ def finish_sidecars(tasks: Sequence[Task], kind: SidecarKind, journal: Journal, 
 def _path(task: Task, kind: SidecarKind) -> Path | None:
     if not task.images:
         return None
-    picture = task.images[0]
-    return picture.parent / f"{picture.stem}.{kind}"
+    picture, page = split_page(task.images[0])
+    name = picture.stem if page is None else f"{picture.stem}-page{page}"
+    return picture.parent / f"{name}.{kind}"

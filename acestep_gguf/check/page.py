@@ -15,7 +15,8 @@ from jinja2 import Environment
 
 from acestep_gguf.check.measures import n_alike
 from acestep_gguf.check.report import HEADS, Candidate, CheckReport, cells
-from acestep_gguf.vision.image import open_image, to_rgb
+from acestep_gguf.vision.image import to_rgb
+from acestep_gguf.vision.image_file import open_image
 
 MAX_SIDE: Final = 480  # of a picture on the page, in pixels
 

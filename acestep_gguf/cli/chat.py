@@ -128,20 +128,24 @@ class Chat:
         self._model.cancel()
 
     def attach(self, kind: "AttachmentKind", path: Path) -> None:
-        """Add a picture, or a file of image embeds, to the next message.
+        """Add a picture, all pages of a PDF, or a file of image embeds to the next message.
 
         Raises:
             ImageError: it cannot be read.
+            MissingPackageError: it is of a format that an extra reads.
             PromptError: the model has no vision tower.
         """
-        self._attachments.append(self._opened(kind, path))
+        from acestep_gguf.vision.image_file import pictures_of
+
+        paths = pictures_of(path) if kind == "picture" else [path]
+        self._attachments += [self._opened(kind, path) for path in paths]
 
     def _opened(self, kind: "AttachmentKind", path: Path) -> "Attachment":
         import hashlib
 
         from acestep_gguf.engine.conversation import Attachment
         from acestep_gguf.vision.embeds_file import EmbedsFile
-        from acestep_gguf.vision.image import read_file
+        from acestep_gguf.vision.image_file import read_file
 
         path = Path(os.path.abspath(path))
         if kind == "embeds":

@@ -15,11 +15,13 @@ STDIN = Path("-")
 def one_flag_each(arguments: Sequence[str]) -> list[str]:
     """The arguments with an ``--image`` before each picture.
 
-    What follows a flag is a picture, or a folder of them; then the files up to the first argument that is
-    none.
+    What follows a flag is a picture, a PDF or a folder of them; then the files up to the first argument that
+    is none.
 
     Raises:
         UsageError: a folder cannot be read, or has no picture.
+        ImageError: a PDF is encrypted or damaged.
+        MissingPackageError: there is a PDF, and pypdfium2 is not installed.
     """
     given: list[str] = []
     left = list(arguments)
@@ -35,7 +37,8 @@ def one_flag_each(arguments: Sequence[str]) -> list[str]:
         while left and _is_file(left[0]):
             pictures.append(left.pop(0))
         for picture in pictures:
-            given += ["--image", picture]
+            for page in _pages(picture):
+                given += ["--image", page]
     return given
 
 
@@ -45,24 +48,35 @@ def picture_from(path: Path) -> Path | bytes:
     Raises:
         ImageError: it cannot be read.
     """
-    from acestep_gguf.vision.image import MAX_FILE_BYTES
+    from acestep_gguf.prompt.image_source import MAX_IMAGE_BYTES
 
     if path == STDIN:
         if sys.stdin is None or sys.stdin.isatty():
             raise ImageError("there is no picture on standard input: give the path of one.")
-        return sys.stdin.buffer.read(MAX_FILE_BYTES + 1)
+        return sys.stdin.buffer.read(MAX_IMAGE_BYTES + 1)
     try:
         if not stat.S_ISFIFO(path.stat().st_mode):
             return path
         with path.open("rb") as pipe:
-            return pipe.read(MAX_FILE_BYTES + 1)
+            return pipe.read(MAX_IMAGE_BYTES + 1)
     except (OSError, ValueError):
         return path  # whoever opens it says what is wrong
 
 
+def _pages(picture: str) -> list[str]:
+    """Of a PDF that is there; of anything else, itself."""
+    if not (picture.lower().endswith(".pdf") and _is_file(picture)):
+        return [picture]
+    from acestep_gguf.vision.image_file import pdf_pages
+
+    return list(map(str, pdf_pages(picture)))
+
+
 def _is_file(argument: str) -> bool:
+    from acestep_gguf.vision.pdf import split_page
+
     try:
-        mode = os.stat(argument).st_mode
+        mode = split_page(Path(argument))[0].stat().st_mode
     except (OSError, ValueError):
         return False
     return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)

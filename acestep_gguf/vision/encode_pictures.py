@@ -15,6 +15,7 @@ from acestep_gguf.llama.params import MOST_THREADS
 from acestep_gguf.options import check_integer
 from acestep_gguf.vision.embeds_file import SUFFIX, read_embeds, write_embeds
 from acestep_gguf.vision.encoder import ImageEncoder, Picture
+from acestep_gguf.vision.image_file import pictures_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ def encode_pictures(
 ) -> Iterator[Encoded]:
     """Write the image embeds of ``pictures`` into the folder ``out``, one file a picture, named after it.
 
+    The pages of a PDF are pictures.
+
     A file that is there and has the same tower's embeds of the same pixels is left as it is, so that the same
     call carries on where it was stopped; another one is replaced only with ``force``.
 
@@ -44,6 +47,7 @@ def encode_pictures(
         BundleError: ``folder`` is not a sound bundle.
         PromptError: it has no vision tower.
         ImageError: a picture or the folder ``out`` cannot be used, or a file is in the way.
+        MissingPackageError: a picture is of a format that an extra reads.
         UsageError: two pictures have one name, or ``vision`` or ``n_threads`` is out of its range.
         DecodeError: onnxruntime failed.
     """
@@ -52,6 +56,7 @@ def encode_pictures(
     precision = None if vision is None else vision_precision_from(vision)
     n_threads = n_threads if n_threads is not None else usable_cpus()
     check_integer("n_threads", n_threads, 1, MOST_THREADS)
+    pictures = [page for picture in pictures for page in pictures_of(picture)]
     paths = _paths(pictures, out)
     try:
         out.mkdir(parents=True, exist_ok=True)

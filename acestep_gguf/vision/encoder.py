@@ -23,10 +23,11 @@ from acestep_gguf.progress import Progress, Report, report_nothing
 from acestep_gguf.prompt.segments import ImageInput
 from acestep_gguf.sizes import show_size
 from acestep_gguf.storage.disk_cache import DiskCache
-from acestep_gguf.storage.file_identity import file_identity, file_state
+from acestep_gguf.storage.file_identity import file_identity
 from acestep_gguf.vision.embeds import ImageEmbeds
 from acestep_gguf.vision.embeds_file import EmbedsFile, model_identity, read_embeds
-from acestep_gguf.vision.image import ImageSource, opening_bytes, picture_name, pixel_values
+from acestep_gguf.vision.image import opening_bytes, pixel_values
+from acestep_gguf.vision.image_file import ImageSource, picture_name, picture_state
 from acestep_gguf.vision.int8_check import vision_precision
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class ImageEncoder:
         self._tower: VisionTower | None = None
         self._loading: Future[VisionTower] | None = None
         self._embeds: OrderedDict[str, ImageEmbeds] = OrderedDict()  # by Picture.sha256
-        self._opened: OrderedDict[tuple[int, ...], Picture] = OrderedDict()  # by file_state
+        self._opened: OrderedDict[tuple[int, ...], Picture] = OrderedDict()  # by picture_state
 
     @property
     def n_tokens(self) -> int:
@@ -171,7 +172,7 @@ class ImageEncoder:
             embeds, metadata = read_embeds(Path(source.path), self._bundle)
             sha256 = embeds.sha256
             return Picture(source, self._input(sha256), sha256, tower=metadata.model, embeds=embeds)
-        state = file_state(Path(source)) if isinstance(source, str | os.PathLike) else None
+        state = picture_state(Path(source)) if isinstance(source, str | os.PathLike) else None
         picture = self._opened.get(state) if state is not None else None
         if picture is None:
             picture = self._open(source)

@@ -3,54 +3,33 @@
 The numbers are those of transformers' ``CLIPImageProcessorPil`` and ``LlavaImageProcessorPil``, bit for bit.
 """
 
-import io
 import math
-import os
-import stat
-import struct
-import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from acestep_gguf.bundle.schema import ImageSpec, Size
 from acestep_gguf.errors import ImageError
+from acestep_gguf.vision.image_file import (
+    MAX_PIXELS,
+    PIXEL_BYTES,
+    ImageSource,
+    open_image,
+    refusing_damage,
+    too_many_pixels,
+    undecoded,
+)
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
-# Pillow's names of them; MPO is a JPEG file with several pictures in it, as phones write.
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
-KINDS: Final = "JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF"
-# What files are often that cannot be read, by bytes at their place in the file.
-OTHER_FORMATS: Final = (
-    (0, b"%PDF", "PDF"),
-    (0, b"<svg", "SVG"),
-    (0, b"8BPS", "PSD"),
-    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
-    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"mif1", b"msf1", b"hevc")),
-)
-MAX_FILE_BYTES: Final = 128 * 2**20
-MAX_PIXELS: Final = 100 * 10**6
 WHITE: Final = (255, 255, 255, 255)
-PIXEL_BYTES: Final = 4  # of a colour picture in Pillow
-# Bytes a pixel, at most, while a file is decoded and made RGB. libjpeg keeps the coefficients of a
-# progressive picture, libwebp two canvases; Pillow's picture comes on top, and then the one in RGB.
-# libtiff may have one strip of the whole picture, libavif and dav1d planes of 16 bits.
-OPENING_BYTES: Final = {
-    "PNG": 8, "JPEG": 12, "MPO": 12, "WEBP": 16, "GIF": 8, "BMP": 8, "TIFF": 12, "AVIF": 20
-}  # fmt: skip
-MAX_TILE_PIXELS: Final = 2**20  # of a TIFF's tile that is larger than its picture
-TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 TILE: Final = 512  # side of what is made RGB at a time, since some ways to it take several copies
+# A PDF's page is rendered so much finer than the model sees it: resizing evens out what rendering cuts off.
+PAGE_FINENESS: Final = 2
 
 _RESAMPLE: Final = {
     "nearest": Image.Resampling.NEAREST,
@@ -61,34 +40,15 @@ _RESAMPLE: Final = {
     "hamming": Image.Resampling.HAMMING,
 }
 
-# What Pillow raises on damaged files; its documentation names only the first two.
-_DECODER_ERRORS: Final = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
-
 
 def pixel_values(source: ImageSource, spec: ImageSpec) -> FloatArray:
     """Pixels of a picture as the vision tower takes them, float32 [1, 3, H, W].
 
     Raises:
         ImageError: missing, of another format, damaged or too large.
+        MissingPackageError: of a format that an extra reads.
     """
-    return preprocess(to_rgb(open_image(source)), spec)
-
-
-def picture_name(source: ImageSource) -> str:
-    """What messages call a picture: its path, or "the picture"."""
-    return os.fsdecode(source) if isinstance(source, str | os.PathLike) else "the picture"
+    return preprocess(to_rgb(open_image(source, page_side=_page_side(spec))), spec)
 
 
 def opening_bytes(source: ImageSource, spec: ImageSpec) -> int:
@@ -97,38 +57,20 @@ def opening_bytes(source: ImageSource, spec: ImageSpec) -> int:
     Raises:
         ImageError: missing, of another format, too large, or so long and narrow that it cannot be
             resized.
+        MissingPackageError: of a format that an extra reads.
     """
-    if isinstance(source, Image.Image):
-        _check_size(source, "the picture")
-        n_file, per_pixel, (width, height) = 0, 2 * PIXEL_BYTES, source.size  # upright, and in RGB
-    else:
-        image, n_file = _open_undecoded(source)
-        per_pixel, (width, height) = OPENING_BYTES[str(image.format)], image.size
-    opened = 2 * n_file + per_pixel * width * height  # libwebp has a copy of the file
+    opened = undecoded(source, page_side=_page_side(spec))
+    width, height = opened.size
     most = PIXEL_BYTES * width * height
     if spec.pad_to_square is not None:
         width = height = max(width, height)
     padded = most + PIXEL_BYTES * width * height
     if spec.resize_to is None:
-        return max(opened, padded)
+        return max(opened.decoding_bytes, padded)
     resized_width, resized_height = _resized_size((width, height), spec, spec.resize_to)
     # Pillow resizes all rows to their new width first.
-    return max(opened, padded, PIXEL_BYTES * (width * height + resized_width * (height + resized_height)))
-
-
-def open_image(source: ImageSource) -> Image.Image:
-    """Open and decode a picture, the first frame if it moves; its size is checked before it is decoded.
-
-    Raises:
-        ImageError: missing, of another format, damaged or too large.
-    """
-    if isinstance(source, Image.Image):
-        _check_size(source, "the picture")
-        return source
-    image, _ = _open_undecoded(source)
-    with _refusing_damage(picture_name(source)):
-        image.load()
-    return image
+    resized = PIXEL_BYTES * (width * height + resized_width * (height + resized_height))
+    return max(opened.decoding_bytes, padded, resized)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -139,7 +81,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
             "F" of PIL images).
     """
     is_from_file = image.format is not None  # then 16 bits are 16 bits
-    with _refusing_damage("the picture"):
+    with refusing_damage("the picture"):
         image = ImageOps.exif_transpose(image)
         if image.mode == "F":
             raise _no_known_range("floating-point numbers")
@@ -175,77 +117,11 @@ def preprocess(image: Image.Image, spec: ImageSpec) -> FloatArray:
     return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a picture's file, one more than ``MAX_FILE_BYTES`` at most.
-
-    Raises:
-        ImageError: it is missing, not a regular file, or cannot be read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
-            raise ImageError(f"{path} is not a file: give {KINDS}.")
-        with path.open("rb") as file:
-            return file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read ({error.strerror}): give {KINDS}.") from error
-    except ValueError as error:  # a null character in the name
-        raise ImageError(f"{path} cannot be read ({error}): give {KINDS}.") from error
-
-
-def _open_undecoded(source: str | os.PathLike[str] | bytes) -> tuple[Image.Image, int]:
-    """A picture whose pixels are not decoded yet, and the size of its file; errors as open_image's."""
-    if not isinstance(source, str | os.PathLike | bytes):
-        raise ImageError(f"a picture is given as {type(source).__name__}: give a path, bytes or a PIL image.")
-    name = picture_name(source)
-    data = source if isinstance(source, bytes) else read_file(Path(name))
-    if len(data) > MAX_FILE_BYTES:
-        raise ImageError(f"{name} is larger than {MAX_FILE_BYTES >> 20} MiB: give a smaller picture.")
-    with _refusing_damage(name):
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise _unknown_format(data, name) from None
-        _check_size(image, name)
-        _check_tiles(image, name)
-    return image, len(data)
-
-
-@contextmanager
-def _refusing_damage(name: str) -> Iterator[None]:
-    """Let what Pillow raises inside be ImageErrors."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of what we check, refuse or need not know
-            yield
-    except Image.DecompressionBombError:
-        raise _too_many_pixels(name) from None
-    except _DECODER_ERRORS as error:
-        raise ImageError(f"{name} is damaged ({error}): save or copy it again.") from error
-
-
-def _check_size(image: Image.Image, name: str) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_many_pixels(name)
-    if image.width < 1 or image.height < 1:
-        raise ImageError(f"{name} is empty: give a picture with at least one pixel.")
-
-
-def _check_tiles(image: Image.Image, name: str) -> None:
-    """Refuse a TIFF whose tiles would take more memory than its picture."""
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > max(image.width * image.height, MAX_TILE_PIXELS):
-        raise ImageError(f"{name} has tiles larger than itself: save it again.")
-
-
-def _unknown_format(data: bytes, name: str) -> ImageError:
-    for place, magic, format in OTHER_FORMATS:
-        if data.startswith(magic, place):
-            return ImageError(f"{name} is {format}, which is not read: save it as PNG or JPEG.")
-    return ImageError(f"{name} is not a picture that can be read: give {KINDS}.")
-
-
-def _too_many_pixels(name: str) -> ImageError:
-    return ImageError(f"{name} has more than {MAX_PIXELS // 10**6} million pixels: give a smaller picture.")
+def _page_side(spec: ImageSpec) -> int:
+    """Pixels of the shorter side of a PDF's page, as the model needs it."""
+    if spec.resize_to is None:
+        return max(spec.size.width, spec.size.height)
+    return PAGE_FINENESS * max(spec.resize_to.width, spec.resize_to.height)
 
 
 def _tiles(image: Image.Image) -> Iterator[tuple[tuple[int, int], Image.Image]]:
@@ -301,7 +177,7 @@ def _no_known_range(numbers: str) -> ImageError:
 def _pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
     side = max(image.size)
     if side * side > MAX_PIXELS:
-        raise _too_many_pixels("the picture, padded to a square,")
+        raise too_many_pixels("the picture, padded to a square,")
     square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square

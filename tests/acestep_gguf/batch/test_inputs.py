@@ -1,4 +1,5 @@
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from acestep_gguf.batch.inputs import entries_of, natural
 from acestep_gguf.batch.tasks import Entry, tasks_of
 from acestep_gguf.errors import BatchError
+from tests.support.pdf_files import BLUE, NO_PASSWORD_OPENS_IT, RED, pdf
 
 
 def entries(
@@ -181,3 +183,49 @@ def test_a_task_for_each_prompt_with_a_key_of_its_own() -> None:
 def test_nothing_to_ask(make: Callable[[], object]) -> None:
     with pytest.raises(BatchError):
         make()
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    path = tmp_path / "scan.PDF"
+    path.write_bytes(pdf((30, 30, RED), (30, 30, BLUE)))
+    return path
+
+
+def test_each_page_of_a_pdf_is_a_picture(scan: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    pages = [Path(f"{scan}#page=1"), Path(f"{scan}#page=2")]
+    by_page = [Entry(str(page), (page,)) for page in pages]
+    assert entries(tmp_path) == [Entry(str(tmp_path / "a.png"), (tmp_path / "a.png",)), *by_page]
+    assert entries(tmp_path / "*.PDF") == entries("-", stdin=bytes(scan)) == entries(scan) == by_page
+    assert entries(pages[1]) == entries("-", stdin=bytes(pages[1])) == by_page[1:]
+    with pytest.raises(BatchError, match="is not there"):
+        entries(tmp_path / "none.pdf#page=1")
+
+
+def test_the_pages_of_a_pdf_in_a_table(scan: Path, tmp_path: Path) -> None:
+    table = write(
+        tmp_path / "t.jsonl",
+        '{"image": "scan.PDF", "tag": 1}\n{"image": "scan.PDF", "id": 7}\n{"images": ["scan.PDF"]}\n'
+        '{"image": "scan.PDF#page=2"}\n{"image": "", "prompt": "No picture?"}\n',
+    )
+    first, second = (tmp_path / f"scan.PDF#page={number}" for number in (1, 2))
+    assert entries(table) == [
+        Entry(str(first), (first,), None, {"tag": 1}),
+        Entry(str(second), (second,), None, {"tag": 1}),
+        Entry(7, (first,)),
+        Entry(7, (second,)),
+        Entry(str(first), (first, second)),  # a list is one question
+        Entry(str(second), (second,)),
+        Entry(f"{table}:5", (), "No picture?"),
+    ]
+    assert len({task.key for task in tasks_of(entries(table)[:6], ["What?"])}) == 6
+
+
+def test_a_pdf_that_cannot_be_read_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = tmp_path / "locked.pdf"
+    locked.write_bytes(pdf((30, 30, RED), trailer=NO_PASSWORD_OPENS_IT))
+    assert entries(tmp_path) == [Entry(str(locked), (locked,))]
+    locked.write_bytes(pdf((30, 30, RED)))
+    monkeypatch.setitem(sys.modules, "pypdfium2", None)  # as if it were not installed
+    assert entries(tmp_path) == [Entry(str(locked), (locked,))]

@@ -29,6 +29,16 @@ def test_answers_lie_beside_their_pictures(tmp_path: Path) -> None:
     assert not (tmp_path / "bad.txt").exists()
 
 
+def test_each_page_of_a_pdf_has_its_own(tmp_path: Path) -> None:
+    run(tmp_path, tasks_in(tmp_path, "scan.pdf#page=1", "scan.pdf#page=2", "scan.png"))
+    assert (tmp_path / "scan-page2.txt").read_text() == "about scan.pdf#page=2\n"
+    assert sorted(path.name for path in tmp_path.glob("*.txt")) == [
+        "scan-page1.txt",
+        "scan-page2.txt",
+        "scan.txt",
+    ]
+
+
 def test_as_json_they_are_rows(tmp_path: Path) -> None:
     run(tmp_path, tasks_in(tmp_path, "a.jpg"), "json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "a.jsonl").read_bytes()

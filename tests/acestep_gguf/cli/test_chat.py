@@ -23,6 +23,7 @@ from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.builder import PromptBuilder, TokenSpan
 from acestep_gguf.prompt.messages import user_message
 from tests.support.command_line import PROGRAM
+from tests.support.pdf_files import BLUE, RED, pdf
 from tests.support.terminals import terminal
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
@@ -49,6 +50,16 @@ def n_new(before: Answer, now: Answer) -> int:
     """
     n_computed_of_answer = before.usage.completion_tokens - (before.finish_reason == "length")
     return now.usage.prompt_tokens - before.usage.prompt_tokens - n_computed_of_answer
+
+
+def test_a_pdf_is_attached_with_all_its_pages(chat: Chat, tmp_path: Path) -> None:
+    scan, saved = tmp_path / "scan.pdf", tmp_path / "saved.json"
+    scan.write_bytes(pdf((30, 30, RED), (30, 30, BLUE)))
+    chat.talk([f"/image {scan}", "What are these?", f"/image {scan}#page=2", "And this?", f"/save {saved}"])
+    pages = [[one.path for one in past.attachments] for past in chat.conversation.exchanges]
+    assert pages == [[f"{scan}#page=1", f"{scan}#page=2"], [f"{scan}#page=2"]]
+    chat.talk(["/reset", f"/load {saved}"])
+    assert len(chat.conversation.exchanges) == 2
 
 
 def test_a_turn_prefills_what_is_new_and_nothing_else(

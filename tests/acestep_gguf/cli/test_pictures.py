@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from acestep_gguf.cli.pictures import one_flag_each
 from acestep_gguf.errors import UsageError
+from acestep_gguf.vision.image_file import open_image
 from tests.support.command_line import PROGRAM, acestep, check_is_one_line
+from tests.support.pdf_files import BLUE, NO_PASSWORD_OPENS_IT, RED, pdf
 
 
 @pytest.fixture
@@ -45,6 +47,33 @@ def test_a_folder_is_its_pictures(folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(UsageError, match="has no pictures"):
         one_flag_each(["-i", str(folder / "empty")])
+
+
+def test_a_pdf_is_its_pages(folder: Path, picture: Path) -> None:
+    scan = folder / "1.pdf"
+    scan.write_bytes(pdf((30, 30, RED), (30, 30, BLUE)))
+    pages = ["--image", f"{scan}#page=1", "--image", f"{scan}#page=2"]
+    png = ["--image", str(picture)]
+    assert one_flag_each(["-i", str(scan), str(picture), "What?"]) == [*pages, *png, "What?"]
+    assert one_flag_each(["-i", str(picture), f"{scan}#page=2", "What?"]) == [*png, *pages[2:], "What?"]
+    assert one_flag_each(["-i", str(folder)])[:4] == pages
+
+
+def test_a_pdf_is_answered_about_or_refused_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    scan, png = tmp_path / "scan.pdf", tmp_path / "page.png"
+    scan.write_bytes(pdf((30, 30, RED), (30, 30, BLUE)))
+    open_image(f"{scan}#page=2", page_side=64).save(png)
+
+    def answer(*pictures: object, stdin: bytes = b"") -> str:
+        done = acestep("run", tiny_bundle, "-i", *pictures, "hi", "-n", 8, "--json", stdin=stdin)
+        return str(json.loads(done.stdout)["text"])
+
+    assert answer(f"{scan}#page=2") == answer(png) == answer("-", stdin=pdf((30, 30, BLUE)))
+    assert answer(scan) == answer(f"{scan}#page=1", png)
+    two_pages = acestep("run", tiny_bundle, "-i", "-", "hi", stdin=scan.read_bytes())
+    check_is_one_line(two_pages, "the picture has 2 pages")
+    scan.write_bytes(pdf((30, 30, RED), trailer=NO_PASSWORD_OPENS_IT))
+    check_is_one_line(acestep("run", tiny_bundle, "-i", scan, "hi"), "scan.pdf is encrypted")
 
 
 @given(st.lists(st.text() | st.sampled_from(["--", "-", "--image=a", "", "\0"])))

@@ -11,8 +11,9 @@ from PIL import Image
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import BundleError, ImageError, PromptError, UsageError
-from acestep_gguf.vision.embeds_file import EmbedsFile
+from acestep_gguf.vision.embeds_file import SUFFIX, EmbedsFile
 from acestep_gguf.vision.encode_pictures import Encoded, encode_pictures
+from tests.support.pdf_files import BLUE, RED, pdf
 
 PROGRAM = [sys.executable, "-m", "acestep_gguf.cli"]
 
@@ -36,6 +37,14 @@ def test_another_picture_gives_other_embeds(tiny_bundle: Path, encoded: Path, tm
     (done,) = encode_pictures(tiny_bundle, [tmp_path / "blue.png"], tmp_path / "embeds", n_threads=1)
     bundle = Bundle.read(tiny_bundle)
     assert EmbedsFile(done.path).read(bundle).sha256 != EmbedsFile(encoded).read(bundle).sha256
+
+
+def test_each_page_of_a_pdf_has_its_own_file(tiny_bundle: Path, tmp_path: Path) -> None:
+    scan = tmp_path / "scan.pdf"
+    scan.write_bytes(pdf((30, 30, RED), (30, 30, BLUE)))
+    done = encode_pictures(tiny_bundle, [scan], tmp_path / "embeds", n_threads=1)
+    names = [f"scan.pdf#page={number}{SUFFIX}" for number in (1, 2)]
+    assert [one.path.name for one in done] == names
 
 
 def test_the_tower_is_not_needed_to_answer(bundle_copy: Path, encoded: Path, picture: Path) -> None:

@@ -17,7 +17,9 @@ from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.embeds import ImageEmbeds
 from acestep_gguf.vision.embeds_file import EmbedsFile, write_embeds
 from acestep_gguf.vision.encoder import REMEMBERED, ImageEncoder
+from acestep_gguf.vision.image_file import pdf_pages
 from acestep_gguf.vision.tower import VisionTower
+from tests.support.pdf_files import BLUE, RED, pdf
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
@@ -224,6 +226,18 @@ def test_a_file_is_decoded_once(tiny_bundle: Path, picture: Path, monkeypatch: p
     assert encoder.prepare(picture).sha256 != prepared.sha256
     encoder.close()
     assert encoder.prepare(picture) is not prepared
+
+
+def test_each_page_of_a_pdf_is_decoded_once(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_identity, "LONGEST_TICK_NS", 0)
+    scan = tmp_path / "scan.pdf"
+    scan.write_bytes(pdf((30, 30, RED), (30, 30, BLUE)))
+    encoder = make(tiny_bundle)
+    first, second = map(encoder.prepare, pdf_pages(scan))
+    assert first.sha256 != second.sha256
+    assert [encoder.prepare(page) for page in pdf_pages(scan)] == [first, second]
 
 
 def test_a_file_that_was_just_written_may_change_unnoticed(

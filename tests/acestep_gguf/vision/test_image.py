@@ -1,28 +1,24 @@
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin, TiffTags
 
 from acestep_gguf.bundle.schema import ImageSpec, Size
-from acestep_gguf.errors import ImageError
-from acestep_gguf.vision import image as image_module
-from acestep_gguf.vision.image import (
-    TILE_LENGTH,
-    TILE_WIDTH,
-    ImageSource,
-    open_image,
-    opening_bytes,
-    pixel_values,
-    preprocess,
-    to_rgb,
-)
+from acestep_gguf.errors import ImageError, MissingPackageError
+from acestep_gguf.vision import image_file as image_file_module
+from acestep_gguf.vision.image import opening_bytes, pixel_values, preprocess, to_rgb
+from acestep_gguf.vision.image_file import TILE_LENGTH, TILE_WIDTH, ImageSource, open_image
+
+pillow_heif.register_heif_opener()  # Pillow writes it then
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 
@@ -246,13 +242,13 @@ def test_floating_point_pictures_are_refused() -> None:
 
 @pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "JPEG2000"])
 def test_other_formats_are_refused(format: str) -> None:
-    with pytest.raises(ImageError, match="give JPEG, PNG, WEBP, GIF, BMP, TIFF or AVIF"):
+    with pytest.raises(ImageError, match="give JPEG, PNG, WEBP, GIF, BMP, TIFF, AVIF, HEIC or PDF"):
         open_image(encoded(noise(16, 16), format))
 
 
 @pytest.mark.parametrize(
     ("data", "format"),
-    [(b"%PDF-1.7", "PDF"), (b"\0\0\0\x18ftypheic\0\0", "HEIC"), (b"\0\0\0\x0cJXL \r\n", "JPEG XL")],
+    [(b"<svg xmlns=", "SVG"), (b"8BPS\0\x01", "PSD"), (b"\0\0\0\x0cJXL \r\n", "JPEG XL")],
 )
 def test_a_known_format_that_is_not_read_is_named(data: bytes, format: str) -> None:
     with pytest.raises(ImageError, match=f"the picture is {format}, which is not read"):
@@ -269,6 +265,7 @@ def test_a_known_format_that_is_not_read_is_named(data: bytes, format: str) -> N
         ("AVIF", {"quality": 100, "subsampling": "4:4:4"}),
         ("GIF", {}),
         ("MPO", {}),
+        ("HEIF", {"quality": 100, "chroma": 444}),
     ],
 )
 def test_other_formats_are_the_picture(format: str, options: dict[str, Any]) -> None:
@@ -278,6 +275,30 @@ def test_other_formats_are_the_picture(format: str, options: dict[str, Any]) -> 
     difference = np.asarray(rgb(data)).astype(int) - np.asarray(picture)
     assert np.abs(difference).max() <= lost
     assert opening_bytes(data, spec()) > 0
+
+
+def test_a_phone_saves_heic_turned_and_with_other_brands() -> None:
+    red_above = Image.new("RGB", (64, 128), WHITE)
+    red_above.paste(RED, (0, 0, 64, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = red_above.transpose(Image.Transpose.ROTATE_90)  # as a sensor on its side sees it
+    data = encoded(turned, "HEIF", exif=exif.tobytes())
+    for brand in (b"heic", b"mif1", b"msf1"):
+        seen = rgb(data[:8] + brand + data[12:])
+        assert seen.size == (64, 128)
+        assert seen.getpixel((9, 9)) == pytest.approx(RED, abs=12)
+        assert seen.getpixel((9, 119)) == pytest.approx(WHITE, abs=12)
+    assert opening_bytes(data, spec()) > 0
+
+
+def test_heic_names_its_extra_where_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(noise(24, 18), "HEIF")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    with pytest.raises(MissingPackageError) as caught:
+        open_image(data)
+    wanted = "the picture is HEIC, which needs the pillow-heif package: pip install 'acestep-gguf[heic]'."
+    assert str(caught.value) == wanted
 
 
 def test_a_transparent_gif_is_on_white_and_its_first_frame() -> None:
@@ -354,7 +375,7 @@ def test_size_is_checked_before_decoding() -> None:
 
 
 def test_large_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_module, "MAX_FILE_BYTES", 1 << 20)
+    monkeypatch.setattr(image_file_module, "MAX_IMAGE_BYTES", 1 << 20)
     path = tmp_path / "large.png"
     with path.open("wb") as file:
         file.truncate(1 << 30)
@@ -371,7 +392,7 @@ def test_a_thread_of_pixels_is_refused_instead_of_blown_up() -> None:
             preprocess(Image.new("RGB", size), spec(pad_to_square=(0, 0, 0)))
 
 
-@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("format", ["PNG", "WEBP", "JPEG", "GIF", "BMP", "TIFF", "AVIF", "HEIF"])
 def test_a_truncated_file_is_refused(format: str) -> None:
     data = encoded(noise(64, 64), format)
     with pytest.raises(ImageError):
@@ -389,6 +410,7 @@ SAMPLES = [
     encoded(noise(24, 18), "BMP"),
     encoded(noise(24, 18), "TIFF", compression="tiff_lzw"),
     encoded(noise(24, 18, "RGBA"), "AVIF"),
+    encoded(noise(24, 18), "HEIF"),
 ]
 
 

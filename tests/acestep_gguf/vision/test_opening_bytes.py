@@ -8,11 +8,15 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pillow_heif
 import pytest
 from PIL import Image
 
 from acestep_gguf.bundle.schema import ImageSpec, Size
 from acestep_gguf.vision.image import opening_bytes
+from tests.support import pdf_files
+
+pillow_heif.register_heif_opener()  # Pillow writes it then
 
 SIDE = 2500
 MB = 10**6
@@ -69,8 +73,18 @@ def encoded(mode: str, format: str, size: tuple[int, int] = (SIDE, SIDE), **opti
     else:
         picture = picture.convert(mode)
     file = io.BytesIO()
+    if format == "PDF":
+        picture.save(file, "JPEG", progressive=True, subsampling=0)
+        return pdf(size, file.getvalue(), f"/Device{mode}")
     picture.save(file, format, **options)
     return file.getvalue()
+
+
+def pdf(size: tuple[int, int], jpeg: bytes, colours: str) -> bytes:
+    head = "<< /Subtype /Image /Width {} /Height {} /BitsPerComponent 8".format(*size)
+    filter = f"/Filter /DCTDecode /Length {len(jpeg)}"
+    picture = f"{head} /ColorSpace {colours} {filter} >>\nstream\n{jpeg.decode('latin-1')}\nendstream"
+    return pdf_files.pdf((500, 500, "500 0 0 500 0 0 cm /Im Do"), extra=[picture])
 
 
 # How a picture is saved, and what its model does with it.
@@ -91,6 +105,10 @@ CASES: tuple[tuple[str, str, dict[str, Any], dict[str, Any]], ...] = (
     ("RGB", "BMP", {}, {}),
     ("RGBA", "TIFF", {"compression": "tiff_adobe_deflate", "strip_size": 2**31 - 1}, {}),
     ("RGBA", "AVIF", {"speed": 10, "subsampling": "4:4:4"}, {}),
+    ("RGBA", "HEIF", {"chroma": 444}, {}),
+    ("RGB", "PDF", {}, {}),
+    ("CMYK", "PDF", {}, {}),
+    ("RGB", "PDF", {}, {"resize_to": Size(height=1200, width=1200)}),
 )
 
 
