@@ -16,6 +16,7 @@ from acestep_gguf.errors import ImageError, MissingPackageError
 SUFFIX: Final = ".pdf"
 PAGE_MARK: Final = "#page="
 MAX_PAGES: Final = 10_000
+LEAST_POINTS, MOST_POINTS = 0.01, 1e6  # of a side; NaN is neither
 # Bytes a pixel while a page is rendered: PDFium's three, and Pillow's picture.
 RENDERING_BYTES: Final = 8
 # Bytes a pixel of a picture in a page, while PDFium decodes it: libjpeg's, as of a progressive JPEG file.
@@ -70,9 +71,9 @@ class Page:
             if self._index >= length:
                 raise ImageError(f"{name} is not there, its PDF has {length} pages: name one of them.")
             page = document[self._index]
-            points = page.get_size()
-            if not all(0 < point < math.inf for point in points):
-                raise ImageError(f"{name} is empty: give another page.")
+            points: tuple[float, float] = page.get_size()
+            if not all(LEAST_POINTS < point < MOST_POINTS for point in points):
+                raise ImageError(f"{name} is empty or huge: give another page.")
             self._scale = side / min(points)
             self.size = math.ceil(points[0] * self._scale), math.ceil(points[1] * self._scale)
             self.picture_pixels = _most_picture_pixels(page)
@@ -128,4 +129,5 @@ def _most_picture_pixels(page: Any) -> int:
     import pypdfium2.raw  # noqa: PLC0415 (an extra)
 
     pictures = page.get_objects(filter=[pypdfium2.raw.FPDF_PAGEOBJ_IMAGE])
-    return max((math.prod(picture.get_px_size()) for picture in pictures), default=0)
+    n_pixels: list[int] = [math.prod(picture.get_px_size()) for picture in pictures]
+    return max(n_pixels, default=0)

@@ -77,6 +77,8 @@ def test_what_a_path_names(scan: Path, tmp_path: Path) -> None:
         (pdf((10, 10, RED))[:150], "is damaged"),
         (pdf(), "is damaged"),
         (pdf((1, 14_000, RED)), "million pixels"),
+        (pdf((0.001, 10, RED)), "is empty or huge"),
+        (pdf((10, 10**7, RED)), "is empty or huge"),
         (pdf((10, 10, "q 10 0 0 10 0 0 cm /Im Do Q"), extra=[HUGE]), "million pixels"),
     ],
 )
@@ -123,7 +125,7 @@ def test_many_threads_render_at_once(scan: Path) -> None:
     def render(_: int) -> bool:
         start.wait()
         return all(
-            np.array_equal(open_image(page, page_side=200), wanted)
+            np.array_equal(np.asarray(open_image(page, page_side=200)), wanted)
             for _ in range(20)
             for page, wanted in zip(pages, expected, strict=True)
         )
