@@ -1,6 +1,7 @@
 """A checkpoint's folder, and what the JSON and text files in it say."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ from acestep_gguf.errors import CheckpointError
 CONFIG_FILE: Final = "config.json"
 TOKENIZER_CONFIG_FILE: Final = "tokenizer_config.json"
 PROCESSOR_FILE: Final = "processor_config.json"
+# What the Hugging Face Hub calls a model: its owner and its own name.
+HUB_NAME: Final = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 class CheckpointFolder:
@@ -55,6 +58,10 @@ class CheckpointFolder:
 
 def _check_is_checkpoint(path: Path) -> None:
     if not path.is_dir():
+        if HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
+            raise CheckpointError(
+                f"{path} is not a folder: `hf download {path} --local-dir {path.name}` makes one; convert that."
+            )
         raise CheckpointError(f"{path} is not a folder: give the folder of a Hugging Face checkpoint.")
     if (path / BUNDLE_FILE).exists():
         raise CheckpointError(f"{path} is a bundle already: give the checkpoint that it was made from.")

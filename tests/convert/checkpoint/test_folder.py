@@ -20,6 +20,20 @@ def test_what_is_no_checkpoint_gets_a_sentence(tmp_path: Path) -> None:
         CheckpointFolder(tmp_path)
 
 
+def test_a_name_of_the_hub_gets_the_command_that_downloads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        CheckpointFolder(Path("llava-hf/llava-1.5-7b-hf"))
+    command = "`hf download llava-hf/llava-1.5-7b-hf --local-dir llava-1.5-7b-hf`"
+    assert str(caught.value).startswith(f"llava-hf/llava-1.5-7b-hf is not a folder: {command} makes one")
+    (tmp_path / "models").mkdir()
+    for path in ("models/llava", "llava", "/llava-hf/llava", "../llava", "a/b/c", "a/-b"):
+        with pytest.raises(CheckpointError, match="give the folder of a Hugging Face checkpoint"):
+            CheckpointFolder(Path(path))
+
+
 def test_what_the_tokenizer_config_says_counts_more_than_the_older_file(tmp_path: Path) -> None:
     for name, content in {
         "config.json": {},
