@@ -60,7 +60,7 @@ def _check_is_checkpoint(path: Path) -> None:
     if not path.is_dir():
         if HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
             raise CheckpointError(
-                f"{path} is not a folder: `hf download {path} --local-dir {path.name}` makes one; convert that."
+                f"{path} is not a folder: `hf download {path} --local-dir {path.name}` makes one to convert."
             )
         raise CheckpointError(f"{path} is not a folder: give the folder of a Hugging Face checkpoint.")
     if (path / BUNDLE_FILE).exists():
