@@ -4,7 +4,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from acestep_gguf.batch.journal import Journal
 from acestep_gguf.batch.rows import Row, row_of
@@ -23,7 +23,7 @@ Show = Callable[[Row], None]
 class Answerer(Protocol):
     """What answers: an ``AceStep``."""
 
-    def batch(self, questions: Iterable[Question]) -> Iterator[Outcome]:
+    def batch(self, questions: Iterable[Question]) -> Generator[Outcome, None, None]:
         """Outcomes in any order, each with the number of its question."""
 
 
@@ -102,7 +102,7 @@ class Batch:
                 waiting[number] = task
                 yield self._question(task)
 
-        with closing(cast("Generator[Outcome, None, None]", model.batch(questions()))) as outcomes:
+        with closing(model.batch(questions())) as outcomes:
             for outcome in outcomes:
                 task = waiting.pop(outcome.index)
                 row = row_of(task, outcome)

@@ -2,7 +2,7 @@
 
 import os
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
@@ -17,9 +17,10 @@ from acestep_gguf.decoding.draft_model import DraftModel
 from acestep_gguf.decoding.kv_states import KVStates, decoder_facts
 from acestep_gguf.decoding.speculation import Speculation
 from acestep_gguf.engine.answer_writer import AnswerWriter
-from acestep_gguf.engine.batch import Outcome, one_by_one
+from acestep_gguf.engine.async_batch import Questions, answer_all_async
+from acestep_gguf.engine.batch import OneAtATime, Outcome, Stepwise, answer_all
 from acestep_gguf.engine.question import Question
-from acestep_gguf.engine.scheduler import ENCODED_AHEAD, Scheduler, answer_all
+from acestep_gguf.engine.scheduler import ENCODED_AHEAD, Scheduler
 from acestep_gguf.engine.turns import Stopwatch, Turnstile
 from acestep_gguf.engine.workload import plan_here, workload_of
 from acestep_gguf.engine.writing import Spelling
@@ -162,7 +163,7 @@ class AceStep:
         images: Sequence[PictureSource] = (),
         options: AnswerOptions | None = None,
         **changes: Any,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """The same answer in chunks, as it is written; the last chunk has the whole answer.
 
         Closing the iterator ends the answer. Errors are those of ``generate``; all but UsageError are raised
@@ -176,15 +177,23 @@ class AceStep:
         self._streams.add(chunks)
         return chunks
 
-    def batch(self, questions: Iterable[Question]) -> Iterator[Outcome]:
+    def batch(self, questions: Iterable[Question]) -> Generator[Outcome, None, None]:
         """Answers to many questions, each as it is done; a question is taken when there is a place for it.
 
         Closing the iterator ends what is being written. An error of one question is its outcome; the errors
         that are raised are those that end all: UsageError, when the model is closed.
         """
-        if len(self._decoders) == 1:
-            return one_by_one(questions, self.generate)
-        return self._several(questions)
+        with self._stepwise() as stepwise:
+            yield from answer_all(stepwise, questions)
+
+    def abatch(self, questions: Questions) -> AsyncGenerator[Outcome, None]:
+        """The same for asyncio: ``async for outcome in model.abatch(questions)``; questions may come so, too.
+
+        A thread of its own computes, also while an outcome is looked at; it waits when as many outcomes as
+        ``n_parallel`` have not been taken. Cancelling the task, and closing the iterator, ends what is being
+        written and the thread; in a loop that is left early, ``contextlib.aclosing`` closes it at once.
+        """
+        return answer_all_async(self._stepwise, questions, n_untaken=len(self._decoders))
 
     @contextmanager
     def scheduler(self, *, n_waiting: int, interleave: bool = False) -> Iterator[Scheduler]:
@@ -281,9 +290,14 @@ class AceStep:
         limit = self.plan.opening_limit
         return DraftModel(draft, self.plan.draft, cache=self._cache, opening_limit=limit)
 
-    def _several(self, questions: Iterable[Question]) -> Generator[Outcome, None, None]:
-        with self.scheduler(n_waiting=ENCODED_AHEAD) as scheduler:
-            yield from answer_all(scheduler, questions)
+    @contextmanager
+    def _stepwise(self) -> Iterator[Stepwise]:
+        if len(self._decoders) > 1:
+            with self.scheduler(n_waiting=ENCODED_AHEAD) as scheduler:
+                yield scheduler
+        else:
+            self._check_open()
+            yield OneAtATime(self.stream, self.cancel)
 
     def _answer(self, question: Question) -> Generator[Chunk, None, None]:
         with self._turnstile.turn():

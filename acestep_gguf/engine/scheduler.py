@@ -8,9 +8,9 @@ The tower encodes the pictures of the next questions while answers are written.
 """
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Self
@@ -20,12 +20,11 @@ import numpy.typing as npt
 
 from acestep_gguf.answer import Chunk, FinishReason
 from acestep_gguf.decoding.decoder import Decoder, append_each
-from acestep_gguf.engine.batch import Outcome
 from acestep_gguf.engine.logprobs import Logprobs
 from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.writing import Spelling, Writing
 from acestep_gguf.errors import AceStepError, DecodeError, QueueFullError
-from acestep_gguf.llama.backend import Interrupted, StopFlag
+from acestep_gguf.llama.backend import StopFlag
 from acestep_gguf.llama.sampler import PENALTY_LAST_N, Sampler
 from acestep_gguf.prompt.builder import Prompt, PromptBuilder
 from acestep_gguf.prompt.segments import Segment
@@ -89,7 +88,7 @@ class _Running:
 class Scheduler:
     """Answers requests in the order in which they were submitted, as many together as there are sequences.
 
-    All methods but ``cancel`` are one thread's.
+    All methods but ``cancel`` and ``stop`` are called by one thread at a time.
 
     Args:
         prompts: how messages become tokens.
@@ -171,7 +170,7 @@ class Scheduler:
         """One call of the decoder: read on, or write one token of each answer; what came of it.
 
         Raises:
-            Interrupted: the scheduler is being closed.
+            Interrupted: the scheduler was stopped.
         """
         if events := self._end_cancelled():
             return events
@@ -185,10 +184,14 @@ class Scheduler:
             return self._read(self._reading)
         return self._write() if self._running else []
 
-    def close(self) -> None:
-        """End all requests without an event, and leave the sequences to others."""
+    def stop(self) -> None:
+        """End the step that goes on, and all after it, with Interrupted; any thread may."""
         self._stop_flag.set()
         self._encoder.stop()
+
+    def close(self) -> None:
+        """End all requests without an event, and leave the sequences to others."""
+        self.stop()
         self._tower_thread.shutdown(cancel_futures=True)
         if self._reading is not None:
             self._stop_reading(self._reading)
@@ -342,23 +345,3 @@ class Scheduler:
         running.sampler.close()
         self._running.remove(running)
         self._free.append(running.decoder)
-
-
-def answer_all(scheduler: Scheduler, questions: Iterable[Question]) -> Generator[Outcome, None, None]:
-    """Outcomes as they come; a question is taken when there is room for it."""
-    source = enumerate(questions)
-    indices: dict[Request, int] = {}
-    is_exhausted = False
-    with suppress(Interrupted):
-        while not (is_exhausted and scheduler.is_idle):
-            while scheduler.has_room and not is_exhausted:
-                index, question = next(source, (-1, None))
-                if question is None:
-                    is_exhausted = True
-                else:
-                    indices[scheduler.submit(question)] = index
-            for request, what in scheduler.step():
-                if isinstance(what, AceStepError):
-                    yield Outcome(indices.pop(request), error=what)
-                elif what.answer is not None:
-                    yield Outcome(indices.pop(request), answer=what.answer)

@@ -1,6 +1,6 @@
 """Batches without a model: tasks, and outcomes that a test makes up in an order of its own."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class Outcomes:
     def opened(self) -> AbstractContextManager["Outcomes"]:
         return nullcontext(self)
 
-    def batch(self, questions: Iterable[Question]) -> Iterator[Outcome]:
+    def batch(self, questions: Iterable[Question]) -> Generator[Outcome, None, None]:
         waiting: list[tuple[int, Question]] = []
         for number, question in enumerate(questions):
             waiting.append((number, question))

@@ -90,7 +90,7 @@ def test_a_batch_that_is_left_leaves_the_model_usable(tiny_bundle: Path, picture
         questions = [Question("What is this?", [picture], AnswerOptions(max_tokens=n)) for n in (3, 60, 60)]
         outcomes = model.batch(questions)
         first = next(outcomes)
-        outcomes.close()  # type: ignore[attr-defined]
+        outcomes.close()
         assert first.answer is not None
         assert first.answer.tokens == model.generate(questions[0]).tokens
         assert len(list(model.batch(questions))) == 3

@@ -185,7 +185,7 @@ def test_an_unfinished_stream_gives_its_turn_back(model: AceStep) -> None:
     next(stream)
     with pytest.raises(UsageError, match="stream"):
         model.generate("hello")
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert model.generate("hello", max_tokens=3).text
     abandoned = model.stream("hello", max_tokens=50)
     next(abandoned)
