@@ -16,11 +16,12 @@ from tests.support.tiny_checkpoints import TinyCheckpoint
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where tests, and processes that they start, keep what `run` and `use` keep: not the user's folders."""
+    """Where tests, and processes that they start, keep what verbs keep: not in the user's folders."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.delenv("ACESTEP_GGUF_BUNDLE", raising=False)
         yield folder
 

@@ -54,6 +54,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_says(page: str, tmp_path: 
         "PATH": path,
         "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "XDG_STATE_HOME": str(tmp_path / "state"),
     }
     for example in examples(page):
         done = subprocess.run(

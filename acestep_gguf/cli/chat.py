@@ -1,32 +1,40 @@
 """``acestep-gguf chat``: questions and answers in turn, about pictures that may come at any time."""
 
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
+import typer
+
+from acestep_gguf.cli.history import History, history_file
+from acestep_gguf.cli.keyboard import Keyboard
+from acestep_gguf.cli.lines import piped_messages
 from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import BundleFolder, EmbedsFiles, Images, Quiet, SystemPrompt, Verbose
+from acestep_gguf.cli.paths import (
+    completed_last_path,
+    completed_paths,
+    typed_path,
+    without_dropped_pictures,
+)
 from acestep_gguf.cli.status_line import StatusLine
 from acestep_gguf.cli.terminal import (
     from_a_thread,
     is_terminal,
-    piped_lines,
     print_chunks,
     printable,
     statistics,
-    typed_lines,
 )
-from acestep_gguf.errors import AceStepError, ContextOverflowError, PromptError
-from acestep_gguf.options import AnswerOptions, EngineOptions
+from acestep_gguf.errors import AceStepError, ContextOverflowError, ConversationError, PromptError
+from acestep_gguf.options import CACHE, AnswerOptions, EngineOptions
 
 if TYPE_CHECKING:
-    from acestep_gguf.engine.conversation import Attachment, AttachmentKind, Conversation
+    from acestep_gguf.engine.conversation import Attachment, AttachmentKind, Conversation, Exchange
     from acestep_gguf.engine.engine import AceStep
 
 
@@ -39,6 +47,14 @@ def chat(
     system_prompt: SystemPrompt = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history/--no-history",
+            help="Keep what is typed, for the arrow keys in the next chat.",
+            rich_help_panel=CACHE,
+        ),
+    ] = True,
     answer: AnswerOptions,
     engine: EngineOptions,
 ) -> None:
@@ -46,8 +62,8 @@ def chat(
 
     Pictures can come at any time: /help lists the commands.
     """
-    # At a terminal, Ctrl-C stops an answer and Ctrl-D ends the chat. Elsewhere each line of standard input is
-    # a question or a command; Ctrl-C ends all, and the exit code is 1 if there was an error.
+    # At a terminal, Ctrl-C stops an answer and Ctrl-D ends the chat. Elsewhere questions and commands are the
+    # lines of standard input; Ctrl-C ends all, and the exit code is 1 if there was an error.
     from acestep_gguf.engine.conversation import Conversation
     from acestep_gguf.engine.engine import AceStep
     from acestep_gguf.plan.report import plan_line
@@ -59,29 +75,33 @@ def chat(
         status.hide()
         if not quiet:
             print(plan_line(model.plan), file=sys.stderr)
-        chat = Chat(model, Conversation(system_prompt), answer, status, quiet=quiet)
+        keyboard = None
+        if is_terminal():
+            keyboard = Keyboard(completions, History(history_file()) if history else None)
+        chat = Chat(model, Conversation(system_prompt), answer, status, keyboard, quiet=quiet)
         for picture in image or []:
             chat.attach("picture", picture)
         for file in embeds or []:
             chat.attach("embeds", file)
-        if is_terminal():
+        if keyboard is not None:
             signal.signal(signal.SIGINT, lambda *_: chat.cancel())
             print(f"{model.bundle.name} answers. /help lists the commands, Ctrl-D ends the chat.")
-            chat.talk(typed_lines())
+            chat.talk(keyboard.messages())
         else:
-            chat.talk(piped_lines())
+            chat.talk(piped_messages())
             if chat.failed:
                 sys.exit(1)
 
 
 class Chat:
-    """A conversation with a model, line by line.
+    """A conversation with a model, message by message.
 
     Args:
         model: what answers.
         conversation: what was said so far.
         answer_options: how each answer is written.
         status: what the model reports its progress to; it is gone while an answer is written.
+        keyboard: of a person, who is asked before something is lost, and may drop pictures on the terminal.
         quiet: print no statistics.
     """
 
@@ -91,6 +111,7 @@ class Chat:
         conversation: "Conversation",
         answer_options: AnswerOptions,
         status: StatusLine,
+        keyboard: Keyboard | None = None,
         *,
         quiet: bool = False,
     ) -> None:
@@ -100,21 +121,18 @@ class Chat:
         self._status = status
         self._quiet = quiet
         self._answer_options = replace(answer_options, exact=False)
+        self._keyboard = keyboard
         self._attachments: list[Attachment] = []  # to the next message
+        self._saved: tuple[Path | None, list[Exchange]] = (None, [])  # where, and what of the conversation
         self._is_cancelled = False
         self._ended = False
 
-    def talk(self, lines: Iterable[str]) -> None:
-        """Answer each line, or do what it commands; an error is printed and does not end the chat."""
-        for line in lines:
+    def talk(self, messages: Iterable[str]) -> None:
+        """Answer each message, or do what it commands; an error is printed and does not end the chat."""
+        for message in messages:
             self._is_cancelled = False
             try:
-                if line.startswith("/"):
-                    self._do(line)
-                elif os.path.isfile(path := _path(line.strip())):
-                    raise PromptError(f"{path} is a file, not a question: write /image {path} to add it.")
-                elif line.strip():
-                    self._ask(line.strip())
+                self._take(message)
             except ContextOverflowError as error:
                 self._print_error(f"{error} Or begin anew with /reset.")
             except AceStepError as error:
@@ -140,6 +158,25 @@ class Chat:
         paths = pictures_of(path) if kind == "picture" else [path]
         self._attachments += [self._opened(kind, path) for path in paths]
 
+    def _take(self, message: str) -> None:
+        if message.startswith("/") and message.split(maxsplit=1)[0] in COMMANDS:
+            self._do(message)
+            return
+        question, pictures = message.strip(), list[Path]()
+        if self._keyboard is not None:
+            question, pictures = without_dropped_pictures(message)
+        if not pictures and os.path.isfile(path := typed_path(question)):
+            raise PromptError(f"{path} is a file, not a question: write /image {path} to add it.")
+        if not pictures and message.startswith("/"):
+            raise PromptError(
+                f"there is no command {message.split(maxsplit=1)[0]}: /help lists them; a question may begin "
+                "with / after a space."
+            )
+        for picture in pictures:
+            self._image(picture)
+        if question:
+            self._ask(question)
+
     def _opened(self, kind: "AttachmentKind", path: Path) -> "Attachment":
         import hashlib
 
@@ -155,33 +192,37 @@ class Chat:
         return Attachment(kind, str(path), hashlib.sha256(read_file(path)).hexdigest(), picture)
 
     def _ask(self, question: str) -> None:
+        exchange = self._answered(question, self._attachments, self._answer_options)
+        if exchange is not None:
+            self.conversation.exchanges.append(exchange)
+            self._attachments.clear()
+
+    def _answered(
+        self, question: str, attachments: Sequence["Attachment"], options: AnswerOptions
+    ) -> "Exchange | None":
+        """A question with its answer; None if it was cancelled before the first word."""
         from acestep_gguf.engine.conversation import Exchange
 
-        messages = self.conversation.messages(question, self._attachments)
-        stream = self._model.stream(messages, options=self._answer_options)
+        messages = self.conversation.messages(question, attachments)
+        stream = self._model.stream(messages, options=options)
         chunks = from_a_thread(stream, self._model.cancel, lambda: self._is_cancelled)
         with self._status, closing(chunks):
             answer = print_chunks(self._status.until_text(chunks))
         if not self._quiet:
             print(statistics(answer), file=sys.stderr)
         if answer.finish_reason == "cancelled" and not answer.text:
-            return  # as if it had not been asked
-        self.conversation.exchanges.append(Exchange(question, tuple(self._attachments), answer))
-        self._attachments.clear()
+            return None
+        return Exchange(question, tuple(attachments), answer)
 
     def _do(self, line: str) -> None:
-        name, _, argument = line.strip().partition(" ")
-        argument = argument.strip()
-        command = COMMANDS.get(name)
-        if command is None:
-            raise PromptError(
-                f"there is no command {name}: /help lists them; a question may begin with / after a space."
-            )
+        name, *rest = line.split(maxsplit=1)
+        argument = "".join(rest).strip()
+        command = COMMANDS[name]
         if command.argument and not argument:
             raise PromptError(f"the path is missing: write {name} {command.argument}.")
         if argument and not command.argument:
             raise PromptError(f"{name} stands alone: write it without {argument!r}.")
-        command.do(self, _path(argument))
+        command.do(self, typed_path(argument))
 
     def _print_error(self, error: object) -> None:
         self.failed = True
@@ -199,13 +240,27 @@ class Chat:
         self._say(f"{path} goes with the next question")
 
     def _save(self, path: Path) -> None:
+        from acestep_gguf.engine.conversation import check_may_be_replaced
+
+        if os.path.lexists(path) and path.absolute() != self._saved[0]:
+            check_may_be_replaced(path)
+            if self._keyboard is None:
+                raise ConversationError(f"{path} is there already: give another path.")
+            if not self._keyboard.confirms(f"{path} has another conversation. Replace it?"):
+                self._say("not saved")
+                return
         self.conversation.save(path)
+        self._saved = path.absolute(), [*self.conversation.exchanges]
         self._say(f"{path} has the conversation, {len(self.conversation.exchanges)} questions long")
 
     def _load(self, path: Path) -> None:
         from acestep_gguf.engine.conversation import Conversation
 
-        self.conversation = Conversation.load(path, self._opened)
+        loaded = Conversation.load(path, self._opened)
+        if not self._may_forget():
+            return
+        self.conversation = loaded
+        self._saved = path.absolute(), [*loaded.exchanges]
         self._attachments.clear()
         self._say(f"the conversation goes on after {len(self.conversation.exchanges)} questions")
 
@@ -216,16 +271,39 @@ class Chat:
         self._attachments[:0] = taken.attachments  # they belong to what is asked instead
         self._say(f"taken back: {taken.question}")
 
+    def _may_forget(self) -> bool:
+        """Whether nothing would be lost, or a person does not mind."""
+        is_saved = self.conversation.exchanges == self._saved[1]
+        if is_saved or self._keyboard is None:
+            return True
+        return self._keyboard.confirms("this conversation is not saved. Forget it?")
+
+    def _regenerate(self, _: Path) -> None:
+        if not self.conversation.exchanges:
+            raise PromptError("there is no answer yet to write again.")
+        last = self.conversation.exchanges.pop()
+        try:
+            again = self._answered(last.question, last.attachments, replace(self._answer_options, seed=None))
+            last = again or last
+        finally:
+            self.conversation.exchanges.append(last)
+        if not self._answer_options.temperature:
+            self._say("without --temp, an answer is the same each time")
+
     def _reset(self, _: Path) -> None:
         from acestep_gguf.engine.conversation import Conversation
 
+        if not self._may_forget():
+            return
         self.conversation = Conversation(self.conversation.system_prompt)
+        self._saved = None, []
         self._attachments.clear()
         self._say("the conversation begins anew")
 
     def _help(self, _: Path) -> None:
         for name, command in COMMANDS.items():
             print(f"{name + ' ' + command.argument:<15} {command.help}")
+        print('A line that ends with a backslash goes on in the next one; or begin and end with """.')
 
     def _exit(self, _: Path) -> None:
         self._ended = True
@@ -246,16 +324,19 @@ COMMANDS: Final = {
     "/save": Command("PATH", "write the conversation to a file", Chat._save),
     "/load": Command("PATH", "go on with a saved conversation", Chat._load),
     "/undo": Command("", "take the last question back; its pictures go with the next", Chat._undo),
+    "/regenerate": Command("", "answer the last question again, with another seed", Chat._regenerate),
     "/reset": Command("", "forget everything but the system prompt", Chat._reset),
     "/help": Command("", "show this list", Chat._help),
     "/exit": Command("", "end the chat, as Ctrl-D does", Chat._exit),
 }
 
 
-def _path(text: str) -> Path:
-    """A path as typed, from ~ or not, or as a terminal writes a dropped file: quoted or with backslashes."""
-    if not os.path.exists(text):
-        with suppress(ValueError):  # a quote that does not end, as in John's.png
-            words = shlex.split(text)
-            text = words[0] if len(words) == 1 else text
-    return Path(os.path.expanduser(text))
+def completions(line: str) -> list[str]:
+    """What ``line``, up to the cursor, may become: a command, or a line with a longer path."""
+    name, space, argument = line.partition(" ")
+    if not space:
+        names = [command for command in COMMANDS if line and command.startswith(line)]
+        return names or completed_last_path(line)
+    if name not in COMMANDS:
+        return completed_last_path(line)
+    return [f"{name} {path}" for path in completed_paths(argument)] if COMMANDS[name].argument else []

@@ -1,4 +1,4 @@
-"""What comes from standard input and goes to standard output, and how Ctrl-C ends it."""
+"""A question from standard input, what goes to standard output, and how Ctrl-C ends it."""
 
 import ctypes
 import io
@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from acestep_gguf.errors import PromptError
@@ -18,8 +17,6 @@ from acestep_gguf.errors import PromptError
 if TYPE_CHECKING:
     from acestep_gguf.answer import Answer, Chunk
 
-PROMPT: Final = "> "
-MAX_LINE_BYTES: Final = 4 * 2**20
 MAX_STDIN_BYTES: Final = 4 * 2**20
 SECONDS_BETWEEN_LOOKS: Final = 0.1
 # Control characters but tab and new line, which can make a terminal do anything, and what is shown for them.
@@ -29,61 +26,6 @@ CONTROLS: Final = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)), "
 def is_terminal() -> bool:
     """Whether a person types and reads."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
-
-
-def typed_lines() -> Iterator[str]:
-    """Lines that a person types, with line editing and history; Ctrl-C drops a line, Ctrl-D ends them.
-
-    The handler of Ctrl-C that was there is in force except while somebody types. Just before it waits for a
-    key, readline can miss a Ctrl-C, which then drops the line when it ends.
-    """
-    with suppress(ImportError):  # it does not exist everywhere
-        import readline  # noqa: F401 (input() uses it once it is there)
-    elsewhere = signal.getsignal(signal.SIGINT)
-    is_typing = False
-
-    def drop_line(number: int, frame: FrameType | None) -> None:
-        nonlocal is_typing
-        if is_typing:
-            is_typing = False  # a second Ctrl-C must not interrupt what the first one began
-            raise KeyboardInterrupt
-        if callable(elsewhere):
-            elsewhere(number, frame)
-
-    signal.signal(signal.SIGINT, drop_line)
-    while True:
-        try:
-            is_typing = True
-            line = input(PROMPT)
-        except KeyboardInterrupt:
-            print()
-            continue
-        except EOFError:
-            print()
-            return
-        except UnicodeDecodeError as error:
-            print(f"error: the line is not in the terminal's encoding ({error.reason}).", file=sys.stderr)
-            continue
-        finally:
-            is_typing = False
-        yield line
-
-
-def piped_lines() -> Iterator[str]:
-    """Lines of standard input.
-
-    Raises:
-        PromptError: there is none, or a line is too long or not UTF-8.
-    """
-    if sys.stdin is None:
-        raise PromptError("standard input is closed: give the questions there, one a line.")
-    while line := sys.stdin.buffer.readline(MAX_LINE_BYTES + 1):
-        if len(line) > MAX_LINE_BYTES:
-            raise PromptError(f"a line of standard input is longer than {MAX_LINE_BYTES >> 20} MiB.")
-        try:
-            yield line.decode().rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise PromptError(f"a line of standard input is not UTF-8 ({error.reason}).") from error
 
 
 def read_stdin() -> str:

@@ -14,7 +14,7 @@ import msgspec
 from acestep_gguf.answer import Answer
 from acestep_gguf.errors import ConversationError
 from acestep_gguf.prompt.messages import MAX_MESSAGES, MAX_PARTS, Message, user_message
-from acestep_gguf.storage.atomic_file import write_atomically
+from acestep_gguf.storage.atomic_file import PRIVATE, write_atomically
 
 FORMAT: Final = "acestep-gguf conversation 1"
 MAX_FILE_BYTES: Final = 16 * 2**20
@@ -93,6 +93,8 @@ class Conversation:
     def save(self, path: Path) -> None:
         """Write the conversation to ``path``, which must be new or another saved conversation.
 
+        Nobody but its owner may read it.
+
         Raises:
             ConversationError: it is something else, or cannot be written.
         """
@@ -101,8 +103,9 @@ class Conversation:
         )
         try:
             if path.exists():
-                _check_may_be_replaced(path)
-            write_atomically(path, [msgspec.json.format(msgspec.json.encode(saved), indent=1), b"\n"])
+                check_may_be_replaced(path)
+            data = msgspec.json.format(msgspec.json.encode(saved), indent=1)
+            write_atomically(path, [data, b"\n"], mode=PRIVATE)
         except (OSError, ValueError) as error:  # ValueError: a picture's path that is not UTF-8
             reason = error.strerror if isinstance(error, OSError) else error
             raise ConversationError(f"{path} cannot be written ({reason}): give another path.") from error
@@ -140,7 +143,12 @@ def _saved(past: Exchange) -> SavedExchange:
     )
 
 
-def _check_may_be_replaced(path: Path) -> None:
+def check_may_be_replaced(path: Path) -> None:
+    """Refuse to write a conversation over something else.
+
+    Raises:
+        ConversationError: there is something else.
+    """
     try:
         _read(path)
     except ConversationError as error:

@@ -1,8 +1,6 @@
-import io
 import re
 import shlex
 import subprocess
-import sys
 from itertools import pairwise, takewhile
 from pathlib import Path
 
@@ -11,13 +9,12 @@ from PIL import Image
 
 from acestep_gguf.answer import Answer, Usage
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.cli.chat import COMMANDS, Chat
+from acestep_gguf.cli.chat import COMMANDS, Chat, completions
+from acestep_gguf.cli.keyboard import Keyboard
 from acestep_gguf.cli.status_line import StatusLine
-from acestep_gguf.cli.terminal import piped_lines
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.engine.conversation import Conversation
+from acestep_gguf.engine.conversation import Conversation, Exchange
 from acestep_gguf.engine.engine import AceStep
-from acestep_gguf.errors import PromptError
 from acestep_gguf.llama.binding import Model
 from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.builder import PromptBuilder, TokenSpan
@@ -110,6 +107,7 @@ def test_commands(chat: Chat, picture: Path, tmp_path: Path, capsys: pytest.Capt
     file = tmp_path / "talk.json"
     chat.talk([f"/image {picture}", "What is this?", f"/save {file}", "/reset", "Why?"])
     assert answers(chat)[0].usage.image_tokens == 0
+    assert file.stat().st_mode & 0o077 == 0
     chat.talk([f'/load "{file}"', "Sure?"])
     loaded, new = chat.conversation.exchanges
     assert (loaded.question, new.question) == ("What is this?", "Sure?")
@@ -119,7 +117,7 @@ def test_commands(chat: Chat, picture: Path, tmp_path: Path, capsys: pytest.Capt
     chat.talk(["/help", "", "  ", "/exit", "Not asked"])
     assert len(chat.conversation.exchanges) == 2
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed] == list(COMMANDS)
+    assert [line.split()[0] for line in listed[:-1]] == list(COMMANDS)
     assert not chat.failed
 
 
@@ -134,11 +132,111 @@ def test_a_question_is_taken_back_and_its_picture_goes_with_the_next(chat: Chat,
     assert chat.failed
 
 
+def test_an_answer_is_written_again_with_another_seed(chat: Chat, picture: Path) -> None:
+    chat.talk([f"/image {picture}", "What is this?", "/regenerate"])
+    first = answers(chat)[0]
+    assert first.seed is None
+    drawn = AnswerOptions(max_tokens=8, temperature=5.0, top_k=0, top_p=1.0, min_p=0.0, seed=7)
+    chat = Chat(chat._model, Conversation(), drawn, StatusLine(wanted=False))
+    chat.talk(["Hello", f"/image {picture}", "What is this?"])
+    seen = {answers(chat)[1].tokens}
+    for _ in range(2):
+        chat.talk(["/regenerate"])
+        hello, again = answers(chat)
+        assert hello.seed == 7 != again.seed
+        assert again.usage.image_tokens == 4
+        seen.add(again.tokens)
+    assert len(seen) == 3
+    assert not chat.failed
+
+
+def test_an_answer_that_cannot_be_written_again_stays(chat: Chat) -> None:
+    chat.talk(["/regenerate"])
+    assert chat.failed
+    too_long = Exchange("many words " * 400, (), "yes")
+    chat.conversation.exchanges.append(too_long)
+    chat.talk(["/regenerate"])
+    assert chat.conversation.exchanges == [too_long]
+
+
+def typing(
+    chat: Chat, monkeypatch: pytest.MonkeyPatch, *answers: str, conversation: Conversation | None = None
+) -> Chat:
+    """The same at a terminal, where a person gives these answers to yes or no."""
+    left = iter(answers)
+    monkeypatch.setattr("builtins.input", lambda _prompt: next(left))
+    return Chat(
+        chat._model,
+        conversation or Conversation(),
+        AnswerOptions(max_tokens=5),
+        StatusLine(wanted=False),
+        Keyboard(completions, None),
+    )
+
+
+def test_another_conversation_is_not_lost_without_a_question(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, other = tmp_path / "talk.json", tmp_path / "other.json"
+    chat.talk(["Hello", f"/save {file}", "More", f"/save {file}"])
+    assert not chat.failed, "it is the same conversation"
+    saved = file.read_bytes()
+    fresh = Chat(chat._model, Conversation(), AnswerOptions(max_tokens=5), StatusLine(wanted=False))
+    fresh.talk([f"/save {file}"])
+    assert "is there already" in capsys.readouterr().err
+    assert file.read_bytes() == saved
+    person = typing(chat, monkeypatch, "", "yes")
+    person.talk([f"/save {file}"])
+    assert file.read_bytes() == saved
+    person.talk([f"/save {file}"])
+    assert file.read_bytes() != saved
+    other.write_text("no conversation")
+    person.talk([f"/save {other}"])  # nobody is asked
+    assert "is not a saved conversation" in capsys.readouterr().err
+
+
+def test_a_conversation_that_is_not_saved_is_not_forgotten_without_a_question(
+    chat: Chat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "talk.json"
+    person = typing(chat, monkeypatch, "n", "", "y")
+    person.talk(["/reset", "Hello", "/reset", f"/save {file}", "/reset", f"/load {file}", "More"])
+    assert len(person.conversation.exchanges) == 2, "it was not saved, then saved, then loaded"
+    person.talk([f"/load {file}"])
+    assert len(person.conversation.exchanges) == 2
+    person.talk([f"/load {file}"])
+    assert len(person.conversation.exchanges) == 1
+    assert not person.failed
+
+
+def test_pictures_may_be_dropped_into_a_question(
+    chat: Chat, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person = typing(chat, monkeypatch)
+    person.talk([f"What is in '{picture}' here?", str(picture), "And this?", f"{picture.parent}/none.png ?"])
+    assert [past.question for past in person.conversation.exchanges] == ["What is in here?", "And this?"]
+    assert [one.usage.image_tokens for one in answers(person)] == [4, 8]
+    assert person.failed
+    chat.talk([f"What is in {picture}"])  # in a pipe, a question is what it is
+    assert answers(chat)[0].usage.image_tokens == 0
+
+
+def test_what_tab_offers(picture: Path) -> None:
+    assert completions("/re") == ["/regenerate", "/reset"]
+    assert completions("/image") == ["/image"]
+    assert completions("") == completions("/reset x") == completions("hello") == []
+    begin = str(picture)[:-6]
+    assert completions(begin) == [str(picture)]
+    assert completions(f"/image {begin}") == [f"/image {picture}"]
+    assert completions(f"What is in {begin}") == [f"What is in {picture}"]
+
+
 def test_errors_are_one_line_and_the_chat_goes_on(
     chat: Chat, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ["/fly", "/image", "/reset all", f"/image {tmp_path}", "/load x", "/save /none/x", "/embeds x"]
     lines += [str(picture), f"'{picture}'"]  # dropped on the terminal, without a word
+    lines += ["/image\tx"]
     for line in lines:
         chat.talk([line])
         captured = capsys.readouterr()
@@ -208,21 +306,6 @@ def test_lines_from_a_pipe(tiny_bundle: Path, picture: Path, tmp_path: Path) -> 
     assert missing.stderr.count(b"\nerror: ") == 1
 
 
-def test_piped_lines_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lines(stdin: bytes) -> list[str]:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        return list(piped_lines())
-
-    assert lines(b"") == []
-    assert lines("one\r\n\nGröße".encode()) == ["one", "", "Größe"]
-    for damaged, words in ((b"one\n\xff\n", "not UTF-8"), (b"x" * (5 << 20), "longer than 4 MiB")):
-        with pytest.raises(PromptError, match=words):
-            lines(damaged)
-    monkeypatch.setattr(sys, "stdin", None)
-    with pytest.raises(PromptError, match="standard input is closed"):
-        list(piped_lines())
-
-
 @pytest.fixture(scope="module")
 def slow_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One that needs seconds for a full context."""
@@ -277,3 +360,42 @@ def test_ctrl_c_while_it_reads_a_long_question(slow_bundle: Path) -> None:
         at.wait_for("> ")
         at.type("/exit\r")
         assert at.process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_person_types(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    (tmp_path / "größe 1.json").write_text("{}")
+    options = ("chat", tiny_bundle, "-t", 1, "-n", 2, "--no-cache")
+    with terminal(*options) as at:
+        at.wait_for(r"/help.*> ")
+        at.type("first\\\r")
+        at.wait_for(r"\.\.\. ")
+        at.type("second\r")
+        at.wait_for(STATISTICS + "> ")
+        at.type(f"/lo\t {tmp_path}/grö\t\r")
+        assert "größe 1.json is not a saved conversation" in at.wait_for("error: .*> ")
+        at.type("/reset\r")
+        at.wait_for(r"\[y/N\] ")
+        at.type("y\r")
+        at.wait_for("begins anew")
+        at.wait_for("> ")
+        at.type("\x04")
+        assert at.process.wait(30) == 0
+    history = tmp_path / "acestep-gguf" / "chat_history"
+    assert history.stat().st_mode & 0o077 == 0
+    typed = ["first\\", "second", f"/load {tmp_path}/größe 1.json", "/reset"]
+    assert history.read_text().splitlines() == typed
+    with terminal(*options, "--no-history") as at:
+        at.wait_for(r"/help.*> ")
+        at.type("/help\r")
+        at.wait_for("> ")
+        at.type("\x04")
+        assert at.process.wait(30) == 0
+    with terminal(*options) as at:
+        at.wait_for(r"/help.*> ")
+        at.type("\x10")  # up, to what was typed last
+        at.wait_for("/reset")
+        at.type("\r")
+        at.wait_for("begins anew")
+    assert history.read_text().splitlines() == [*typed, "/reset"]
