@@ -27,7 +27,7 @@ def typed_path(text: str) -> Path:
 
 def without_dropped_pictures(question: str) -> tuple[str, list[Path]]:
     """``question`` without the pictures that were dropped into it, and those."""
-    from acestep_gguf.vision.image import SUFFIXES
+    from acestep_gguf.vision.image_file import SUFFIXES
 
     pictures: list[Path] = []
 
