@@ -83,6 +83,20 @@ def test_a_folder_becomes_a_table(tiny_bundle: Path, pictures: Path, tmp_path: P
 
 
 @pytest.mark.slow
+def test_exact_is_one_answer_at_a_time(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    asked = (pictures / "0.png", pictures / "1.png", "-p", "What?", "-n", "40")
+    outputs = [tmp_path / "exact.jsonl", tmp_path / "one.jsonl"]
+    for output, option in zip(outputs, (["--exact"], ["--parallel", "1"]), strict=True):
+        assert batch(tiny_bundle, *asked, *option, "-o", output).returncode == 0
+    assert texts(outputs[0]) == texts(outputs[1])
+    assert batch(tiny_bundle, *asked, "--exact", "-np", "1", "-o", outputs[0]).returncode == 0
+    for n_parallel in ("4", "-1"):
+        refused = batch(tiny_bundle, *asked, "--exact", "-np", n_parallel, "-o", tmp_path / "a.jsonl")
+        wanted = f"error: --exact is one answer at a time, not --parallel {n_parallel}: choose one.\n"
+        assert (refused.returncode, refused.stderr) == (1, wanted)
+
+
+@pytest.mark.slow
 def test_killed_at_random_moments(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     arguments = (pictures, "-p", "What is this?", "-p", "Why?", "-o")
