@@ -27,6 +27,7 @@ FLOORS = (
     ("decoding",),
     ("engine", "demo"),
     ("batch",),
+    ("server",),
     ("check",),
     ("quantize",),
     ("convert",),
@@ -45,6 +46,9 @@ OWNERS = {
     "pillow_heif": ("acestep_gguf/vision/image_file.py",),
     "pyarrow": ("acestep_gguf/batch/parquet.py",),
     "pypdfium2": ("acestep_gguf/vision/pdf.py",),
+    **dict.fromkeys(
+        ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), ("acestep_gguf/server/",)
+    ),
     "torch": ("acestep_gguf/check/reference.py",),
     "transformers": ("acestep_gguf/check/reference.py",),
     "tokenizers": (),

@@ -20,6 +20,7 @@ VERBS: Final = {
     "run": "Answer a question about pictures.",
     "batch": "Ask about many pictures, and write a table.",
     "chat": "Answer one question after another.",
+    "serve": "Answer over HTTP, as OpenAI's clients ask.",
     "use": "Choose the bundle that is used where none is named.",
     "list": "Show the bundles that `use` named.",
     "encode": "Turn pictures into files of image embeds.",

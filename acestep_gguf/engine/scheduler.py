@@ -203,6 +203,8 @@ class Scheduler:
         events: list[Event] = []
         for request in [request for request in self._waiting if request.is_cancelled]:
             self._waiting.remove(request)
+            if request.prepared is not None:
+                request.prepared.cancel()  # unless it has begun, the tower is spared it
             nothing = Writing(Prompt((), ()), 0, request.question.options, self._spelling)
             events.append((request, Chunk(text="", answer=nothing.answer(0))))
         if (reading := self._reading) is not None and reading.request.is_cancelled:

@@ -73,6 +73,12 @@ def opening_bytes(source: ImageSource, spec: ImageSpec) -> int:
     return max(opened.decoding_bytes, padded, resized)
 
 
+def as_seen(pixels: FloatArray, spec: ImageSpec) -> Image.Image:
+    """The RGB picture that ``pixel_values``, float32 [1, 3, H, W], are of: what the model sees."""
+    scaled = pixels[0].transpose(1, 2, 0) * np.array(spec.std, np.float32) + np.array(spec.mean, np.float32)
+    return Image.fromarray((scaled / spec.rescale_factor).round().clip(0, 255).astype(np.uint8))
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """The picture as a person sees it, RGB: turned upright, what is transparent on white, 16 bits as 8.
 
