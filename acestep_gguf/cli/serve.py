@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -80,7 +81,7 @@ def serve(
     ] = 30.0,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="Go on from earlier answers only where that changes not a bit."),
+        typer.Option("--exact", help="One answer at a time, as `run` gives it to the last bit."),
     ] = False,
     engine: EngineOptions = SEVERAL,
 ) -> None:
@@ -94,6 +95,8 @@ def serve(
     except ModuleNotFoundError as error:
         raise MissingPackageError(str(error.name), "server") from error
     folders = bundles or [folder for folder in [default_bundle()] if folder]
+    if exact and engine.n_parallel not in (1, SEVERAL.n_parallel):
+        raise UsageError(f"--exact is one answer at a time, not --parallel {engine.n_parallel}: choose one.")
     if not folders:
         raise UsageError(
             "there is no bundle to serve: name one, or choose a default with `acestep-gguf use`."
@@ -117,6 +120,8 @@ def serve(
         drain_s=drain,
         exact=exact,
     )
+    if exact:
+        engine = replace(engine, n_parallel=1)
     serve_bundles(
         folders, engine, settings, show=lambda url: print(f"listening on {url}", file=sys.stderr, flush=True)
     )
