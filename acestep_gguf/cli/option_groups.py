@@ -77,6 +77,16 @@ def _long_names() -> dict[str, str]:
     }
 
 
+@cache
+def options_by_flag() -> dict[str, tuple[type[Any], str, Any]]:
+    """By long flags without their dashes, such as "ctx-size": group, name and type for typer of an option."""
+    return {
+        _long_names()[name].partition("/")[0].removeprefix("--"): (group, name, kind)
+        for group in (EngineOptions, AnswerOptions)
+        for name, kind, _, _ in _flags(group)
+    }
+
+
 def takes_groups(verb: Callable[..., None]) -> Callable[..., None]:
     """Let typer see the fields of each parameter that is a group (a dataclass) as options of ``verb``.
 
