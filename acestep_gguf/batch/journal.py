@@ -77,8 +77,9 @@ class Journal:
         self._output = output
         if output.exists() and not self.path.exists():
             raise BatchError(
-                f"{shown(output)} is there, and no batch made it (it has no journal): give another --output, "
-                "or move it away."
+                f"{shown(output)} is there, and no batch made it (it has no journal): give another output, "
+                "or move it away.",
+                settings=["output"],
             )
         self._places: dict[str, _Place] = {}
         self._end = 0
@@ -154,7 +155,8 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BatchError(
-                f"another process writes {shown(self._output)}: wait for it, or give another --output."
+                f"another process writes {shown(self._output)}: wait for it, or give another output.",
+                settings=["output"],
             ) from error
 
     def _read(self, settings: Settings) -> None:
@@ -183,8 +185,8 @@ class Journal:
         if changed := sorted(name for name in names if header.settings.get(name) != settings.get(name)):
             raise BatchError(
                 f"{shown(self._output)} was begun with another {', '.join(changed)}: give the same again, "
-                "another --output, or --restart to begin anew.",
-                settings=[name for name in changed if name != BUNDLE],
+                "another output, or restart=True to begin anew.",
+                settings=["output", "restart", *(name for name in changed if name != BUNDLE)],
             )
         self.replaces_sidecars = header.replaces_sidecars
 
@@ -205,12 +207,14 @@ class Journal:
 
     def _failure(self, error: OSError) -> BatchError:
         return BatchError(
-            f"{shown(self.path)} cannot be written ({error.strerror}): make room, or give another --output; "
-            "the same command carries on."
+            f"{shown(self.path)} cannot be written ({error.strerror}): make room, or give another output; "
+            "the same command carries on.",
+            settings=["output"],
         )
 
     def _no_journal(self) -> BatchError:
         return BatchError(
-            f"{shown(self.path)} is not the journal of a batch of this version: give another --output, or "
-            "--restart to replace it."
+            f"{shown(self.path)} is not the journal of a batch of this version: give another output, or "
+            "restart=True to replace it.",
+            settings=["output", "restart"],
         )

@@ -34,11 +34,14 @@ def check_sidecars(tasks: Iterable[Task], kind: SidecarKind, journal: Journal) -
         if (other := taken.setdefault(path, task)) is not task:
             raise BatchError(
                 f"the answers about {shown(other.images[0])} and {shown(task.images[0])} would both become "
-                f"{shown(path)}: leave out --sidecar, or ask one question a picture, and name pictures apart."
+                f"{shown(path)}: leave out sidecar, or ask one question a picture, and name pictures apart.",
+                settings=["sidecar"],
             )
         is_own = journal.replaces_sidecars or (task in journal and not journal.is_error(task))
         if path in task.images or (os.path.lexists(path) and not is_own):
-            raise BatchError(f"{shown(path)} is there already: move it away, or leave out --sidecar.")
+            raise BatchError(
+                f"{shown(path)} is there already: move it away, or leave out sidecar.", settings=["sidecar"]
+            )
 
 
 def write_sidecar(task: Task, row: Row, kind: SidecarKind, *, is_data: bool) -> None:

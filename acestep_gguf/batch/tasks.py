@@ -67,7 +67,9 @@ def _each(entries: Iterable[Entry], prompts: Sequence[str]) -> Iterator[Task]:
     for entry in entries:
         asked = prompts if entry.prompt is None else (entry.prompt,)
         if not asked:
-            raise BatchError(f"there is no question about {shown(entry.id)}: give one with --prompt.")
+            raise BatchError(
+                f"there is no question about {shown(entry.id)}: give a prompt.", settings=["prompt"]
+            )
         for prompt in asked:
             what = _digest(
                 [entry.id, [os.fsencode(path) for path in entry.images], prompt.encode(errors="replace")]

@@ -76,7 +76,7 @@ class Library:
         name = name or folder.name
         other = self.bundles.get(name)
         if other not in (None, str(folder)) and is_bundle(str(other)):
-            raise UsageError(f"{name} is the name of {other}: give this bundle another one with --name.")
+            raise UsageError(f"{other} is called {name} already: choose another name.", settings=["name"])
         return type(self)(default=name, bundles={**self.bundles, name: str(folder)})
 
     def without(self, name: str) -> Self:

@@ -302,7 +302,8 @@ class Bundle:
                 return record
         have = ", ".join(self.decoders.files)
         raise BundleError(
-            f"this bundle has no decoder {wanted!r}: choose from {have}, or add it with `convert -q`."
+            f"this bundle has no decoder {wanted!r}: choose from {have}, or `convert` with quant={wanted}.",
+            settings=["quant"],
         )
 
     def vision_file(self, precision: str | None = None) -> VisionFile:
@@ -319,7 +320,8 @@ class Bundle:
                 return record
         have = ", ".join(vision.files)
         raise BundleError(
-            f"this bundle has no {wanted!r} tower: choose from {have}, or add it with `convert --vision`."
+            f"this bundle has no {wanted!r} tower: choose from {have}, or `convert` with vision={wanted}.",
+            settings=["vision"],
         )
 
     def tower(self) -> tuple[Vision, ImageSpec]:

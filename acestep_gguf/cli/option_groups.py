@@ -35,7 +35,8 @@ def in_flags(error: AceStepError) -> str:
     if not error.settings:
         return str(error)
     names = "|".join(map(re.escape, error.settings))
-    pattern = rf"\b({names})(?:=([^\s;,]*[^\s;,.]))?(?!\w)"
+    # Not where they are parts of paths.
+    pattern = rf"(?<![\w./\\-])({names})(?:=([^\s;,]*[^\s;,.]))?(?!\w|[./\\-]\S)"
     return re.sub(pattern, lambda found: _as_flag(found[1], found[2]), str(error))
 
 

@@ -50,7 +50,7 @@ def plan_table(plan: Plan) -> str:
     facts = [
         ("decoder", f"{settings.quant}; tower: {settings.vision or 'not used'}"),
         ("context", f"{settings.n_ctx} tokens, KV {_cache_types(plan)}{_kv_place(plan)}"),
-        ("batches", f"--batch-size {settings.n_batch} --ubatch-size {settings.n_ubatch}"),
+        ("batches", f"n_batch {settings.n_batch}, n_ubatch {settings.n_ubatch}"),
         ("threads", f"{settings.n_threads} to write, {settings.n_threads_batch} to read"),
         ("weights", _weights(plan)),
         ("given up", "; ".join(plan.given_up) or "nothing"),

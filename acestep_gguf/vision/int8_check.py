@@ -60,7 +60,9 @@ def vision_precision(
         f"{folder / record.file} gives wrong numbers with this CPU and onnxruntime {version('onnxruntime')}"
     )
     if "float32" not in vision.files:
-        raise BundleError(f"{problem}: add the float32 tower with `convert --vision float32`.")
+        raise BundleError(
+            f"{problem}: add the float32 tower, `convert` with vision=float32.", settings=["vision"]
+        )
     warnings.warn(f"{problem}: the float32 tower takes its place.", stacklevel=2)
     return "float32"
 

@@ -111,9 +111,9 @@ def test_what_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> Non
 
 def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     journal(tmp_path).__exit__()
-    with pytest.raises(BatchError, match=r"another prompt, seed: .*--restart") as caught:
+    with pytest.raises(BatchError, match=r"another prompt, seed: .*restart=True") as caught:
         journal(tmp_path, seed=7, prompt=["Who?"])
-    assert caught.value.settings == ("prompt", "seed")
+    assert caught.value.settings == ("output", "restart", "prompt", "seed")
     with journal(tmp_path, seed=7, restart=True) as anew:
         anew.append(TASKS[0], row(TASKS[0]))
     with journal(tmp_path, seed=7) as opened:

@@ -55,7 +55,7 @@ def test_a_default_that_is_gone_is_told(bundle_copy: Path) -> None:
 
 def test_a_name_is_not_taken_from_another_bundle(tiny_bundle: Path, bundle_copy: Path) -> None:
     library = Library().using(str(tiny_bundle), "it")
-    with pytest.raises(UsageError, match=r"it is the name of .*--name"):
+    with pytest.raises(UsageError, match=r"is called it already: choose another name"):
         library.using(str(bundle_copy), "it")
     gone = Library(bundles={"it": str(tiny_bundle / "gone")})
     assert gone.using(str(bundle_copy), "it").bundles == {"it": str(bundle_copy)}

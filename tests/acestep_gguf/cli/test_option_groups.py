@@ -69,6 +69,12 @@ def test_help_shows_options_in_groups() -> None:
         ("allow_paging=True or max_tokens", ["allow_paging", "max_tokens"], "--allow-paging or --n-predict"),
         ("lose it with allow_paging=True.", ["allow_paging"], "lose it with --allow-paging."),
         ("temperature is hot", [], "temperature is hot"),
+        (
+            "/output/a.csv, output/b: another output.",
+            ["output"],
+            "/output/a.csv, output/b: another --output.",
+        ),
+        ("output.csv, a-output: output, or", ["output"], "output.csv, a-output: --output, or"),
         ("chat_template is missing", ["chat_template"], "--chat-template is missing"),
     ],
 )

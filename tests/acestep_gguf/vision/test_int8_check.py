@@ -126,7 +126,7 @@ def test_the_command_line_tells_it_in_one_line(bundle_copy: Path, picture: Path,
 def test_wrong_numbers_without_float32_are_an_error(bundle_copy: Path, verdicts: Path) -> None:
     spoil(bundle_copy)
     for _ in range(2):
-        with pytest.raises(BundleError, match=r"add the float32 tower with `convert --vision float32`"):
+        with pytest.raises(BundleError, match=r"add the float32 tower, `convert` with vision=float32\."):
             vision_precision(bundle_copy, without(Bundle.read(bundle_copy), "float32"))
 
 
