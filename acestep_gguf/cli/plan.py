@@ -67,11 +67,12 @@ def plan(
     """
     from pathlib import Path
 
+    from acestep_gguf.llama.params import check_repacking
     from acestep_gguf.plan.bundle_model import BundleModel
     from acestep_gguf.plan.draft import open_draft
     from acestep_gguf.plan.machine import this_machine
     from acestep_gguf.plan.machine_settings import machine_settings, plain_settings
-    from acestep_gguf.plan.planner import make_plan
+    from acestep_gguf.plan.planner import check_pictures_fit, make_plan
     from acestep_gguf.plan.report import plan_facts, plan_table
     from acestep_gguf.plan.settings import Workload
     from acestep_gguf.plan.speed import Rates, measured_rates
@@ -97,6 +98,8 @@ def plan(
         machine = _described_machine(ram, vram or [])
         defaults = plain_settings(machine.n_threads)
         draft = draft and replace(draft, machine_settings=defaults)
+    check_repacking(engine.use_extra_bufts)  # the CPU is this one, whatever memory is planned for
+    check_pictures_fit(model, engine, images)
     workload = Workload(images=images)
     made = make_plan(model, machine, engine, workload, rates=rates, defaults=defaults, draft=draft)
     print(json_text(plan_facts(made)) if as_json else plan_table(made))

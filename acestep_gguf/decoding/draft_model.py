@@ -29,6 +29,7 @@ class DraftModel:
     Args:
         draft: the bundle.
         settings: how it is run. Beyond its ``n_ctx`` tokens of prompt and answer it is silent.
+        image_tokens: tokens of a picture at most, as for the decoder that it guesses for; None for all.
         cache: where embeds are kept between processes.
         opening_limit: memory in bytes that opening a picture may take.
 
@@ -38,7 +39,13 @@ class DraftModel:
     """
 
     def __init__(
-        self, draft: Draft, settings: Settings, *, cache: DiskCache | None, opening_limit: int | None = None
+        self,
+        draft: Draft,
+        settings: Settings,
+        *,
+        image_tokens: int | None,
+        cache: DiskCache | None,
+        opening_limit: int | None = None,
     ) -> None:
         files, bundle = draft.bundle, draft.bundle.bundle
         self._n_common = draft.n_common
@@ -47,6 +54,7 @@ class DraftModel:
             bundle,
             n_threads=settings.tower_threads,
             precision=settings.vision,
+            image_tokens=image_tokens,
             cache=cache,
             opening_limit=opening_limit,
         )

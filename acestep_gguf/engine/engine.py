@@ -111,7 +111,9 @@ class AceStep:
             self._begin_with(first)
             self._decoders = self._load_decoders(files)
             self._decoder = self._decoders[0]
-            self._speculation = Speculation(options.spec_type, options.draft_max, self._load_draft(draft))
+            self._speculation = Speculation(
+                options.spec_type, options.draft_max, self._load_draft(draft, options.image_tokens)
+            )
             model = self._decoder.context.model
             self._prompts = PromptBuilder(self.bundle.prompt, model.tokenize, model.token_bytes)
             self._spelling = Spelling(self.bundle.prompt, model)
@@ -284,11 +286,16 @@ class AceStep:
         context = Context(Model(path, loading), params)
         return [Decoder(context, states, sequence=number) for number in range(params.n_seq_max)]
 
-    def _load_draft(self, draft: Draft | None) -> DraftModel | None:
+    def _load_draft(self, draft: Draft | None, image_tokens: int | None) -> DraftModel | None:
         if draft is None or self.plan.draft is None:
             return None
-        limit = self.plan.opening_limit
-        return DraftModel(draft, self.plan.draft, cache=self._cache, opening_limit=limit)
+        return DraftModel(
+            draft,
+            self.plan.draft,
+            image_tokens=image_tokens,
+            cache=self._cache,
+            opening_limit=self.plan.opening_limit,
+        )
 
     @contextmanager
     def _stepwise(self) -> Iterator[Stepwise]:

@@ -14,18 +14,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama.backend import Handle, Log, StopFlag, backend
 from acestep_gguf.llama.batch import Batch
 from acestep_gguf.llama.devices import cpu_overrides
 from acestep_gguf.llama.library import lib
 from acestep_gguf.llama.params import (
-    AMX,
     CACHE_TYPES,
     FLASH_ATTENTION,
     ContextParams,
     ModelParams,
+    check_repacking,
 )
 
 FloatArray = npt.NDArray[np.float32]
@@ -66,11 +65,7 @@ class Model(Handle):
                 "n_gpu_layers cannot be used: this llama-cpp-python was built without a GPU.",
                 settings=["n_gpu_layers"],
             )
-        if params.use_extra_bufts and AMX in cpu_flags():
-            raise UsageError(
-                "use_extra_bufts cannot be used on this CPU: llama.cpp would crash in its AMX kernels.",
-                settings=["use_extra_bufts"],
-            )
+        check_repacking(params.use_extra_bufts)
         native = lib.llama_model_default_params()
         native.n_gpu_layers = params.n_gpu_layers
         native.load_mode = LOAD_MODES[params.use_mmap, params.use_mlock]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import CacheType, FlashAttention, check_integer
 
@@ -88,3 +89,16 @@ class ContextParams:
 def _check_choice(name: str, value: object, choices: Mapping[Any, int]) -> None:
     if not isinstance(value, str) or value not in choices:
         raise UsageError(f"{name} is {value!r}: choose from {', '.join(choices)}.", settings=[name])
+
+
+def check_repacking(use_extra_bufts: bool | None) -> None:
+    """Refuse to repack weights where llama.cpp would end the process.
+
+    Raises:
+        UsageError: the CPU has AMX.
+    """
+    if use_extra_bufts and AMX in cpu_flags():
+        raise UsageError(
+            "use_extra_bufts cannot be used on this CPU: llama.cpp would crash in its AMX kernels.",
+            settings=["use_extra_bufts"],
+        )

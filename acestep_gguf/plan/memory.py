@@ -119,10 +119,11 @@ def plan_memory(
         *(Part("reserve", GPU_RESERVE, gpu, "gpu") for gpu in range(1, n_gpus + 1)),
     ]
     if draft is not None:
-        parts += [
-            replace(part, name=f"draft: {part.name}", phase="decoder")
-            for part in _model_parts(draft.bundle, draft.settings(settings.n_ctx), workload, n_gpus)
+        draft_parts = [
+            *_model_parts(draft.bundle, draft.settings(settings.n_ctx), workload, n_gpus),
+            Part("chosen image tokens", _chosen_bytes(draft.bundle, workload, image_tokens)),
         ]
+        parts += [replace(part, name=f"draft: {part.name}", phase="decoder") for part in draft_parts]
     return Memory(tuple(part for part in parts if part.n_bytes), settings.staged)
 
 

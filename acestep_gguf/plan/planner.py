@@ -6,7 +6,7 @@ from itertools import islice
 from typing import Any, Final
 
 from acestep_gguf.bundle.names import DecoderFtype
-from acestep_gguf.errors import MemoryShortageError, UsageError
+from acestep_gguf.errors import ContextOverflowError, MemoryShortageError, UsageError
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.draft import Draft
@@ -86,6 +86,22 @@ def make_plan(
         if fit := search.fit():
             return _made(search, fit)
     raise _refusal(task)
+
+
+def check_pictures_fit(bundle: BundleModel, options: EngineOptions, n_images: int) -> None:
+    """Check that the context, by default the longest that the model was made for, holds so many pictures.
+
+    Raises:
+        ContextOverflowError: it does not.
+    """
+    n_ctx = options.n_ctx or bundle.decoder(bundle.quants(options.quant)[0]).shape.n_ctx_train
+    n_tokens, n_each = (bundle.image_tokens(n, options.image_tokens) for n in (n_images, 1))
+    if n_tokens >= n_ctx:
+        raise ContextOverflowError(
+            f"{n_tokens} tokens of pictures do not fit into a context of {n_ctx}: ask about "
+            f"{(n_ctx - 1) // n_each} at most, or about more with a smaller image_tokens.",
+            settings=["image_tokens"],
+        )
 
 
 def _check_gpu(options: EngineOptions, machine: Machine) -> None:

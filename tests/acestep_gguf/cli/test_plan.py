@@ -6,6 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from acestep_gguf.cli import app
+from acestep_gguf.cli.option_groups import in_flags
+from acestep_gguf.errors import UsageError
+from acestep_gguf.llama import params
 
 COMMAND = [sys.executable, "-m", "acestep_gguf.cli"]
 
@@ -87,6 +93,25 @@ def test_layers_without_a_gpu_are_refused(tiny_bundle: Path) -> None:
     done = run("plan", str(tiny_bundle), "--ram", "16GB", "-ngl", "99")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: --n-gpu-layers is 99, but llama.cpp finds no GPU: leave it out")
+
+
+def test_repacking_that_run_would_refuse_is_refused(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(params, "cpu_flags", lambda: frozenset({params.AMX}))
+    done = CliRunner().invoke(app, ["plan", str(tiny_bundle), "--ram", "16GB", "--repack"])
+    assert isinstance(done.exception, UsageError)
+    assert in_flags(done.exception).startswith("--repack cannot be used on this CPU")
+
+
+def test_more_pictures_than_a_context_holds_are_refused(tiny_bundle: Path) -> None:
+    done = run("plan", str(tiny_bundle), "--images", "1000", "--ctx-size", "512")
+    assert (done.returncode, done.stdout) == (1, "")
+    wanted = "4000 tokens of pictures do not fit into a context of 512: ask about 127 at most"
+    assert done.stderr.startswith(f"error: {wanted}, or about more with a smaller --image-tokens.")
+    assert run("plan", str(tiny_bundle), "--images", "127", "--ctx-size", "512").returncode == 0
+    longest = run("plan", str(tiny_bundle), "--images", "100000")
+    assert "400000 tokens of pictures do not fit into a context of" in longest.stderr
 
 
 def test_this_machine_is_measured(tiny_bundle: Path) -> None:

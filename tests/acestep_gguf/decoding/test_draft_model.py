@@ -108,6 +108,18 @@ def test_a_prepared_picture_is_opened_again_for_another_tower(
         assert guessed.usage.drafted_tokens > 0
 
 
+def test_it_reads_as_few_tokens_of_a_picture(tiny_bundle: Path, tmp_path: Path, picture: Path) -> None:
+    checkpoint = TinyCheckpoint(image_size=42, seed=3).write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ("F32",))
+    with AceStep(
+        tiny_bundle, quant="F32", n_threads=1, n_ctx=128, draft=tmp_path / "bundle", image_tokens=1
+    ) as model:
+        # All of its tokens, nine a picture, would be more than its context holds.
+        usage = model.generate("hello", [picture] * 14, max_tokens=12).usage
+    assert usage.image_tokens == 14
+    assert usage.drafted_tokens > 0
+
+
 @pytest.mark.slow
 def test_embeds_of_another_tower_cost_guesses_and_no_answer(
     model: AceStep, far_sighted: AceStep, tiny_bundle: Path, picture: Path, tmp_path: Path

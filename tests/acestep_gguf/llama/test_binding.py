@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.errors import DecodeError, UsageError
-from acestep_gguf.llama import binding
+from acestep_gguf.llama import params as params_module
 from acestep_gguf.llama.backend import Interrupted, StopFlag
 from acestep_gguf.llama.binding import Context, Model, check_embeds
 from acestep_gguf.llama.params import AMX, ContextParams, ModelParams
@@ -282,6 +282,6 @@ def test_a_stop_flag(context: Context) -> None:
 def test_weights_are_not_repacked_where_it_would_crash(
     decoder_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binding, "cpu_flags", lambda: frozenset({AMX}))
+    monkeypatch.setattr(params_module, "cpu_flags", lambda: frozenset({AMX}))
     with pytest.raises(UsageError, match="use_extra_bufts"):
         Model(decoder_file, ModelParams(use_extra_bufts=True))
