@@ -1,6 +1,8 @@
 """The user's own defaults of options: a table of TOML, under the names of flags."""
 
 import tomllib
+from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final, get_args, get_origin
 
@@ -25,28 +27,30 @@ def config_file() -> Path:
     return platformdirs.user_config_path("acestep-gguf") / "config.toml"
 
 
-def user_defaults() -> dict[str, Any]:
-    """Values of EngineOptions and AnswerOptions by the names of their fields; none without the file.
+def user_defaults(groups: Collection[type[Any]]) -> dict[str, Any]:
+    """Values of options by the names of their fields; none without the file.
+
+    Args:
+        groups: of which they are wanted: EngineOptions, AnswerOptions, or both. All of the file is checked.
 
     Raises:
         UsageError: it cannot be read, or has something in it that is no option or out of its range.
     """
     path = config_file()
-    values: dict[str, Any] = {}
-    groups: dict[type[Any], dict[str, Any]] = {}
+    values: defaultdict[type[Any], dict[str, Any]] = defaultdict(dict)
     for key, value in _table(path).items():
         if key not in (options := options_by_flag()):
             raise UsageError(f"{path} has {key}, which is no flag: `acestep-gguf run --help` lists them.")
         group, name, kind = options[key]
         if not _is(value, kind):
             raise UsageError(f"{path}: {key} is {value!r}: give {_words(kind)}.")
-        values[name] = groups.setdefault(group, {})[name] = value
-    for group, given in groups.items():
+        values[group][name] = value
+    for group, given in values.items():
         try:
             group(**given)
         except UsageError as error:
             raise UsageError(f"{path}: {in_flags(error)}") from error
-    return values
+    return {name: value for group in groups for name, value in values[group].items()}
 
 
 def _table(path: Path) -> dict[str, Any]:

@@ -1,13 +1,10 @@
-"""How a verb reads its arguments: the first is a bundle, or the default one; pictures share a flag; options
-that are not given are the user's own defaults."""
+"""How a verb reads its arguments: the first is a bundle, or the default one; pictures share a flag."""
 
 import os
-from dataclasses import fields
 from typing import Any
 
-from acestep_gguf.cli.help import Verb
 from acestep_gguf.cli.pictures import one_flag_each
-from acestep_gguf.options import EngineOptions
+from acestep_gguf.cli.verb import Verb
 
 
 class VerbOfABundle(Verb):
@@ -17,10 +14,6 @@ class VerbOfABundle(Verb):
         """The arguments for typer."""
         if ctx.resilient_parsing:  # completion, of words that are not all there yet
             return super().parse_args(ctx, args)
-        if {field.name for field in fields(EngineOptions)} <= {one.name for one in self.get_params(ctx)}:
-            from acestep_gguf.cli.config import user_defaults
-
-            ctx.default_map = user_defaults()
         if any("--image" in parameter.opts for parameter in self.get_params(ctx)):
             args = one_flag_each(args)
         if self._lacks_a_bundle(ctx, args):

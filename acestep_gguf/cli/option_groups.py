@@ -1,7 +1,8 @@
 """The options of options.py on the command line: how a verb takes a group of them, what errors call them."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from inspect import Parameter, Signature, signature
@@ -76,6 +77,15 @@ def _long_names() -> dict[str, str]:
         for group in (EngineOptions, AnswerOptions)
         for name, _, flag, _ in _flags(group)
     }
+
+
+def groups_among(names: Iterable[str]) -> list[type[Any]]:
+    """The groups of which a verb has all options, by the ``names`` of its parameters."""
+    known = {*names}
+    options: defaultdict[type[Any], set[str]] = defaultdict(set)
+    for group, name, _ in options_by_flag().values():
+        options[group].add(name)
+    return [group for group, its_names in options.items() if its_names <= known]
 
 
 @cache

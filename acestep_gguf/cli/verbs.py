@@ -8,8 +8,8 @@ import typer
 from typer.core import TyperGroup
 
 from acestep_gguf.cli.default_bundle import VerbOfABundle
-from acestep_gguf.cli.help import Verb
 from acestep_gguf.cli.options import TYPER, BundleFolder
+from acestep_gguf.cli.verb import Verb
 
 # Verbs in the order of --help, with their lines in it. What a verb does is the function of its name in the
 # module of its name, with an underscore where Python has the name for itself.

@@ -5,8 +5,13 @@ from typing import Any
 import pytest
 
 from acestep_gguf.cli.config import config_file, user_defaults
+from acestep_gguf.cli.option_groups import groups_among
+from acestep_gguf.cli.verbs import command
 from acestep_gguf.errors import UsageError
+from acestep_gguf.options import AnswerOptions, EngineOptions
 from tests.support.command_line import acestep, check_is_one_line
+
+GROUPS = (EngineOptions, AnswerOptions)
 
 
 @pytest.fixture
@@ -17,11 +22,11 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_flags_become_options(file: Path) -> None:
-    assert user_defaults() == {}
+    assert user_defaults(GROUPS) == {}
     file.write_text(
         "[defaults]\nthreads = 6\ncache = false\nrepack = true\ntemp = 1\nstop = ['a', 'b']\nquant = 'Q8_0'\n"
     )
-    assert user_defaults() == {
+    assert user_defaults(GROUPS) == {
         "n_threads": 6,
         "cache": False,
         "use_extra_bufts": True,
@@ -29,6 +34,21 @@ def test_flags_become_options(file: Path) -> None:
         "stop": ["a", "b"],
         "quant": "Q8_0",
     }
+
+
+def test_a_verb_takes_those_of_its_groups(file: Path) -> None:
+    file.write_text("[defaults]\nthreads = 6\nn-predict = 9\n")
+    for verb, groups in (
+        ("run", [*GROUPS]),
+        ("chat", [*GROUPS]),
+        ("batch", [*GROUPS]),
+        ("plan", [EngineOptions]),
+        ("serve", [EngineOptions]),  # whose --max-tokens is something else
+        ("convert", []),
+        ("info", []),
+    ):
+        assert groups_among(parameter.name for parameter in command(verb).params) == groups
+    assert user_defaults([EngineOptions]) == {"n_threads": 6}
 
 
 @pytest.mark.parametrize(
@@ -56,7 +76,7 @@ def test_flags_become_options(file: Path) -> None:
 def test_what_is_wrong_is_said_with_the_file(file: Path, text: str, words: str) -> None:
     file.write_text(text)
     with pytest.raises(UsageError) as caught:
-        user_defaults()
+        user_defaults(GROUPS)
     assert words in str(caught.value)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
@@ -65,11 +85,11 @@ def test_what_is_wrong_is_said_with_the_file(file: Path, text: str, words: str) 
 def test_a_file_that_cannot_be_read(file: Path) -> None:
     file.write_bytes(b"\xff")
     with pytest.raises(UsageError, match="is no TOML"):
-        user_defaults()
+        user_defaults(GROUPS)
     file.unlink()
     file.mkdir()
     with pytest.raises(UsageError, match="cannot be read"):
-        user_defaults()
+        user_defaults(GROUPS)
 
 
 def test_a_flag_comes_before_the_file_and_the_file_before_the_default(file: Path, tiny_bundle: Path) -> None:
