@@ -1,11 +1,12 @@
 // The server's key: asked for when it is needed, kept in this tab's session.
 
 import { byId } from "./dom.js";
+import { session } from "./storage.js";
 
 const NAME = "acestep-gguf key";
 
 export function authorization() {
-  const key = sessionStorage.getItem(NAME);
+  const key = session.getItem(NAME);
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
@@ -13,7 +14,7 @@ let asking = null;
 
 /** Ask for the key; requests that wait for it share one dialog. Gives whether there is one now. */
 export function askForKey(refused) {
-  const key = sessionStorage.getItem(NAME);
+  const key = session.getItem(NAME);
   if (key && refused.Authorization !== `Bearer ${key}`) return Promise.resolve(true); // another request asked meanwhile
   asking ??= show(Boolean(refused.Authorization)).finally(() => (asking = null));
   return asking;
@@ -29,7 +30,7 @@ function show(wrong) {
   return new Promise((resolve) => {
     dialog.querySelector("form").onsubmit = (event) => {
       event.preventDefault();
-      sessionStorage.setItem(NAME, text.value.trim());
+      session.setItem(NAME, text.value.trim());
       dialog.close("given");
     };
     byId("key-cancel").onclick = () => dialog.close("");

@@ -8,6 +8,7 @@ import * as history from "./history.js";
 import * as options from "./options.js";
 import { byId, download, element, icon } from "./dom.js";
 import { dropped } from "./pictures.js";
+import { settings } from "./storage.js";
 
 function trouble(text) {
   byId("trouble").textContent = text;
@@ -30,14 +31,11 @@ byId("to-folder").onclick = () => view("folder");
 
 // Appearance
 
-function theme(value) {
-  document.documentElement.dataset.theme = value;
-  byId("theme").value = value;
-  localStorage.setItem("acestep-gguf theme", value);
-}
-
-byId("theme").onchange = ({ target }) => theme(target.value);
-theme(localStorage.getItem("acestep-gguf theme") ?? "");
+byId("theme").value = settings.getItem("acestep-gguf theme") ?? "";
+byId("theme").onchange = ({ target }) => {
+  document.documentElement.dataset.theme = target.value;
+  settings.setItem("acestep-gguf theme", target.value);
+};
 
 // Files that are dropped or pasted
 
@@ -159,7 +157,7 @@ async function listModels() {
   byId("model").disabled = names.length < 2;
 }
 
-options.connect(() => {});
+options.connect();
 batch.connect();
 chat.connect(listConversations);
 listConversations().catch(() => (byId("no-history").hidden = false));

@@ -1,6 +1,7 @@
 // What is asked for besides the question: kept in this browser, sent with every request.
 
-import { byId, element } from "./dom.js";
+import { byId } from "./dom.js";
+import { settings } from "./storage.js";
 
 const NAME = "acestep-gguf options";
 const EXAMPLE = {
@@ -14,7 +15,7 @@ const EXAMPLE = {
 };
 const FIELDS = ["system", "max-tokens", "temperature", "schema"];
 
-let options = JSON.parse(localStorage.getItem(NAME) ?? "{}");
+let options = JSON.parse(settings.getItem(NAME) ?? "{}");
 
 /** The JSON Schema that answers follow, or null. */
 export const schema = () => (options.schema ? JSON.parse(options.schema) : null);
@@ -32,8 +33,8 @@ export function asRequest() {
   return body;
 }
 
-/** Give the dialog its life; `onchange` is called when it has been closed. */
-export function connect(onchange) {
+/** Give the dialog its life. */
+export function connect() {
   const dialog = byId("options");
   const wrong = byId("schema-wrong");
   const open = () => {
@@ -56,9 +57,8 @@ export function connect(onchange) {
       return;
     }
     options = Object.fromEntries(FIELDS.map((name) => [name, byId(name).value.trim()]));
-    localStorage.setItem(NAME, JSON.stringify(options));
+    settings.setItem(NAME, JSON.stringify(options));
     update();
-    onchange();
   };
   update();
 }
