@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import os
 import threading
 from collections import deque
 from typing import Any, Final, Self
@@ -9,7 +10,7 @@ from typing import Any, Final, Self
 import llama_cpp
 
 from acestep_gguf.errors import UsageError
-from acestep_gguf.llama.library import FOLDER, lib
+from acestep_gguf.llama.library import FOLDER, ggml_function, lib
 
 LOG_LEVEL_ERROR: Final = 4  # enum ggml_log_level
 LOG_LEVEL_CONTINUE: Final = 5
@@ -53,6 +54,9 @@ class Log:
         return "; ".join(self._errors) or "it gave no reason"
 
 
+_backend_count = ggml_function("ggml_backend_reg_count", ctypes.c_size_t)
+_load_backends = ggml_function("ggml_backend_load_all_from_path", None, ctypes.c_char_p)
+
 _log: Log | None = None
 _backend_lock = threading.Lock()
 
@@ -64,6 +68,10 @@ def backend() -> Log:
         if _log is None:
             _log = Log()
             lib.llama_backend_init()
+            # A build with GGML_BACKEND_DL has the CPU, in several variants, and GPUs in libraries of their own.
+            # llama.cpp by itself looks for them beside the executable, which is Python's, and where it is run.
+            if not _backend_count():
+                _load_backends(os.fsencode(FOLDER))
     return _log
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_void_p
 from typing import Final
 
+from acestep_gguf.llama.backend import backend
 from acestep_gguf.llama.library import ggml_function, lib
 
 GPU_TYPES: Final = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
@@ -24,6 +25,7 @@ def gpu_devices() -> list[tuple[str, int]]:
 
     This starts the GPU's driver, which takes some of its memory.
     """
+    backend()
     if not lib.llama_supports_gpu_offload():
         return []
     found: dict[int, list[tuple[str, int]]] = {kind: [] for kind in GPU_TYPES}

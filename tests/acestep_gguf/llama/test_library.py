@@ -46,6 +46,30 @@ with Model(Path(sys.argv[1])) as model, Context(model, params) as context:
     context.decode_tokens(list(range(8)), 0)
 """
 
+# Writes an answer with libraries of the folder; from a folder of its own, since llama.cpp looks there, too.
+ANSWERS = """
+import sys
+
+from acestep_gguf import AceStep
+from acestep_gguf.llama.devices import gpu_devices
+
+assert gpu_devices() == []
+with AceStep(sys.argv[1], quant="F32", n_ctx=256, n_threads=1) as model:
+    print(model.generate("Who?", max_tokens=8, temperature=0).tokens)
+"""
+
+# The build's CPU is made a library that is loaded at run time: what libggml is linked to gives no CPU, and the
+# one that it is to find has the functions by which it asks for one.
+NO_CPU = "void *ggml_backend_cpu_reg(void) { return 0; }"
+LOADED_CPU = """
+#include <dlfcn.h>
+int ggml_backend_score(void) { return 1; }
+void *ggml_backend_init(void) {
+    void *library = dlopen(REAL, RTLD_NOW | RTLD_LOCAL);
+    return ((void *(*)(void)) dlsym(library, "ggml_backend_cpu_reg"))();
+}
+"""
+
 SHIPPED = Path(llama_cpp.__file__).parent / "lib"
 
 
@@ -67,6 +91,36 @@ def test_each_library_is_loaded_once_and_from_the_folder_that_was_chosen(
     assert {path.parent for path in mapped} == {folder}
     libraries = sorted(path.name.partition(".")[0] for path in mapped)
     assert libraries == ["libggml", "libggml-base", "libggml-cpu", "libllama"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux links so")
+def test_a_cpu_in_a_library_of_its_own_is_found_in_the_folder(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "libraries"
+    shutil.copytree(SHIPPED, folder)
+    real = tmp_path / "cpu.so"
+    (folder / "libggml-cpu.so.0").resolve().rename(real)
+    for path in folder.glob("libggml-cpu.*"):
+        path.unlink()
+    compile_library(NO_CPU, folder / "libggml-cpu.so.0")
+    compile_library(f'#define REAL "{real}"\n{LOADED_CPU}', folder / "libggml-cpu-one.so")
+
+    printed = []
+    for libraries in (SHIPPED, folder):
+        environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(libraries)}
+        command = [sys.executable, "-c", ANSWERS, str(tiny_bundle)]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        printed.append(done.stdout)
+    assert printed[0] == printed[1]
+
+
+def compile_library(source: str, path: Path) -> None:
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", f"-Wl,-soname,{path.name}", "-o", str(path), "-ldl"]
+    subprocess.run(command, input=source, text=True, check=True)
 
 
 def test_a_failed_assertion_ends_the_process_at_once(decoder_file: Path, tmp_path: Path) -> None:
