@@ -51,7 +51,9 @@ export async function models() {
 
 /** A picture, given as a URL that holds it, as a model sees it. */
 export async function preview(model, url, signal) {
-  return (await request("v1/images/preview", { method: "POST", body: { model, image_url: url }, signal })).json();
+  return (
+    await request("v1/images/preview", { method: "POST", body: { model, image_url: url }, signal })
+  ).json();
 }
 
 /** An answer as it is written: the chunks of a chat completion, the last one with usage and timings. */

@@ -17,7 +17,10 @@ let schema = null;
 let running = null; // an AbortController
 
 export function connect() {
-  for (const [button, input] of [["choose-folder", "folder-files"], ["choose-many", "many-files"]]) {
+  for (const [button, input] of [
+    ["choose-folder", "folder-files"],
+    ["choose-many", "many-files"],
+  ]) {
     byId(button).onclick = () => byId(input).click();
     byId(input).onchange = ({ target }) => {
       take([...target.files]);
@@ -42,8 +45,12 @@ export function take(files) {
   rows = pictures.map((picture) => ({ picture, state: "" }));
   question = "";
   byId("folder-title").textContent = folderName(pictures) ?? "Ask about a folder";
-  const left = others.length ? ` ${others.length} other ${others.length === 1 ? "file is" : "files are"} left out.` : "";
-  byId("folder-state").textContent = rows.length ? `${count(rows.length)}.${left}` : `There is no picture in it.${left}`;
+  const left = others.length
+    ? ` ${others.length} other ${others.length === 1 ? "file is" : "files are"} left out.`
+    : "";
+  byId("folder-state").textContent = rows.length
+    ? `${count(rows.length)}.${left}`
+    : `There is no picture in it.${left}`;
   byId("folder-table").hidden = !rows.length;
   byId("start").disabled = !rows.length;
   byId("save-csv").disabled = true;
@@ -150,7 +157,10 @@ function record({ picture, text, finish, cost, error, data }) {
     seconds: cost && Math.round(totalSeconds(cost) * 1000) / 1000,
     error,
   };
-  const named = Object.entries(data ?? {}).map(([name, value]) => [name in own ? `answer_${name}` : name, value]);
+  const named = Object.entries(data ?? {}).map(([name, value]) => [
+    name in own ? `answer_${name}` : name,
+    value,
+  ]);
   return { ...own, ...Object.fromEntries(named) };
 }
 
@@ -170,7 +180,8 @@ function progress() {
   byId("folder-progress").max = rows.length || 1;
   byId("folder-progress").value = done + failed;
   byId("save-csv").disabled = !done && !failed;
-  byId("folder-state").textContent = `${done} of ${count(rows.length)} answered${failed ? `, ${failed} failed` : ""}.`;
+  byId("folder-state").textContent =
+    `${done} of ${count(rows.length)} answered${failed ? `, ${failed} failed` : ""}.`;
 }
 
 /** The columns of answers: the members that a schema names, or one for the text. */
@@ -181,7 +192,9 @@ function columns() {
 
 function draw() {
   const heads = ["Picture", ...columns(), "Tokens", "Seconds"];
-  byId("folder-head").replaceChildren(...heads.map((name) => element("th", { scope: "col", textContent: name.replaceAll("_", " ") })));
+  byId("folder-head").replaceChildren(
+    ...heads.map((name) => element("th", { scope: "col", textContent: name.replaceAll("_", " ") })),
+  );
   for (const row of rows) {
     row.view = element("tr");
     drawRow(row);
@@ -190,16 +203,36 @@ function draw() {
 }
 
 function drawRow(row) {
-  const name = element("th", { scope: "row" }, element("div", {}, row.name ??= thumbnail(row.picture), element("span", { textContent: row.picture.name.split("/").slice(-1)[0] })));
+  const name = element(
+    "th",
+    { scope: "row" },
+    element(
+      "div",
+      {},
+      (row.name ??= thumbnail(row.picture)),
+      element("span", { textContent: row.picture.name.split("/").slice(-1)[0] }),
+    ),
+  );
   const numbers = [row.cost?.completion, row.cost && totalSeconds(row.cost).toFixed(2)];
   row.view.className = row.state;
-  row.view.replaceChildren(name, ...answerCells(row), ...numbers.map((value) => element("td", { className: "number", textContent: value ?? "" })));
+  row.view.replaceChildren(
+    name,
+    ...answerCells(row),
+    ...numbers.map((value) => element("td", { className: "number", textContent: value ?? "" })),
+  );
 }
 
 function answerCells(row) {
   const names = columns();
   const note = { writing: "Reading", failed: row.error }[row.state];
-  if (note !== undefined) return [element("td", { colSpan: names.length, className: row.state === "failed" ? "wrong" : "waiting", textContent: note })];
+  if (note !== undefined)
+    return [
+      element("td", {
+        colSpan: names.length,
+        className: row.state === "failed" ? "wrong" : "waiting",
+        textContent: note,
+      }),
+    ];
   if (!row.data) return [element("td", { colSpan: names.length, textContent: row.text ?? "" })];
   return names.map((name) => element("td", { textContent: asText(row.data[name]) }));
 }

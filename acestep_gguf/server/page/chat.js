@@ -142,7 +142,9 @@ function show() {
   byId("welcome").hidden = messages.length > 0;
   byId("export").disabled = !messages.length;
   byId("messages").replaceChildren(
-    ...messages.map((message, i) => (message.role === "user" ? questionView(message, i) : answerView(message, i === messages.length - 1))),
+    ...messages.map((message, i) =>
+      message.role === "user" ? questionView(message, i) : answerView(message, i === messages.length - 1),
+    ),
   );
   byId("scroll").scrollTop = byId("scroll").scrollHeight;
 }
@@ -164,17 +166,39 @@ function draw(message) {
 
 function questionView(message, i) {
   const pictures = message.pictures.length
-    ? element("ul", { className: "pictures", "aria-label": "Pictures" }, ...message.pictures.map((picture) => element("li", {}, thumbnail(picture))))
+    ? element(
+        "ul",
+        { className: "pictures", "aria-label": "Pictures" },
+        ...message.pictures.map((picture) => element("li", {}, thumbnail(picture))),
+      )
     : null;
-  const change = element("button", { type: "button", className: "icon small", "aria-label": "Edit the question", onclick: () => edit(view, message, i) }, icon("edit"));
+  const change = element(
+    "button",
+    {
+      type: "button",
+      className: "icon small",
+      "aria-label": "Edit the question",
+      onclick: () => edit(view, message, i),
+    },
+    icon("edit"),
+  );
   const text = message.text ? element("p", { className: "said", textContent: message.text }) : null;
-  const view = element("article", { className: "question", "aria-label": "Question" }, pictures, element("div", { className: "line" }, change, text));
+  const view = element(
+    "article",
+    { className: "question", "aria-label": "Question" },
+    pictures,
+    element("div", { className: "line" }, change, text),
+  );
   return view;
 }
 
 /** Let a question be written anew; what came after it goes. */
 function edit(view, message, i) {
-  const area = element("textarea", { value: message.text, "aria-label": "Question", oninput: () => composer.fit(area) });
+  const area = element("textarea", {
+    value: message.text,
+    "aria-label": "Question",
+    oninput: () => composer.fit(area),
+  });
   const leave = () => {
     show();
     byId("messages").children[i].querySelector("button.icon").focus();
@@ -186,9 +210,19 @@ function edit(view, message, i) {
     submit(area.value.trim(), message.pictures);
     byId("question").focus();
   };
-  const cancel = element("button", { type: "button", className: "plain", textContent: "Cancel", onclick: leave });
+  const cancel = element("button", {
+    type: "button",
+    className: "plain",
+    textContent: "Cancel",
+    onclick: leave,
+  });
   const ask = element("button", { type: "submit", className: "main", textContent: "Ask" });
-  const editor = element("form", { className: "edit", onsubmit: send }, area, element("div", { className: "tools" }, cancel, ask));
+  const editor = element(
+    "form",
+    { className: "edit", onsubmit: send },
+    area,
+    element("div", { className: "tools" }, cancel, ask),
+  );
   editor.onkeydown = (event) => {
     if (event.key === "Escape") leave();
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) editor.requestSubmit();
@@ -201,14 +235,32 @@ function edit(view, message, i) {
 function answerView(message, isLast) {
   const text = element("div", { className: "text" }, ...textOf(message));
   const note = message.error ?? NOTES[message.state];
-  const after = message.state === "writing" ? null : element("div", { className: "after" }, copyButton(message), isLast ? againButton() : null, message.cost ? costView(message.cost) : null);
-  return element("article", { className: "answer", "aria-label": "Answer", "aria-busy": message.state === "writing" }, text, note ? element("p", { className: message.error ? "wrong" : "quiet", textContent: note }) : null, after);
+  const after =
+    message.state === "writing"
+      ? null
+      : element(
+          "div",
+          { className: "after" },
+          copyButton(message),
+          isLast ? againButton() : null,
+          message.cost ? costView(message.cost) : null,
+        );
+  return element(
+    "article",
+    { className: "answer", "aria-label": "Answer", "aria-busy": message.state === "writing" },
+    text,
+    note ? element("p", { className: message.error ? "wrong" : "quiet", textContent: note }) : null,
+    after,
+  );
 }
 
 function textOf(message) {
-  if (message.state === "writing" && !message.text) return [element("p", { className: "waiting", textContent: "Reading" })];
+  if (message.state === "writing" && !message.text)
+    return [element("p", { className: "waiting", textContent: "Reading" })];
   if (message.schema && message.state === "done") return [dataView(message)];
-  return message.schema ? [element("pre", { className: "data", tabIndex: 0, textContent: message.text })] : markdown(message.text);
+  return message.schema
+    ? [element("pre", { className: "data", tabIndex: 0, textContent: message.text })]
+    : markdown(message.text);
 }
 
 function dataView(message) {
@@ -224,7 +276,11 @@ function dataView(message) {
 }
 
 function copyButton(message) {
-  const button = element("button", { type: "button", className: "icon small", "aria-label": "Copy the answer" }, icon("copy"));
+  const button = element(
+    "button",
+    { type: "button", className: "icon small", "aria-label": "Copy the answer" },
+    icon("copy"),
+  );
   button.onclick = async () => {
     try {
       await copy(message.text);
@@ -238,5 +294,9 @@ function copyButton(message) {
 }
 
 function againButton() {
-  return element("button", { type: "button", className: "icon small", "aria-label": "Ask again", onclick: again }, icon("again"));
+  return element(
+    "button",
+    { type: "button", className: "icon small", "aria-label": "Ask again", onclick: again },
+    icon("again"),
+  );
 }

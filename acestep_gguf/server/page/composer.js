@@ -28,7 +28,10 @@ export function connect({ onask, onstop }) {
       byId("composer").requestSubmit();
     }
   };
-  for (const [button, input] of [["pick", "pick-files"], ["take", "take-photo"]]) {
+  for (const [button, input] of [
+    ["pick", "pick-files"],
+    ["take", "take-photo"],
+  ]) {
     byId(input).accept = input === "pick-files" ? ACCEPT : "image/*";
     byId(button).onclick = () => byId(input).click();
     byId(input).onchange = ({ target }) => {
@@ -43,7 +46,8 @@ export function attach(files) {
   const { pictures, others } = picturesAmong(files);
   attached.push(...pictures);
   update();
-  if (pictures.length) announce(pictures.length === 1 ? `${pictures[0].name} added` : `${pictures.length} pictures added`);
+  if (pictures.length)
+    announce(pictures.length === 1 ? `${pictures[0].name} added` : `${pictures.length} pictures added`);
   byId("question").focus();
   return others;
 }
@@ -70,9 +74,15 @@ function update() {
       attached.splice(i, 1);
       update();
       announce(`${picture.name} removed`);
-      (byId("attached").querySelectorAll(".remove")[Math.min(i, attached.length - 1)] ?? byId("question")).focus();
+      (
+        byId("attached").querySelectorAll(".remove")[Math.min(i, attached.length - 1)] ?? byId("question")
+      ).focus();
     };
-    const button = element("button", { type: "button", className: "remove", "aria-label": `Remove ${picture.name}`, onclick: remove }, icon("remove"));
+    const button = element(
+      "button",
+      { type: "button", className: "remove", "aria-label": `Remove ${picture.name}`, onclick: remove },
+      icon("remove"),
+    );
     return element("li", {}, thumbnail(picture), button);
   });
   byId("attached").replaceChildren(...items);

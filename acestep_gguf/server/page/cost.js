@@ -3,7 +3,8 @@
 import { element } from "./dom.js";
 
 const number = (value, digits = 0) => value.toLocaleString("en", { maximumFractionDigits: digits });
-const seconds = (value) => `${value.toLocaleString("en", { maximumSignificantDigits: value < 10 ? 2 : 3 })} s`;
+const seconds = (value) =>
+  `${value.toLocaleString("en", { maximumSignificantDigits: value < 10 ? 2 : 3 })} s`;
 const speed = (perSecond) => (perSecond ? `${number(perSecond, perSecond < 10 ? 1 : 0)} tokens/s` : null);
 const tokens = (n) => `${number(n)} ${n === 1 ? "token" : "tokens"}`;
 const list = (...parts) => parts.filter(Boolean).join(", ");
@@ -14,7 +15,8 @@ export function costOf(usage, timings) {
   return { prompt: usage.prompt_tokens, completion: usage.completion_tokens, images, cached, ...timings };
 }
 
-export const totalSeconds = (cost) => (cost.load_ms + cost.image_ms + cost.prompt_ms + cost.predicted_ms) / 1000;
+export const totalSeconds = (cost) =>
+  (cost.load_ms + cost.image_ms + cost.prompt_ms + cost.predicted_ms) / 1000;
 
 /** One line that opens into the whole account. */
 export function costView(cost) {
@@ -34,7 +36,13 @@ export function costView(cost) {
   ].filter(Boolean);
   const shownParts = parts.filter(({ name, s, what }) => what && (s || name !== "Loading"));
   const rows = shownParts.map(({ name, s, what, part }) =>
-    element("tr", {}, element("th", { scope: "row", className: part, textContent: name }), element("td", { textContent: seconds(s) }), element("td", { textContent: what })),
+    element(
+      "tr",
+      {},
+      element("th", { scope: "row", className: part, textContent: name }),
+      element("td", { textContent: seconds(s) }),
+      element("td", { textContent: what }),
+    ),
   );
   const shares = shownParts.map(({ s, part }) => {
     const share = element("i", { className: part });

@@ -6,7 +6,11 @@ import { element } from "./dom.js";
 export function form(schema, value, onchange) {
   const root = { value };
   const changed = () => onchange(root.value);
-  return element("div", { className: "fields", role: "group", "aria-label": "Answer as data" }, field(schema, schema, root, "value", "", changed));
+  return element(
+    "div",
+    { className: "fields", role: "group", "aria-label": "Answer as data" },
+    field(schema, schema, root, "value", "", changed),
+  );
 }
 
 function field(root, schema, holder, key, name, changed) {
@@ -27,7 +31,9 @@ function group(root, schema, value, title, changed) {
   const names = Object.keys(value);
   const isList = Array.isArray(value);
   const children = names.map((name, i) => {
-    const inner = isList ? (schema.prefixItems?.[i] ?? schema.items) : (schema.properties?.[name] ?? schema.additionalProperties);
+    const inner = isList
+      ? (schema.prefixItems?.[i] ?? schema.items)
+      : (schema.properties?.[name] ?? schema.additionalProperties);
     return field(root, inner, value, name, isList ? `${i + 1}` : name, changed);
   });
   if (!children.length) children.push(element("p", { className: "quiet", textContent: "Nothing" }));
@@ -46,7 +52,10 @@ function resolved(root, schema, value, depth = 0) {
 
 function pointed(root, reference) {
   const names = reference.replace(/^#\/?/, "").split("/").filter(Boolean);
-  return names.reduce((at, name) => at?.[decodeURIComponent(name).replaceAll("~1", "/").replaceAll("~0", "~")], root);
+  return names.reduce(
+    (at, name) => at?.[decodeURIComponent(name).replaceAll("~1", "/").replaceAll("~0", "~")],
+    root,
+  );
 }
 
 function fits(schema, value) {
@@ -57,13 +66,16 @@ function fits(schema, value) {
 
 function inputFor(schema, value) {
   if (Array.isArray(schema.enum) && schema.enum.includes(value)) {
-    const choices = schema.enum.map((choice, i) => element("option", { value: i, textContent: shown(choice), selected: choice === value }));
+    const choices = schema.enum.map((choice, i) =>
+      element("option", { value: i, textContent: shown(choice), selected: choice === value }),
+    );
     return element("select", {}, ...choices);
   }
   if (typeof value === "boolean") return element("input", { type: "checkbox", checked: value });
   if (typeof value === "number") return element("input", { type: "number", step: "any", value });
   const text = value === null ? "" : value;
-  if (text.length > 60 || text.includes("\n")) return element("textarea", { value: text, rows: Math.min(8, Math.ceil(text.length / 60) + 1) });
+  if (text.length > 60 || text.includes("\n"))
+    return element("textarea", { value: text, rows: Math.min(8, Math.ceil(text.length / 60) + 1) });
   return element("input", { type: "text", value: text, placeholder: value === null ? "null" : "" });
 }
 

@@ -8,7 +8,8 @@ let opened = null;
 function database() {
   opened ??= new Promise((resolve, reject) => {
     const request = indexedDB.open("acestep-gguf", 1);
-    request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id", autoIncrement: true });
+    request.onupgradeneeded = () =>
+      request.result.createObjectStore(STORE, { keyPath: "id", autoIncrement: true });
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
   });
@@ -64,7 +65,10 @@ export function asRequest(messages) {
   return Promise.all(
     messages.map(async ({ role, text, pictures }) => {
       if (!pictures?.length) return { role, content: text };
-      const parts = pictures.map(async (picture) => ({ type: "image_url", image_url: { url: await dataUrl(picture) } }));
+      const parts = pictures.map(async (picture) => ({
+        type: "image_url",
+        image_url: { url: await dataUrl(picture) },
+      }));
       return { role, content: [...(await Promise.all(parts)), ...(text ? [{ type: "text", text }] : [])] };
     }),
   );

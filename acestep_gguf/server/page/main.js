@@ -87,9 +87,23 @@ async function listConversations() {
   const conversations = await history.all();
   const items = conversations.map((conversation) => {
     const isCurrent = conversation.id === chat.current().id;
-    const open = element("button", { type: "button", className: "entry", textContent: conversation.title, onclick: () => openConversation(conversation) });
+    const open = element("button", {
+      type: "button",
+      className: "entry",
+      textContent: conversation.title,
+      onclick: () => openConversation(conversation),
+    });
     if (isCurrent) open.setAttribute("aria-current", "true");
-    const remove = element("button", { type: "button", className: "icon small", "aria-label": `Delete ${conversation.title}`, onclick: () => removeConversation(conversation) }, icon("remove"));
+    const remove = element(
+      "button",
+      {
+        type: "button",
+        className: "icon small",
+        "aria-label": `Delete ${conversation.title}`,
+        onclick: () => removeConversation(conversation),
+      },
+      icon("remove"),
+    );
     return element("li", {}, open, remove);
   });
   byId("conversations").replaceChildren(...items);
@@ -119,7 +133,8 @@ byId("new").onclick = () => {
   closeSide();
   listConversations();
 };
-byId("export-all").onclick = async () => download("conversations.json", await history.exported(await history.all()));
+byId("export-all").onclick = async () =>
+  download("conversations.json", await history.exported(await history.all()));
 byId("export").onclick = async () => download("conversation.json", await history.exported([chat.current()]));
 
 // The list of conversations on a phone, where it lies over the page

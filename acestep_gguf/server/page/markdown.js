@@ -19,7 +19,7 @@ export function markdown(text) {
 
 function blocks(lines, depth) {
   const nodes = [];
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     const parse = depth < DEPTH && PARSERS.find(([starts]) => starts(lines, at));
     if (!lines[at].trim()) at++;
     else if (parse) at = parse[1](lines, at, depth, nodes);
@@ -76,10 +76,17 @@ function list(lines, at, depth, nodes) {
     const item = lines[next]?.match(ITEM);
     if (!item || item[1].length !== indent.length || /\d/.test(item[2]) !== numbered) break;
     const inner = [lines[next].slice(item[0].length)];
-    for (at = next + 1; at < lines.length && belongs(lines, at, indent.length); at++) inner.push(outdented(lines[at], item[0].length));
+    for (at = next + 1; at < lines.length && belongs(lines, at, indent.length); at++)
+      inner.push(outdented(lines[at], item[0].length));
     const content = blocks(inner, depth + 1);
     // One paragraph is the item's own text.
-    node.append(element("li", {}, ...(content[0]?.tagName === "P" ? [...content[0].childNodes, ...content.slice(1)] : content)));
+    node.append(
+      element(
+        "li",
+        {},
+        ...(content[0]?.tagName === "P" ? [...content[0].childNodes, ...content.slice(1)] : content),
+      ),
+    );
   }
   nodes.push(node);
   return at;
@@ -102,17 +109,32 @@ function table(lines, at, depth, nodes) {
   const head = element("thead", {}, row(lines[at], "th", { scope: "col" }));
   const body = element("tbody");
   for (at += 2; at < lines.length && lines[at].includes("|"); at++) body.append(row(lines[at], "td", {}));
-  nodes.push(element("div", { className: "table", tabIndex: 0, role: "region", "aria-label": "Table" }, element("table", {}, head, body)));
+  nodes.push(
+    element(
+      "div",
+      { className: "table", tabIndex: 0, role: "region", "aria-label": "Table" },
+      element("table", {}, head, body),
+    ),
+  );
   return at;
 }
 
 function cells(line) {
-  return line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+  return line
+    .trim()
+    .replace(/^\||\|$/g, "")
+    .split("|")
+    .map((cell) => cell.trim());
 }
 
 function paragraph(lines, at, depth, nodes) {
   let end = at + 1;
-  while (end < lines.length && lines[end].trim() && !(depth < DEPTH && PARSERS.some(([starts]) => starts(lines, end)))) end++;
+  while (
+    end < lines.length &&
+    lines[end].trim() &&
+    !(depth < DEPTH && PARSERS.some(([starts]) => starts(lines, end)))
+  )
+    end++;
   const node = element("p");
   lines.slice(at, end).forEach((line, i) => {
     if (i) node.append(element("br")); // a line that the model ended, as in text that it read, ends here too
@@ -164,7 +186,8 @@ function inline(text, depth) {
 /** A node and where its text ends, if one begins at `from`. */
 function read(text, from, find, depth) {
   const rest = text.slice(from, from + 2);
-  if (rest[0] === "\\") return /[!-/:-@[-`{-~]/.test(rest[1] ?? "") ? [document.createTextNode(rest[1]), from + 2] : null;
+  if (rest[0] === "\\")
+    return /[!-/:-@[-`{-~]/.test(rest[1] ?? "") ? [document.createTextNode(rest[1]), from + 2] : null;
   if (rest[0] === "`") return code(text, from, find);
   if (rest === "![" || rest[0] === "[") return link(text, from, find, depth);
   if (rest[0] === "<") return address(text.slice(from + 1, Math.max(find(">", from), from + 1)), from + 1, 1);
@@ -175,7 +198,9 @@ function read(text, from, find, depth) {
 function code(text, from, find) {
   const mark = text.slice(from).match(/^`+/)[0];
   const end = find(mark, from + mark.length);
-  return end < 0 ? null : [element("code", { textContent: text.slice(from + mark.length, end).trim() }), end + mark.length];
+  return end < 0
+    ? null
+    : [element("code", { textContent: text.slice(from + mark.length, end).trim() }), end + mark.length];
 }
 
 function link(text, from, find, depth) {
@@ -215,7 +240,10 @@ function emphasis(text, from, find, depth) {
     if (/\s|^$/.test(text[start] ?? "") || (mark[0] === "_" && /\w/.test(text[from - 1] ?? ""))) return null;
     for (let end = find(mark, start); end >= 0; end = find(mark, end + mark.length)) {
       if (text[end + mark.length] === mark[0]) end += mark.length === 2 ? 1 : 2; // ** within *, and *** at the end
-      const closes = end > start && !/\s/.test(text[end - 1]) && !(mark[0] === "_" && /\w/.test(text[end + mark.length] ?? ""));
+      const closes =
+        end > start &&
+        !/\s/.test(text[end - 1]) &&
+        !(mark[0] === "_" && /\w/.test(text[end + mark.length] ?? ""));
       if (closes && text.startsWith(mark, end)) {
         return [element(name, {}, ...inline(text.slice(start, end), depth + 1)), end + mark.length];
       }

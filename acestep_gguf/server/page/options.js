@@ -28,7 +28,10 @@ export function asRequest() {
   if (options["max-tokens"]) body.max_completion_tokens = Number(options["max-tokens"]);
   if (options.temperature) body.temperature = Number(options.temperature);
   if (options.schema) {
-    body.response_format = { type: "json_schema", json_schema: { name: "answer", strict: true, schema: schema() } };
+    body.response_format = {
+      type: "json_schema",
+      json_schema: { name: "answer", strict: true, schema: schema() },
+    };
   }
   return body;
 }

@@ -15,10 +15,13 @@ const TYPES = {
   tiff: "image/tiff",
   avif: "image/avif",
 };
-export const ACCEPT = Object.keys(TYPES).map((suffix) => `.${suffix}`).join(",");
+export const ACCEPT = Object.keys(TYPES)
+  .map((suffix) => `.${suffix}`)
+  .join(",");
 
 const suffixOf = (name) => name.split(".").pop().toLowerCase();
-const typeOf = (file) => TYPES[suffixOf(file.name)] ?? (Object.values(TYPES).includes(file.type) ? file.type : null);
+const typeOf = (file) =>
+  TYPES[suffixOf(file.name)] ?? (Object.values(TYPES).includes(file.type) ? file.type : null);
 
 /** Pictures among files, as {name, blob}; the others by name. Hidden files are neither. */
 export function picturesAmong(files) {
@@ -73,7 +76,13 @@ export function thumbnail(picture) {
   const name = picture.name.split("/").pop();
   return element(
     "button",
-    { type: "button", className: "thumbnail", "aria-label": `Look at ${name}`, title: name, onclick: () => look(picture) },
+    {
+      type: "button",
+      className: "thumbnail",
+      "aria-label": `Look at ${name}`,
+      title: name,
+      onclick: () => look(picture),
+    },
     shown(element("img", { alt: "", loading: "lazy", decoding: "async" }), picture.blob),
   );
 }
@@ -100,7 +109,12 @@ async function look(picture) {
   seenSize.textContent = "Asking the server…";
   givenSize.textContent = bytes(picture.blob.size);
   shown(given, picture.blob);
-  given.addEventListener("load", () => (givenSize.textContent = `${given.naturalWidth} × ${given.naturalHeight} pixels, ${bytes(picture.blob.size)}`), { once: true });
+  given.addEventListener(
+    "load",
+    () =>
+      (givenSize.textContent = `${given.naturalWidth} × ${given.naturalHeight} pixels, ${bytes(picture.blob.size)}`),
+    { once: true },
+  );
   const leaving = new AbortController();
   dialog.addEventListener("close", () => leaving.abort(), { once: true });
   dialog.showModal();
