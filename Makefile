@@ -3,17 +3,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test quick parity lint types types-without-torch docs format dist lock clean
+.PHONY: demo test quick screenshots parity lint types types-without-torch docs format dist lock clean
 
 demo: .venv/runtime
 	$(BIN)/acestep-gguf demo
 
+# Says at the end what was skipped, and why: the tests of the server's page where there is no browser.
 test: .venv/dev
-	$(BIN)/pytest -n 2 --cov
+	$(BIN)/pytest -n 2 --cov -rs
 
 # For the minute before a commit, on two cores.
 quick: .venv/dev
 	$(BIN)/pytest -n 2 -m 'not parity and not slow'
+
+# The pictures of the page in docs/.
+screenshots: .venv/dev
+	$(BIN)/pytest --screenshots docs/images tests/acestep_gguf/server/page/test_screenshots.py
 
 # Compares with transformers, live.
 parity: .venv/reference
@@ -26,6 +31,8 @@ lint: .venv/dev
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(BIN)/hadolint docker/Dockerfile docker/Dockerfile.cuda
 
 format: .venv/dev
 	$(BIN)/ruff check --fix .

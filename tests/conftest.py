@@ -14,6 +14,10 @@ from acestep_gguf.llama.binding import Model
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", type=Path, help="folder to write the documentation's pictures to")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where tests, and processes that they start, keep what verbs keep: not in the user's folders."""
