@@ -68,8 +68,8 @@ def backend() -> Log:
         if _log is None:
             _log = Log()
             lib.llama_backend_init()
-            # A build with GGML_BACKEND_DL has the CPU, in several variants, and GPUs in libraries of their own.
-            # llama.cpp by itself looks for them beside the executable, which is Python's, and where it is run.
+            # A build with GGML_BACKEND_DL has CPUs and GPUs in libraries of their own. llama.cpp by itself
+            # looks for them beside the executable, which is Python's, and in the current folder.
             if not _backend_count():
                 _load_backends(os.fsencode(FOLDER))
     return _log

@@ -58,8 +58,8 @@ with AceStep(sys.argv[1], quant="F32", n_ctx=256, n_threads=1) as model:
     print(model.generate("Who?", max_tokens=8, temperature=0).tokens)
 """
 
-# The build's CPU is made a library that is loaded at run time: what libggml is linked to gives no CPU, and the
-# one that it is to find has the functions by which it asks for one.
+# The build's CPU is made a library that is loaded at run time: what libggml is linked to gives no CPU, and
+# what it is to find has the functions by which it asks for one.
 NO_CPU = "void *ggml_backend_cpu_reg(void) { return 0; }"
 LOADED_CPU = """
 #include <dlfcn.h>

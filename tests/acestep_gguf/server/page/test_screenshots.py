@@ -17,8 +17,8 @@ PICTURES = CHECKPOINT / "pictures"
 SIZE = {"width": 1100, "height": 760}
 MOST_BYTES = 150_000
 DESCRIPTION = (
-    "A red square at the top, an orange star on the right, a red circle at the bottom left and a yellow triangle "
-    "at the bottom right on a white background."
+    "A red square at the top, an orange star on the right, a red circle at the bottom left "
+    "and a yellow triangle at the bottom right on a white background."
 )
 
 
