@@ -30,7 +30,7 @@ URL = "http://127.0.0.1:8080"
 KEY = "a key for one run"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # What a build needs of this machine to reach package indexes; an engine has its own ways.
-FROM_HOST = ("etc/resolv.conf", "etc/hosts", "etc/pip.conf", "etc/ssl/certs/ca-certificates.crt")
+FROM_HOST = ("etc/resolv.conf", "etc/hosts", "etc/ssl/certs/ca-certificates.crt")
 NETWORK = re.compile(r"pip_|.*_proxy$|ssl_cert_file$|requests_ca_bundle$", re.IGNORECASE)
 
 
@@ -116,10 +116,6 @@ def start(image: str, root: Path) -> None:
         suite = image.removeprefix("debian:").removesuffix("-slim")
         subprocess.run(["debootstrap", "--variant=minbase", suite, str(root)], check=True)
         done.write_text("")
-    for name in FROM_HOST:
-        if (host := Path("/", name)).exists():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(host, root / name)
 
 
 def run(text: str, stage: Stage) -> None:
@@ -129,6 +125,9 @@ def run(text: str, stage: Stage) -> None:
     if step in done.read_text().splitlines(keepends=True):
         return
     print(f"RUN {text[:150]}", flush=True)
+    for name in FROM_HOST:
+        (stage.root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path("/", name), stage.root / name)
     network = {name: value for name, value in os.environ.items() if NETWORK.match(name)}
     subprocess.run(stage.command(["/bin/sh", "-c", text], **network), check=True)
     with done.open("a") as opened:
@@ -140,19 +139,23 @@ def copy(text: str, stage: Stage, stages: dict[str, Stage]) -> None:
     to = inside(stage, target)
     if options:
         (name,) = (option.removeprefix("--from=") for option in options)
-        shutil.copytree(stages[name].root / source[1:], to, symlinks=True, dirs_exist_ok=True)
+        copy_folder(stages[name].root / source[1:], to)
     elif source == ".":
         allowed = [
             line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")
         ]
         for path in (ROOT / name for name in allowed):
             if path.is_dir():
-                ignored = shutil.ignore_patterns("__pycache__")
-                shutil.copytree(path, to / path.name, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+                copy_folder(path, to / path.name)
             else:
                 shutil.copy(path, to)
     else:
         shutil.copy(ROOT / source, to)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def prove(stage: Stage, bundle: Path, work: Path) -> None:

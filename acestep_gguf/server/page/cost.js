@@ -3,8 +3,7 @@
 import { element } from "./dom.js";
 
 const number = (value, digits = 0) => value.toLocaleString("en", { maximumFractionDigits: digits });
-const seconds = (value) =>
-  `${value.toLocaleString("en", { maximumSignificantDigits: value < 10 ? 2 : 3 })} s`;
+const seconds = (value) => (value < 0.01 ? "< 0.01 s" : `${number(value, value < 10 ? 2 : 1)} s`);
 const speed = (perSecond) => (perSecond ? `${number(perSecond, perSecond < 10 ? 1 : 0)} tokens/s` : null);
 const tokens = (n) => `${number(n)} ${n === 1 ? "token" : "tokens"}`;
 const list = (...parts) => parts.filter(Boolean).join(", ");

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.support.live_server import live_server
 
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.demo.questions import CHECKPOINT
+from tests.support.live_server import live_server
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 pytest.importorskip("playwright", reason="the page is not tested: playwright is not installed")

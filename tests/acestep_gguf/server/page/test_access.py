@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
-from tests.support.live_server import KEY, live_server
 
 from tests.acestep_gguf.server.page.conftest import OpenPage
 from tests.support.browser import ask, violations
+from tests.support.live_server import KEY, live_server
 
 pytestmark = pytest.mark.slow
 
