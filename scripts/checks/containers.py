@@ -183,7 +183,9 @@ def prove(stage: Stage, bundle: Path, work: Path) -> None:
             time.sleep(0.5)
         print(f"healthy, as user {os.stat(f'/proc/{server.pid}').st_uid}")
         libraries = re.findall(r"libggml-cpu-\S+", Path(f"/proc/{server.pid}/maps").read_text())
-        print(f"this CPU's library: {', '.join(sorted(set(libraries)))}")
+        if len(set(libraries)) != 1:
+            raise SystemExit(f"these libraries for a CPU are loaded, not one: {set(libraries)}")
+        print(f"the library for this CPU: {libraries[0]}")
         print(f"without the key: {ask('')}")
         print(f"with the key: {ask(KEY)}")
         server.send_signal(signal.SIGTERM)

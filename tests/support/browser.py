@@ -3,10 +3,10 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Request, expect
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 AXE: Final = Axe()
@@ -44,6 +44,13 @@ def ask(page: Page, question: str) -> None:
     """Write a question and ask it."""
     page.get_by_role("textbox", name="Question", exact=True).fill(question)
     page.get_by_role("button", name="Ask", exact=True).click()
+
+
+def body(request: Request) -> dict[str, Any]:
+    """What a request of the page asked for."""
+    data: dict[str, Any] | None = request.post_data_json
+    assert data is not None
+    return data
 
 
 def expect_answers(page: Page, texts: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -60,7 +60,7 @@ def open_page(browser: Browser, url: str) -> Iterator[OpenPage]:
     contexts = []
     errors: list[str] = []
 
-    def opening(address: str = url, **settings: object) -> Page:
+    def opening(address: str = url, **settings: Any) -> Page:
         context = browser.new_context(**{"viewport": WIDE, **settings})
         context.set_default_timeout(WAIT_MS)
         contexts.append(context)

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from acestep_gguf.demo.questions import CHECKPOINT
 from tests.acestep_gguf.server.page.conftest import OpenPage
-from tests.support.browser import ask, drop, expect_answers, paste
+from tests.support.browser import ask, body, drop, expect_answers, paste
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +69,7 @@ def test_two_pictures_go_with_a_question_as_they_are(page: Page) -> None:
     drop(page, SHAPES, BARS)
     with page.expect_request("**/v1/chat/completions") as asked:
         ask(page, "Describe this image in detail.")
-    *pictures, text = asked.value.post_data_json["messages"][0]["content"]
+    *pictures, text = body(asked.value)["messages"][0]["content"]
     assert [part["type"] for part in pictures] == ["image_url", "image_url"]
     assert pictures[1]["image_url"]["url"].startswith("data:image/jpeg;base64,/9j/")
     assert text == {"type": "text", "text": "Describe this image in detail."}
@@ -103,7 +103,7 @@ def test_a_question_is_asked_again_and_edited(page: Page) -> None:
     expect_answers(page, ["square"])
     with page.expect_request("**/v1/chat/completions") as asked:
         page.get_by_role("button", name="Ask again").click()
-    assert len(asked.value.post_data_json["messages"]) == 1
+    assert len(body(asked.value)["messages"]) == 1
     expect_answers(page, ["square"])
 
     page.get_by_role("button", name="Edit the question").click()
@@ -238,9 +238,9 @@ def test_options_go_with_each_question(page: Page) -> None:
     expect(dialog).to_be_hidden()
     with page.expect_request("**/v1/chat/completions") as asked:
         ask(page, "Describe this image in detail.")
-    body = asked.value.post_data_json
-    assert (body["max_completion_tokens"], body["temperature"]) == (2, 0)
-    assert body["messages"][0] == {"role": "system", "content": "Answer briefly."}
+    sent = body(asked.value)
+    assert (sent["max_completion_tokens"], sent["temperature"]) == (2, 0)
+    assert sent["messages"][0] == {"role": "system", "content": "Answer briefly."}
     expect(page.get_by_role("article", name="Answer")).to_contain_text("The answer was cut")
 
 

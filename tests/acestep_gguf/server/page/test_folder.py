@@ -110,7 +110,7 @@ def test_a_queue_is_stopped_and_goes_on_where_it_was(page: Page, folder: Path) -
 
 
 def test_a_server_whose_queue_is_full_is_asked_again_when_it_says(page: Page, folder: Path) -> None:
-    refused = []
+    refused: list[str] = []
 
     def refuse_once(route: Route) -> None:
         if refused:
