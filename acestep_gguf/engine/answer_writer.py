@@ -67,7 +67,7 @@ class AnswerWriter:
 
     def chunks(self, question: Question) -> Generator[Chunk, None, None]:
         """The answer as it is written; the last chunk has the whole of it, and no text."""
-        prompt = self._prompts.build(*question.as_messages())
+        prompt = self._prompts.build_parsed(question.turns)
         writing = Writing(
             prompt, self._encoder.n_tokens * len(prompt.images), question.options, self._spelling
         )

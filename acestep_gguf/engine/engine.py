@@ -269,10 +269,10 @@ class AceStep:
         if first is None:
             return
         if self.settings.staged:
-            self._encoder.encode_ahead(first.pictures(), self._report)
+            self._encoder.encode_ahead(first.pictures, self._report)
             self._report(Progress("loading"))
         else:  # loading keeps one thread busy, be it of tower or decoder
-            self._encoder.load_beside(first.pictures())
+            self._encoder.load_beside(first.pictures)
 
     def _load_decoders(self, files: BundleModel) -> list[Decoder]:
         """A decoder for each sequence of the context."""

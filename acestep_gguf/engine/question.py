@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import AnswerOptions
@@ -31,20 +32,18 @@ class Question:
         if not isinstance(self.images, list | tuple):
             raise UsageError("images is no list: put even a single one into a list.")
 
-    def as_messages(self) -> tuple[Sequence[Message], Sequence[PictureSource]]:
-        """Messages, and the pictures for image parts without one."""
-        if isinstance(self.prompt, str):
-            return [user_message(self.prompt, self.images)], ()
-        return self.prompt, self.images
-
+    @cached_property
     def turns(self) -> tuple[Turn, ...]:
-        """The messages, checked, each with its pictures.
+        """The messages, checked, each with its pictures; as they are when this is first looked at.
 
         Raises:
             PromptError: they are not messages, or there are more or fewer pictures than places for them.
         """
-        return parse_messages(*self.as_messages())
+        if isinstance(self.prompt, str):
+            return parse_messages([user_message(self.prompt, self.images)])
+        return parse_messages(self.prompt, self.images)
 
+    @property
     def pictures(self) -> list[PictureSource]:
         """All pictures of the messages, in their order; errors are those of ``turns``."""
-        return [image for turn in self.turns() for image in turn.images]
+        return [image for turn in self.turns for image in turn.images]

@@ -229,7 +229,7 @@ class Scheduler:
 
     def _prepare(self, question: Question) -> _Prepared:
         """Build the prompt and encode its pictures, in the tower's thread."""
-        prompt = self._prompts.build(*question.as_messages())
+        prompt = self._prompts.build_parsed(question.turns)
         writing = Writing(
             prompt, self._encoder.n_tokens * len(prompt.images), question.options, self._spelling
         )

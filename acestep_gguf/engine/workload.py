@@ -36,7 +36,7 @@ def workload_of(files: BundleModel, first: Question | None) -> Workload:
             opening_later=PHOTO_BYTES if images else 0,
             may_stage=False,
         )
-    turns, pictures = first.turns(), first.pictures()
+    turns, pictures = first.turns, first.pictures
     n_text, n_text_before = _text_tokens(turns)
     opened = [picture for picture in pictures if not isinstance(picture, EmbedsFile | Picture)]
     sizes = [(picture, opening_bytes(picture, files.bundle.tower()[1])) for picture in opened]

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from acestep_gguf.bundle.schema import NO_TOWER, PromptSpec, SpacePrefix
 from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.prompt.marked_rendering import MarkedRenderer, Piece, any_of
-from acestep_gguf.prompt.messages import Message, parse_messages
+from acestep_gguf.prompt.messages import Message, Turn, parse_messages
 from acestep_gguf.prompt.segments import ImageInput, Segment
 
 
@@ -82,14 +82,21 @@ class PromptBuilder:
         self._user_defined = any_of(spec.user_defined_tokens)
         self._control_ids = frozenset(spec.control_tokens.values())
 
-    def build(self, messages: Sequence[Message], images: Sequence[Any] = ()) -> Prompt:
+    def build(self, messages: Sequence[Message]) -> Prompt:
         """The prompt that asks for an answer to ``messages`` (see messages.py).
 
         Raises:
-            PromptError: they are malformed, the chat template does not take them, or they have images and the
-                model has no vision tower.
+            PromptError: they are malformed; or what ``build_parsed`` raises.
         """
-        turns = parse_messages(messages, images)
+        return self.build_parsed(parse_messages(messages))
+
+    def build_parsed(self, turns: Sequence[Turn]) -> Prompt:
+        """The same for messages that ``parse_messages`` has checked already.
+
+        Raises:
+            PromptError: the chat template does not take them, or they have images and the model has no vision
+                tower.
+        """
         if self._spec.image_token is None and any(turn.images for turn in turns):
             raise PromptError(NO_TOWER)
         spans = self._spans(self._renderer.render(turns))

@@ -50,7 +50,7 @@ class Outcomes:
             number, question = waiting.pop()
             if self._fail_after is not None and len(self.asked) == self._fail_after:
                 raise KeyboardInterrupt
-            name = _name(question.pictures())
+            name = _name(question.pictures)
             self.asked.append(name)
             if "bad" in name:
                 yield Outcome(number, error=ImageError(f"{name} is damaged."))
