@@ -58,7 +58,9 @@ function submit(text, pictures) {
 /** Ask the last question again. */
 function again() {
   conversation.messages.pop();
-  return answer();
+  const written = answer();
+  byId("stop").focus(); // the button that was pressed is gone
+  return written;
 }
 
 async function answer() {
@@ -74,14 +76,14 @@ async function answer() {
   try {
     await write(message, await request, signal, asked);
   } catch (error) {
-    message.state = signal.aborted ? "stopped" : "failed";
-    if (message.state === "failed") message.error = error.message;
+    if (!signal.aborted) Object.assign(message, { state: "failed", error: error.message });
+    else if (message.state === "writing") message.state = "stopped";
   }
-  if (running.signal === signal) running = null;
+  if (running?.signal === signal) running = null;
   composer.setWriting(Boolean(running));
   save(asked);
   if (asked === conversation) {
-    show();
+    finish(message);
     announce(message.error ?? (message.state === "done" ? "The answer is complete" : NOTES[message.state]));
   }
 }
@@ -155,13 +157,24 @@ let drawn = 0;
 function draw(message) {
   cancelAnimationFrame(drawn);
   drawn = requestAnimationFrame(() => {
-    const scroll = byId("scroll");
-    const isAtEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 40;
     const text = byId("messages").lastElementChild?.querySelector(".text");
-    if (message.state !== "writing" || !text) return;
-    text.replaceChildren(...textOf(message));
-    if (isAtEnd) scroll.scrollTop = scroll.scrollHeight;
+    if (message.state === "writing" && text) atEnd(() => text.replaceChildren(...textOf(message)));
   });
+}
+
+/** Show the whole answer; the rest stays as it is, with what has the focus or is open in it. */
+function finish(message) {
+  if (message === conversation.messages.at(-1)) {
+    atEnd(() => byId("messages").lastElementChild.replaceWith(answerView(message, true)));
+  }
+}
+
+/** Change what is shown, and follow its end where that was in sight. */
+function atEnd(change) {
+  const scroll = byId("scroll");
+  const isAtEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 40;
+  change();
+  if (isAtEnd) scroll.scrollTop = scroll.scrollHeight;
 }
 
 function questionView(message, i) {

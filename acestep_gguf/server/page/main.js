@@ -83,8 +83,13 @@ function attach(files) {
 
 // Conversations
 
+let listed = "";
+
 async function listConversations() {
   const conversations = await history.all();
+  const names = JSON.stringify([chat.current().id, ...conversations.map(({ id, title }) => [id, title])]);
+  if (names === listed) return; // what has the focus in it keeps it
+  listed = names;
   const items = conversations.map((conversation) => {
     const isCurrent = conversation.id === chat.current().id;
     const open = element("button", {

@@ -14,8 +14,12 @@ const TYPES = {
   tif: "image/tiff",
   tiff: "image/tiff",
   avif: "image/avif",
+  heic: "image/heic",
+  heif: "image/heif",
 };
+/** What is asked for where pictures are chosen: a phone that is not asked for HEIC makes JPEGs of its photos. */
 export const ACCEPT = Object.keys(TYPES)
+  .filter((suffix) => !TYPES[suffix].startsWith("image/hei"))
   .map((suffix) => `.${suffix}`)
   .join(",");
 

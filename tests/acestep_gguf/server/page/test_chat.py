@@ -4,7 +4,9 @@ import json
 import re
 from pathlib import Path
 
+import pillow_heif
 import pytest
+from PIL import Image
 from playwright.sync_api import Page, expect
 
 from acestep_gguf.demo.questions import CHECKPOINT
@@ -49,6 +51,23 @@ def test_what_is_no_picture_is_named_and_left_out(page: Page, tmp_path: Path) ->
     drop(page, tmp_path / "notes.txt", SHAPES)
     expect(page.get_by_role("alert")).to_have_text("No picture that this server reads: notes.txt")
     assert attached(page) == ["shapes.png"]
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "heic"])
+def test_pictures_that_browsers_cannot_show_are_asked_about_all_the_same(
+    page: Page, tmp_path: Path, suffix: str
+) -> None:
+    pillow_heif.register_heif_opener()
+    picture = tmp_path / f"shapes.{suffix}"
+    Image.open(SHAPES).convert("RGB").save(picture)
+    drop(page, picture)
+    thumbnail = page.get_by_role("button", name=f"Look at {picture.name}")
+    expect(thumbnail.locator("img")).to_be_hidden()
+    thumbnail.click()
+    expect(page.get_by_role("dialog")).to_contain_text("112 × 112 pixels, 64 tokens")
+    page.keyboard.press("Escape")
+    ask(page, SHAPE)
+    expect_answers(page, ["square"])
 
 
 def test_an_answer_and_what_it_cost(page: Page) -> None:
@@ -102,7 +121,7 @@ def test_a_question_is_asked_again_and_edited(page: Page) -> None:
     ask(page, SHAPE)
     expect_answers(page, ["square"])
     with page.expect_request("**/v1/chat/completions") as asked:
-        page.get_by_role("button", name="Ask again").click()
+        page.get_by_role("button", name="Ask again").press("Enter")
     assert len(body(asked.value)["messages"]) == 1
     expect_answers(page, ["square"])
 
@@ -117,6 +136,24 @@ def test_a_question_is_asked_again_and_edited(page: Page) -> None:
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Edit the question")).to_be_focused()
     expect_answers(page, ["orange"])
+
+
+def test_what_has_the_focus_keeps_it_while_an_answer_is_written(page: Page) -> None:
+    page.get_by_label("Model").select_option("endless")
+    ask(page, "Who?")
+    entry = page.locator(".entry")
+    entry.focus()
+    kept = len(page.evaluate(KEPT))
+    while len(page.evaluate(KEPT)) == kept:  # the list is made anew when the answer is kept
+        page.wait_for_timeout(100)
+    expect(entry).to_be_focused()
+    edit = page.get_by_role("button", name="Edit the question")
+    edit.focus()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("article", name="Answer")).to_contain_text("Stopped.")
+    expect(edit).to_be_focused()
+    page.get_by_role("button", name="Ask again").press("Enter")
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()
 
 
 def test_conversations_outlive_a_reload_and_can_be_exported_and_deleted(page: Page) -> None:
