@@ -5,22 +5,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.demo.questions import CHECKPOINT
+from tests.support.browser import installed_browser
 from tests.support.live_server import live_server
 from tests.support.tiny_checkpoints import TinyCheckpoint
-
-pytest.importorskip("playwright", reason="the page is not tested: playwright is not installed")
-
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-from tests.support.browser import installed_browser
 
 WAIT_MS: Final = 60_000  # for a machine that has much else to do
 POLICY: Final = "Content Security Policy"
 WIDE: Final = {"width": 1200, "height": 800}
-PICTURES: Final = CHECKPOINT / "pictures"
 
 OpenPage = Callable[..., Page]
 
