@@ -21,7 +21,8 @@ from acestep_gguf.server.event_stream import ClientLeft, EventStream, while_conn
 from acestep_gguf.server.loaded_models import Models
 from acestep_gguf.server.metrics import Metrics
 from acestep_gguf.server.pictures import open_picture
-from acestep_gguf.server.request_models import ChatRequest, PreviewRequest
+from acestep_gguf.server.request_models import ChatRequest, PreviewRequest, ResponsesRequest
+from acestep_gguf.server.responses import ModelResponse
 from acestep_gguf.server.settings import ServerSettings
 from acestep_gguf.vision.image import as_seen
 
@@ -61,6 +62,13 @@ def make_app(models: Models, settings: ServerSettings) -> FastAPI:
         if body.stream:
             return EventStream(completion.events())
         return JSONResponse(await while_connected(request, completion.whole()))
+
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        response = ModelResponse(answering, body)
+        if body.stream:
+            return EventStream(response.events())
+        return JSONResponse(await while_connected(request, response.whole()))
 
     @app.post("/v1/images/preview")
     async def preview(body: PreviewRequest) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the middle of one of ours included, stays in the log.
 """
 
 import logging
+import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from acestep_gguf.errors import (
 )
 
 LOG: Final = logging.getLogger("acestep_gguf.server")
+FIELD: Final = re.compile("[a-z_]{1,40}")
+TYPES: Final = ("str", "list", "bool", "int", "float")
 INVALID: Final = "invalid_request_error"
 SERVER: Final = "server_error"
 
@@ -96,9 +99,10 @@ def internal_error() -> ApiError:
 
 def validation_error(errors: Sequence[Any]) -> ApiError:
     """What pydantic found wrong with a body, without what was in it."""
-    first = errors[0]
-    place = ".".join(_place(first["loc"]))
-    reason = str(first["msg"]).removeprefix("Value error, ")
+    # Where a string or a list may stand, there is an error for each: the deepest is about what was sent.
+    deepest = max(errors, key=lambda error: len(error["loc"]))
+    place = ".".join(_place(deepest["loc"]))
+    reason = str(deepest["msg"]).removeprefix("Value error, ")
     message = f"{place}: {reason}" if place and not reason.startswith(place) else reason
     return ApiError(400, f"{message[:300]}.".replace("..", "."), code="invalid_value", param=place or None)
 
@@ -107,7 +111,7 @@ def _place(location: Sequence[object]) -> Iterator[str]:
     """Names of fields and numbers of entries, without the names of types that pydantic puts between them."""
     for step in location[1:]:
         text = str(step)
-        if isinstance(step, int) or (text.isidentifier() and text.islower() and len(text) <= 40):
+        if isinstance(step, int) or (FIELD.fullmatch(text) and text not in TYPES):
             yield text
 
 
