@@ -55,8 +55,12 @@ class Access:
         headers = Headers(scope=scope)
         origin = headers.get("origin")
 
+        has_begun = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 added = MutableHeaders(scope=message)
                 added.update(SECURITY_HEADERS)
                 if origin is not None and origin in self._settings.allowed_origins:
@@ -72,12 +76,14 @@ class Access:
                 return await _preflight(send_with_headers)
             self._check_key(scope["path"], headers)
             body = _Body(self, headers, receive)
+            try:
+                await self._app(scope, body.receive, send_with_headers)
+            finally:
+                self._n_held -= body.n_bytes
         except ApiError as error:
-            return await error.response()(scope, receive, send_with_headers)
-        try:
-            await self._app(scope, body.receive, send_with_headers)
-        finally:
-            self._n_held -= body.n_bytes
+            if has_begun:
+                raise
+            await error.response()(scope, receive, send_with_headers)
         return None
 
     def hold(self, n_bytes: int) -> None:

@@ -13,7 +13,6 @@ from acestep_gguf.errors import AceStepError, UsageError
 from acestep_gguf.options import AnswerOptions
 from acestep_gguf.server.errors import ApiError, api_error
 from acestep_gguf.server.loaded_models import Models
-from acestep_gguf.server.metrics import Metrics
 from acestep_gguf.server.model_thread import Numbered
 from acestep_gguf.server.pictures import with_pictures
 from acestep_gguf.server.request_models import Asked
@@ -35,10 +34,9 @@ LEAST_LOGPROB: Final = -9999.0  # OpenAI's, for what cannot be
 class Answering:
     """Answers what requests ask; belongs to the event loop."""
 
-    def __init__(self, models: Models, settings: ServerSettings, metrics: Metrics) -> None:
+    def __init__(self, models: Models, settings: ServerSettings) -> None:
         self.models = models
         self.settings = settings
-        self.metrics = metrics
         self._opening = asyncio.Lock()  # one picture at a time is opened, since that takes memory
 
     async def chunks(self, name: str, asked: Asked) -> AsyncGenerator[Numbered, None]:
@@ -56,10 +54,9 @@ class Answering:
                 is_first = True
                 async for number, chunk in chunks:
                     if is_first:
-                        self.metrics.first_token_s.observe(monotonic() - began)
+                        self.models.metrics.first_token_s.observe(monotonic() - began)
                         is_first = False
                     if chunk.answer is not None:
-                        self.metrics.count(chunk.answer)
                         _check_was_begun(chunk.answer)
                     yield number, chunk
             finally:

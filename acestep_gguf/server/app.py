@@ -32,8 +32,8 @@ CLIENT_LEFT: Final = 499  # nginx's, for logs: nobody reads it
 
 def make_app(models: Models, settings: ServerSettings) -> FastAPI:
     """What answers requests about ``models``."""
-    metrics = Metrics()
-    answering = Answering(models, settings, metrics)
+    metrics = models.metrics
+    answering = Answering(models, settings)
 
     # FastAPI's own pages of documentation load scripts from elsewhere.
     app = FastAPI(title="acestep-gguf", docs_url=None, redoc_url=None, redirect_slashes=False)

@@ -103,6 +103,8 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
     deepest = max(errors, key=lambda error: len(error["loc"]))
     place = ".".join(_place(deepest["loc"]))
     reason = str(deepest["msg"]).removeprefix("Value error, ")
+    if deepest["type"] == "union_tag_invalid":
+        reason = f"its type is none of {deepest['ctx']['expected_tags']}"
     message = f"{place}: {reason}" if place and not reason.startswith(place) else reason
     return ApiError(400, f"{message[:300]}.".replace("..", "."), code="invalid_value", param=place or None)
 

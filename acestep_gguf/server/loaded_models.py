@@ -13,6 +13,7 @@ from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import AceStepError, MemoryShortageError, UsageError
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.server.errors import ApiError, api_error, log_failure
+from acestep_gguf.server.metrics import Metrics
 from acestep_gguf.server.model_thread import ModelThread
 from acestep_gguf.server.settings import ServerSettings
 
@@ -44,6 +45,7 @@ class Models:
             raise UsageError("there is no bundle to serve: name one.")
         self._options = options
         self._settings = settings
+        self.metrics = Metrics()
         self.bundles: dict[str, ServedBundle] = {}
         for folder in folders:
             bundle = Bundle.read(folder)
@@ -108,7 +110,9 @@ class Models:
     async def _load(self, name: str) -> ModelThread:
         thread = self._threads.get(name)
         while thread is None or thread.has_ended:
-            thread = ModelThread(self.bundles[name].folder, self._options, queue=self._settings.queue)
+            thread = ModelThread(
+                self.bundles[name].folder, self._options, queue=self._settings.queue, count=self.metrics.count
+            )
             self._threads[name] = thread
             try:
                 await thread.model()

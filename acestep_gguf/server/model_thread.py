@@ -5,7 +5,7 @@ The thread drives the scheduler. All else here belongs to the event loop.
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from math import ceil
@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from time import monotonic, perf_counter
 from typing import Final
 
-from acestep_gguf.answer import Chunk
+from acestep_gguf.answer import Answer, Chunk
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.scheduler import Request, Scheduler
@@ -86,12 +86,16 @@ class ModelThread:
         folder: of the bundle.
         options: how it is loaded.
         queue: answers that wait for a place, at most.
+        count: gets each answer that has ended, in the model's thread.
     """
 
-    def __init__(self, folder: Path, options: EngineOptions, *, queue: int) -> None:
+    def __init__(
+        self, folder: Path, options: EngineOptions, *, queue: int, count: Callable[[Answer], None]
+    ) -> None:
         self._folder = folder
         self._options = options
         self._queue = queue
+        self._count = count
         self._inbox: SimpleQueue[Answers | None] = SimpleQueue()
         self._loaded: Future[AceStep] = Future()
         self._open: dict[Request, tuple[Answers, int]] = {}  # the thread's
@@ -210,6 +214,8 @@ class ModelThread:
                 timings = replace(what.answer.timings, load_s=self._load_s)
                 what = replace(what, answer=replace(what.answer, timings=timings))
                 self._load_s = 0.0
+            if what.answer is not None:
+                self._count(what.answer)
             answers.give((number, what))
         if isinstance(what, AceStepError) or what.answer is not None:
             del self._open[request]

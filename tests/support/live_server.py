@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import openai
@@ -85,7 +85,17 @@ def data_lines(lines: Iterator[str] | Sequence[str]) -> list[str]:
     return [line.removeprefix("data: ") for line in lines if line.startswith("data: ")]
 
 
-def refusal(response: httpx.Response, status: int, *words: str) -> dict[str, Any]:
+class Refused(Protocol):
+    """A response of whichever client."""
+
+    @property
+    def status_code(self) -> int: ...
+
+    @property
+    def text(self) -> str: ...
+
+
+def refusal(response: Refused, status: int, *words: str) -> dict[str, Any]:
     """The error object of a refusal: one line, with ``words`` in its message."""
     assert response.status_code == status, response.text
     error: dict[str, Any] = json.loads(response.text)["error"]
