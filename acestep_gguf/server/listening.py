@@ -52,7 +52,7 @@ async def _serve(
         http=Connection,
         ws="none",
         lifespan="off",
-        log_level="warning",
+        log_level="error",  # a stranger could fill the log with warnings
         access_log=False,  # a path can have a secret in it
         server_header=False,
         proxy_headers=False,
