@@ -1,6 +1,6 @@
 """The bundle of a draft model: what planning and loading need of it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from acestep_gguf.bundle.decoder_info import check_vocabulary
@@ -39,7 +39,7 @@ class Draft:
             quant=self.bundle.bundle.decoders.default,
             n_ctx=min(n_ctx, self.decoder.shape.n_ctx_train),
             vision=self.vision,
-            **asdict(self.machine_settings),
+            **asdict(replace(self.machine_settings, n_seq_max=1)),
         )
 
 

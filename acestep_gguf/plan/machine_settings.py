@@ -32,7 +32,8 @@ class MachineSettings:
     """Settings, under llama.cpp's names, that decide how fast an answer comes and what memory it takes.
 
     ``n_threads`` are those that write the answer, ``n_threads_batch`` those that read the prompt.
-    ``use_extra_bufts`` repacks weights for the CPU while loading.
+    ``use_extra_bufts`` repacks weights for the CPU while loading. ``n_seq_max`` answers are written together
+    where as many as fit were asked for: more gain little beside the memory of their contexts.
     """
 
     use_extra_bufts: bool
@@ -41,16 +42,18 @@ class MachineSettings:
     n_ubatch: int = 512
     flash_attn: FlashAttention = "auto"
     tower_threads: int
+    n_seq_max: int = 16
 
     def __post_init__(self) -> None:
-        self.context_params(n_ctx=1)  # refuses what is out of its range
+        self.context_params(n_ctx=1, n_seq_max=self.n_seq_max)  # refuses what is out of its range
         check_integer("tower_threads", self.tower_threads, 1, MOST_THREADS)
 
-    def context_params(self, *, n_ctx: int, n_outputs_max: int = 1) -> ContextParams:
+    def context_params(self, *, n_ctx: int, n_seq_max: int = 1, n_outputs_max: int = 1) -> ContextParams:
         """A context with these settings; see ContextParams."""
         return ContextParams(
             n_ctx=n_ctx,
-            n_outputs_max=n_outputs_max,
+            n_seq_max=n_seq_max,
+            n_outputs_max=max(n_outputs_max, n_seq_max),
             n_ubatch=self.n_ubatch,
             n_threads=self.n_threads,
             n_threads_batch=self.n_threads_batch,

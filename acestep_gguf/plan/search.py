@@ -23,7 +23,6 @@ from acestep_gguf.plan.settings import Settings, Workload
 from acestep_gguf.plan.speed import Rates, Work
 
 N_BATCH: Final = 2048
-MOST_TOGETHER: Final = 16  # answers at a time; more gain little beside the memory of their contexts
 SMALLER_N_UBATCH: Final = (256, 128)
 SMALLER_CACHE_TYPES: Final[tuple[CacheType, ...]] = ("q8_0", "q4_0")
 CACHE_BLOCK: Final = 32  # llama.cpp wants a head to fill whole blocks of a quantized cache
@@ -148,9 +147,9 @@ class Search:
     def _best(self, quant: DecoderFtype, n_ctx: int) -> Settings:
         """What was set by hand, and beside it what suits the machine."""
         task, options = self.task, self.task.options
-        together = MOST_TOGETHER if options.n_parallel == -1 else options.n_parallel
+        together = task.defaults.n_seq_max if options.n_parallel == -1 else options.n_parallel
         names = {field.name for field in fields(Settings)} - {"quant", "n_ctx", "vision"}
-        chosen = {"n_batch": N_BATCH, **asdict(task.defaults)}
+        chosen = {"n_batch": N_BATCH, **asdict(task.defaults), "n_seq_max": together}
         if options.n_threads is not None:
             chosen |= dict.fromkeys(("n_threads_batch", "tower_threads"), options.n_threads)
         chosen |= {name: value for name in names if (value := getattr(options, name, None)) is not None}
@@ -158,7 +157,6 @@ class Search:
         return Settings(
             quant=quant,
             n_ctx=n_ctx,
-            n_seq_max=together,
             n_outputs_max=max(1 + options.n_guesses, together),
             vision=task.vision,
             keep_states=options.cache is not False and task.workload.images > 0,

@@ -14,12 +14,14 @@ from time import perf_counter
 from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
+import psutil
 
 from acestep_gguf.bundle.decoder_info import decoder_info
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ModelParams
+from acestep_gguf.plan.decoder_memory import DecoderShape, decoder_shape, state_bytes
 from acestep_gguf.plan.machine_settings import (
     SCHEMA_VERSION,
     MachineSettings,
@@ -45,12 +47,21 @@ ANSWER_TOKENS: Final = 128
 
 MICRO_BATCHES: Final = (256, 1024)
 
+# Numbers of answers that are written together, each in a stream of its own (llama.cpp's unified cache gains
+# nothing from more than 8), and how many tokens of each are measured at a time.
+TOGETHER: Final = (4, 8, 16, 32)
+TOGETHER_TOKENS: Final = 4
+ROOM_SHARE: Final = 1 / 4  # of the memory that is free, for the keys and values of all of them
+
 T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """What one value of one setting gave; None is what was not measured. Speeds are tokens a second."""
+    """What one value of one setting gave; None is what was not measured. Speeds are tokens a second.
+
+    ``decode`` of several sequences is that of all of them together.
+    """
 
     setting: str
     value: object
@@ -86,8 +97,9 @@ def tune(folder: Path, *, quant: str | None = None, budget_s: float = DEFAULT_BU
     bundle = Bundle.read(folder)
     record = bundle.decoder(quant)
     path = check_file(folder, record)
-    decoder_info(read_gguf_header(path))
-    search = _Search(folder, bundle, path, budget_s)
+    header = read_gguf_header(path)
+    decoder_info(header)
+    search = _Search(folder, bundle, path, decoder_shape(header), budget_s)
     settings, reason = search.run()
     tuned = Tuned(
         schema_version=SCHEMA_VERSION,
@@ -114,10 +126,13 @@ class _Step:
 
 
 class _Search:
-    def __init__(self, folder: Path, bundle: Bundle, decoder: Path, budget_s: float) -> None:
+    def __init__(
+        self, folder: Path, bundle: Bundle, decoder: Path, shape: DecoderShape, budget_s: float
+    ) -> None:
         self._folder = folder
         self._bundle = bundle
         self._decoder = decoder
+        self._shape = shape
         self._budget_s = budget_s
         self._began = perf_counter()
         self._n_bytes = decoder.stat().st_size
@@ -144,6 +159,7 @@ class _Search:
             settings = self._choose(bench, settings, _Step("flash_attn", ("off",), "prefill", n))
             settings = self._choose_tower_threads(settings, fewer)
             settings = self._choose(bench, settings, _Step("n_ubatch", batches, "prefill", large))
+            settings = self._choose_sequences(bench, settings)
         return settings, reason
 
     def _choose_repacking(self) -> tuple[MachineSettings, str]:
@@ -181,7 +197,7 @@ class _Search:
         """Settings with the best value of one of them, which may be the one that it has."""
         changes: list[dict[str, Any]] = [{step.setting: value} for value in step.values]
         candidates = [replace(settings, **change) for change in changes]
-        known = max(speed for trial in self.trials if (speed := getattr(trial, step.goal)) is not None)
+        known = _fastest(self.trials, step.goal)
         if not self._has_time(step.setting, (1 + len(candidates)) * step.n_tokens / known):
             return settings
         measure = {"prefill": bench.prefill, "decode": bench.decode}[step.goal]
@@ -218,6 +234,26 @@ class _Search:
             for n_threads, pictures_per_s in speeds.items()
         ]
         return replace(settings, tower_threads=winner)
+
+    def _choose_sequences(self, bench: "_Bench", settings: MachineSettings) -> MachineSettings:
+        """Settings with the fewest sequences that make a request take hardly longer than the best number."""
+        n_steps = (1 + ROUNDS) * TOGETHER_TOKENS
+        n_past = min(self._n_prompt, self._shape.n_ctx_train - n_steps * len(TOGETHER))
+        kv_bytes = state_bytes(self._shape, n_past, "f16", "f16")
+        room = int(ROOM_SHARE * psutil.virtual_memory().available)
+        numbers = [n for n in TOGETHER if n * kv_bytes <= room]
+        if not numbers:
+            self.skipped.append("n_seq_max (no memory left)")
+            return settings
+        prefill, decode = (_fastest(self.trials, goal) for goal in ("prefill", "decode"))
+        if not self._has_time("n_seq_max", n_past / prefill + sum(numbers) * n_steps / decode):
+            return settings
+        request_s = {}
+        for n, speed in bench.together(settings, numbers, n_past):
+            self.trials.append(Trial(setting="n_seq_max", value=n, decode=speed))
+            request_s[n] = n_past / prefill + ANSWER_TOKENS / speed
+        best = min(request_s.values())
+        return replace(settings, n_seq_max=next(n for n in numbers if request_s[n] <= MARGIN * best))
 
     def _has_time(self, name: str, seconds: float) -> bool:
         if self.elapsed() + seconds <= self._budget_s:
@@ -265,6 +301,38 @@ class _Bench:
             context.decode_tokens([self._tokens[position]], position, n_outputs=1)
             context.logits()
         return n_tokens / (perf_counter() - began)
+
+    def together(
+        self, settings: MachineSettings, numbers: Sequence[int], n_past: int
+    ) -> Iterator[tuple[int, float]]:
+        """Tokens a second of so many sequences, all together, each after ``n_past`` tokens."""
+        most = max(numbers)
+        n_ctx = n_past + len(numbers) * (1 + ROUNDS) * TOGETHER_TOKENS
+        params = settings.context_params(n_ctx=n_ctx, n_seq_max=most)
+        with Context(self._model, params) as context:
+            for start in range(0, n_past, context.n_batch):
+                tokens = np.resize(self._tokens, n_past)[start : start + context.n_batch]
+                context.decode_tokens(tokens.tolist(), start)
+            for sequence in range(1, most):
+                context.copy(0, sequence)
+            for n in numbers:
+                speeds = [self._write(context, n) for _ in range(1 + ROUNDS)]
+                yield n, median(speeds[1:])  # the first touches memory
+
+    def _write(self, context: Context, n_sequences: int) -> float:
+        """Tokens a second of a few more tokens of each sequence."""
+        sequences = range(n_sequences)
+        began = perf_counter()
+        for _ in range(TOGETHER_TOKENS):
+            positions = [context.n_past(sequence) for sequence in sequences]
+            context.decode_each(self._tokens[:n_sequences], positions, sequences)
+            context.logits()
+        return n_sequences * TOGETHER_TOKENS / (perf_counter() - began)
+
+
+def _fastest(trials: Sequence[Trial], goal: Literal["prefill", "decode"]) -> float:
+    speeds: list[float | None] = [getattr(trial, goal) for trial in trials]
+    return max(speed for speed in speeds if speed is not None)
 
 
 def compete(champion: T, challengers: Sequence[T], speed: Callable[[T], float]) -> tuple[T, dict[T, float]]:

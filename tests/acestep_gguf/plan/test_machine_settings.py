@@ -20,7 +20,13 @@ from acestep_gguf.plan.machine_settings import (
 from acestep_gguf.plan.settings import Settings
 
 TUNED = MachineSettings(
-    use_extra_bufts=False, n_threads=1, n_threads_batch=1, n_ubatch=64, flash_attn="off", tower_threads=1
+    use_extra_bufts=False,
+    n_threads=1,
+    n_threads_batch=1,
+    n_ubatch=64,
+    flash_attn="off",
+    tower_threads=1,
+    n_seq_max=4,
 )
 
 
@@ -107,8 +113,15 @@ def test_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shared(planned: Settings) -> dict[str, object]:
-    """What a plan has in common with the machine's settings."""
-    return {name: getattr(planned, name) for name in asdict(TUNED)}
+    """What a plan of one answer at a time has in common with the machine's settings."""
+    return {name: getattr(planned, name) for name in asdict(TUNED)} | {"n_seq_max": TUNED.n_seq_max}
+
+
+def test_tuned_sequences_are_the_most_that_are_written_together(tiny_bundle: Path) -> None:
+    keep(tiny_bundle, "F32")
+    for asked, n in ((-1, TUNED.n_seq_max), (3, 3)):
+        with AceStep(tiny_bundle, quant="F32", n_ctx=64, n_parallel=asked) as model:
+            assert model.settings.n_seq_max == n
 
 
 def test_what_is_given_by_hand_wins(tiny_bundle: Path) -> None:

@@ -68,7 +68,8 @@ def test_a_search_over_a_tiny_bundle(tiny_bundle: Path) -> None:
     assert settings == tuning.tuned.settings
     assert reason == f"tuned: {tuning.tuned.reason}"
     measured = {trial.setting for trial in tuning.trials}
-    assert {"use_extra_bufts", "flash_attn"} <= measured
+    assert {"use_extra_bufts", "flash_attn", "n_seq_max"} <= measured
+    assert settings.n_seq_max in [t.value for t in tuning.trials if t.setting == "n_seq_max"]
     assert ("n_threads" in measured) == (usable_cpus() > 1)
     tried = [t.value for t in tuning.trials if t.setting == "use_extra_bufts"]
     assert tried == ([False] if AMX in cpu_flags() else [False, True])
