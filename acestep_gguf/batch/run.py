@@ -87,6 +87,12 @@ class Batch:
             write_table(self.output, self.tasks, journal, is_data=self._is_data)
             return Summary(len(self.tasks), sum(map(journal.is_error, self.tasks)), len(missing))
 
+    def longest(self) -> Question:
+        """A question than which none has more text or more pictures."""
+        prompt = max((task.prompt for task in self.tasks), key=lambda prompt: len(prompt.encode()))
+        images = max((task.images for task in self.tasks), key=len)
+        return self._question(prompt, images)
+
     @property
     def _is_data(self) -> bool:
         return self.options.json_schema is not None
@@ -100,7 +106,7 @@ class Batch:
         def questions() -> Iterator[Question]:
             for number, task in enumerate(tasks):
                 waiting[number] = task
-                yield self._question(task)
+                yield self._question(task.prompt, task.images)
 
         with closing(model.batch(questions())) as outcomes:
             for outcome in outcomes:
@@ -111,6 +117,6 @@ class Batch:
                     write_sidecar(task, row, self.sidecar, is_data=self._is_data)
                 show(row)
 
-    def _question(self, task: Task) -> Question:
+    def _question(self, prompt: str, images: Sequence[Path]) -> Question:
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-        return Question([*system, user_message(task.prompt, task.images)], options=self.options)
+        return Question([*system, user_message(prompt, images)], options=self.options)

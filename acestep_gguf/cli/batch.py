@@ -13,8 +13,9 @@ from acestep_gguf.cli.terminal import end_on_ctrl_c
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import MACHINE, OUTPUT, PICTURES_AND_PROMPT, AnswerOptions, EngineOptions
 
-# The decoder's states of a folder of pictures take gigabytes, and would drive out those of other verbs.
-WITHOUT_CACHE: Final = EngineOptions(cache=False)
+# As many answers together as suit the machine. Nothing is cached: the decoder's states of a folder of
+# pictures take gigabytes, and would drive out those of other verbs.
+MANY: Final = EngineOptions(n_parallel=-1, cache=False)
 
 
 @takes_groups
@@ -81,7 +82,7 @@ def batch(
     system_prompt: SystemPrompt = None,
     verbose: Verbose = False,  # noqa: ARG001 (its callback does all)
     answer: AnswerOptions,
-    engine: EngineOptions = WITHOUT_CACHE,
+    engine: EngineOptions = MANY,
 ) -> None:
     """Ask about many pictures, and write a table.
 
@@ -114,7 +115,7 @@ def batch(
     tasks = tasks_of(entries, prompt or ())
     if any(task.images for task in tasks):
         read.tower()  # without one, each row would have the same error
-    summary = Batch(
+    batch = Batch(
         tasks=tasks,
         output=output,
         settings=settings,
@@ -123,7 +124,8 @@ def batch(
         sidecar=kind,
         retry_errors=retry_errors,
         restart=restart,
-    ).run(lambda: AceStep(bundle, engine), progress.watching)
+    )
+    summary = batch.run(lambda: AceStep(bundle, engine, longest=batch.longest()), progress.watching)
     progress.finish(summary)
     if summary.errors:
         sys.exit(1)

@@ -54,6 +54,7 @@ class AceStep:
         first: what will be asked first, if it is known: the context is made no larger than it needs, its
             pictures are opened before anything is loaded, and where memory has no room for tower and decoder
             together, they are encoded before the decoder is loaded, and the tower is freed.
+        longest: in the place of ``first``: none of many questions will have more tokens or pictures.
         on_progress: called while something is loaded, and by ``generate`` and ``stream`` up to the first
             token, in their thread.
         changes: fields of ``options`` by their names, such as ``n_ctx=4096``.
@@ -76,6 +77,7 @@ class AceStep:
         options: EngineOptions | None = None,
         *,
         first: Question | None = None,
+        longest: Question | None = None,
         on_progress: Report = report_nothing,
         **changes: Any,
     ) -> None:
@@ -95,7 +97,7 @@ class AceStep:
             draft = (
                 None if options.draft is None else open_draft(_folder(options.draft), files, options.quant)
             )
-            self.plan = plan_here(files, options, workload_of(files, first), defaults, draft)
+            self.plan = plan_here(files, options, workload_of(files, first, longest), defaults, draft)
             self._cache = _cache(options.cache)
             wanted = None if options.vision is None else vision_precision_from(options.vision)
             self._encoder = ImageEncoder(

@@ -1,7 +1,6 @@
 """What a plan needs to know of the first question, and the plan for this machine."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 
 from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
@@ -13,39 +12,35 @@ from acestep_gguf.plan.machine import this_machine
 from acestep_gguf.plan.machine_settings import MachineSettings
 from acestep_gguf.plan.planner import Plan, make_plan
 from acestep_gguf.plan.settings import PHOTO_BYTES, TEMPLATE_TOKENS, Settings, Workload
-from acestep_gguf.prompt.messages import ImagePart, Turn
+from acestep_gguf.prompt.messages import ImagePart
 from acestep_gguf.vision.embeds_file import EmbedsFile
 from acestep_gguf.vision.encoder import REMEMBERED, Picture, PictureSource
 from acestep_gguf.vision.image import opening_bytes
 from acestep_gguf.vision.int8_check import vision_precision
 
 
-def workload_of(files: BundleModel, first: Question | None) -> Workload:
-    """What to plan for: the first question, or any about one picture.
+def workload_of(files: BundleModel, first: Question | None, longest: Question | None = None) -> Workload:
+    """What to plan for: the first question; many, of which one is the longest; or any about one picture.
 
     Raises:
         ImageError: a picture is missing, damaged or too large.
         PromptError: the messages are not sound, or the bundle cannot see.
     """
+    if longest is not None:
+        images = len(longest.pictures)
+        n_text, n_text_before = _text_tokens(files, longest)
+        return replace(_opened_later(files, images), n_text=n_text, n_text_before=n_text_before)
     if first is None:
-        images = int(files.bundle.vision is not None)
-        return Workload(
-            images=images,
-            n_embeds=0 if _has_tower(files) else images,
-            opening_ahead=0,
-            opening_later=PHOTO_BYTES if images else 0,
-            may_stage=False,
-        )
-    turns, pictures = first.turns, first.pictures
-    n_text, n_text_before = _text_tokens(turns)
+        return _opened_later(files, int(files.bundle.vision is not None))
+    pictures = first.pictures
+    n_text, n_text_before = _text_tokens(files, first)
     opened = [picture for picture in pictures if not isinstance(picture, EmbedsFile | Picture)]
     sizes = [(picture, opening_bytes(picture, files.bundle.tower()[1])) for picture in opened]
-    n_answer = first.options.max_tokens  # -1: nobody knows
     is_few = 0 < len(pictures) <= REMEMBERED
     return Workload(
         images=len(pictures),
         n_embeds=sum(map(_has_embeds, pictures)),
-        n_text=None if n_answer == -1 else n_text + len(files.bundle.prompt.chat_template) // 2 + n_answer,
+        n_text=n_text,
         n_text_before=n_text_before,
         opening_ahead=max((size for _, size in sizes), default=0),
         # Only files that were opened ahead are known again.
@@ -57,17 +52,34 @@ def workload_of(files: BundleModel, first: Question | None) -> Workload:
     )
 
 
-def _text_tokens(turns: Sequence[Turn]) -> tuple[int, int]:
-    """Tokens of text, at most, in all and before the last picture: a token is a byte at least."""
+def _opened_later(files: BundleModel, images: int) -> Workload:
+    """Questions about so many pictures, which are not known yet."""
+    return Workload(
+        images=images,
+        n_embeds=0 if _has_tower(files) else images,
+        opening_ahead=0,
+        opening_later=PHOTO_BYTES if images else 0,
+        may_stage=False,
+    )
+
+
+def _text_tokens(files: BundleModel, question: Question) -> tuple[int | None, int]:
+    """Tokens of text, at most: with the answer, None if nobody knows, and before the last picture.
+
+    A token is a byte at least.
+    """
     n_text = n_before = 0
-    for turn in turns:
+    for turn in question.turns:
         n_text += TEMPLATE_TOKENS
         for part in turn.parts:
             if isinstance(part, ImagePart):
                 n_before = n_text
             else:
                 n_text += len(part.encode())
-    return n_text, n_before
+    n_answer = question.options.max_tokens
+    if n_answer == -1:
+        return None, n_before
+    return n_text + len(files.bundle.prompt.chat_template) // 2 + n_answer, n_before
 
 
 def _has_embeds(picture: PictureSource) -> bool:

@@ -70,6 +70,17 @@ def test_text_is_counted_in_all_and_before_the_last_picture(files: BundleModel, 
     assert workload.n_text == 4 * TEMPLATE_TOKENS + 1170 + template + 7
 
 
+def test_the_longest_of_many_questions_is_planned_for_and_not_opened(
+    files: BundleModel, tmp_path: Path
+) -> None:
+    longest = Question("u" * 50, [tmp_path / "not there.png"] * 2, AnswerOptions(max_tokens=7))
+    workload = workload_of(files, None, longest)
+    template = len(files.bundle.prompt.chat_template) // 2
+    assert workload.n_text == TEMPLATE_TOKENS + 50 + template + 7
+    assert (workload.images, workload.n_encoded, workload.may_stage) == (2, 2, False)
+    assert (workload.opening_ahead, workload.opening_later) == (0, PHOTO_BYTES)
+
+
 def test_what_is_not_known_is_a_photo_beside_all_that_is_loaded(bundle_copy: Path) -> None:
     workload = workload_of(BundleModel(bundle_copy), None)
     assert (workload.images, workload.n_encoded, workload.n_text) == (1, 1, None)
