@@ -102,7 +102,7 @@ def batch(
         raise UsageError(f"--sidecar is {sidecar!r}: give {' or '.join(SIDECAR_KINDS)}.")
     if not all(question.strip() for question in prompt or ()):
         raise UsageError("a --prompt is empty: ask something.")
-    if exact and engine.n_parallel not in (1, WITHOUT_CACHE.n_parallel):
+    if exact and engine.n_parallel not in (1, MANY.n_parallel):
         raise UsageError(f"--exact is one answer at a time, not --parallel {engine.n_parallel}: choose one.")
     if exact:
         engine = replace(engine, n_parallel=1)

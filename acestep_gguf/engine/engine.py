@@ -200,12 +200,15 @@ class AceStep:
         return answer_all_async(self._stepwise, questions, n_untaken=len(self._decoders))
 
     @contextmanager
-    def scheduler(self, *, n_waiting: int, interleave: bool = False) -> Iterator[Scheduler]:
+    def scheduler(
+        self, *, n_waiting: int, encode_ahead: bool | None = None, interleave: bool = False
+    ) -> Iterator[Scheduler]:
         """What answers ``n_parallel`` questions at a time, step by step; the model's turn is its thread's.
 
         Args:
             n_waiting: questions at most that wait for a place.
-            interleave: write on while a question is read (see Scheduler).
+            encode_ahead: encode pictures beside the decoder; by default where layers of it are on a GPU.
+            interleave: write on while a question is read.
 
         Raises:
             UsageError: the model is closed, or this thread has a turn already.
@@ -219,6 +222,7 @@ class AceStep:
                 decoders=self._decoders,
                 cache=self._cache,
                 n_waiting=n_waiting,
+                encode_ahead=self.settings.n_gpu_layers != 0 if encode_ahead is None else encode_ahead,
                 interleave=interleave,
             ) as scheduler:
                 yield scheduler

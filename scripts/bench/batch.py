@@ -10,7 +10,8 @@ from llama-cpp-python's source package, OpenVINO gets an environment of its own.
 The pictures are divided into blocks, and each side answers each block in turn; figures are medians over the
 blocks, in seconds a picture. Server and pipeline are started before the clock is; a loop starts a program for
 each picture, and our own program once a block. Anonymous memory of our program is then watched over all
-pictures in one run.
+pictures in one run. Figures are kept as they come: a run that was stopped goes on, and --steps 1 measures
+just the next one, when the machine is quiet.
 """
 
 import argparse
@@ -19,9 +20,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -45,11 +47,17 @@ FEW_TOKENS: Final = "256"
 LLAMA_CPP: Final = ("--no-repack", "--no-warmup", "-fit", "off", "--chat-template", "chatml")
 FIRST_ROWS, LATER_ROWS = 10, 60
 
-# What a side is called, and what answers a block of pictures: seconds.
-Sides = dict[str, Callable[[Sequence[Path]], float]]
-
 MTMD, SERVER, OPENVINO = "llama-mtmd-cli, a loop", "llama-server, 4 slots", "OpenVINO GenAI"
 OURS, OURS_FEW = "batch", f"batch, {FEW_TOKENS} image tokens"
+MEMORY: Final = f"anonymous memory, {LATER_ROWS} pictures to {FIRST_ROWS}"
+# In the order of their turns; ours with their options.
+SIDES: Final[dict[str, tuple[str, ...]]] = {
+    MTMD: (),
+    SERVER: (),
+    OPENVINO: (),
+    OURS: (),
+    OURS_FEW: ("--image-tokens", FEW_TOKENS),
+}
 BARS: Final = (
     (OURS, MTMD, 0.55),
     (OURS, SERVER, 0.62),
@@ -121,18 +129,59 @@ class Bench:
         return self.artefacts.folder / "answers.jsonl"
 
 
-def server_side(server: LlamaServer) -> Callable[[Sequence[Path]], float]:
-    def answer(pictures: Sequence[Path]) -> float:
-        began = time.perf_counter()
-        with ThreadPoolExecutor(N_SLOTS) as clients:
-            answers = list(clients.map(lambda path: server.ask(path, QUESTION, N_TOKENS), pictures))
-        seconds = time.perf_counter() - began
-        numbers = {answer["usage"]["completion_tokens"] for answer in answers}
-        if numbers != {N_TOKENS}:
-            sys.exit(f"llama-server wrote answers of {numbers} tokens.")
-        return seconds
+def served(server: LlamaServer, pictures: Sequence[Path]) -> float:
+    """Seconds until as many clients as slots have their answers."""
+    began = time.perf_counter()
+    with ThreadPoolExecutor(N_SLOTS) as clients:
+        answers = list(clients.map(lambda path: server.ask(path, QUESTION, N_TOKENS), pictures))
+    seconds = time.perf_counter() - began
+    numbers = {answer["usage"]["completion_tokens"] for answer in answers}
+    if numbers != {N_TOKENS}:
+        sys.exit(f"llama-server wrote answers of {numbers} tokens.")
+    return seconds
 
-    return answer
+
+@dataclass(frozen=True)
+class Figures:
+    """What was measured so far, in a file: seconds a picture of each side, block after block."""
+
+    path: Path
+
+    def read(self) -> dict[str, list[float]]:
+        return json.loads(self.path.read_text()) if self.path.exists() else {}
+
+    def add(self, name: str, figure: float) -> None:
+        figures = self.read()
+        figures.setdefault(name, []).append(figure)
+        self.path.write_text(json.dumps(figures, indent=2))
+
+
+def measure(bench: Bench, name: str, block: Sequence[Path]) -> float:
+    """Seconds a picture of one side."""
+    if name == MTMD:
+        seconds = bench.mtmd(block)
+    elif name == SERVER:
+        with bench.server() as server:
+            seconds = served(server, block)
+    elif name == OPENVINO:
+        with OpenVino(bench.artefacts.openvino_model()) as pipeline:
+            seconds = float(pipeline.ask(block, QUESTION, N_TOKENS)["seconds"])
+    else:
+        seconds = bench.ours(block, *SIDES[name])
+    return seconds / len(block)
+
+
+def rows(figures: Mapping[str, list[float]]) -> Iterator[Row | Note]:
+    medians = {name: statistics.median(taken) for name, taken in figures.items()}
+    for ours, peer, bar in BARS:
+        mine, theirs = medians[ours], medians[peer]
+        yield Row(f"{ours}, to {peer}", f"{mine:.2f} s", f"{theirs:.2f} s", mine / theirs, bar)
+    if MEMORY in figures:
+        yield Row(MEMORY, "", "", medians[MEMORY], 1.02)
+    theirs = medians[OPENVINO]
+    yield Note(OPENVINO, f"{theirs:.2f} s a picture; ours to that {medians[OURS] / theirs:.2f}")
+    for name, taken in figures.items():
+        yield Note(name, ", ".join(f"{figure:.3g}" for figure in taken))
 
 
 def main() -> None:
@@ -141,9 +190,9 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--mmproj", choices=("F16", "Q8_0"), default="F16", help="llama.cpp's tower")
     parser.add_argument("--parallel", default="-1", help="answers that `batch` writes together")
-    parser.add_argument("--without", action="append", default=[], choices=("mtmd", "server", "openvino"))
-    parser.add_argument("--no-memory", action="store_true", help="do not watch memory afterwards")
-    parser.add_argument("--folder", type=Path, help="where models and pictures are kept")
+    parser.add_argument("--steps", type=int, default=-1, help="figures to measure now; -1: all")
+    parser.add_argument("--restart", action="store_true", help="forget figures of before")
+    parser.add_argument("--folder", type=Path, help="where models, pictures and figures are kept")
     parser.add_argument("--shape", choices=SCALES, default="1.5b", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
@@ -151,46 +200,23 @@ def main() -> None:
     artefacts = Artefacts(folder / arguments.shape, SCALES[arguments.shape])
     bench = Bench(artefacts, arguments.mmproj, arguments.parallel)
     pictures = [artefacts.picture(number) for number in range(arguments.pictures)]
-    seconds: dict[str, list[float]] = {}
-    with ExitStack() as stack:
-        sides: Sides = {}
-        if "mtmd" not in arguments.without:
-            sides[MTMD] = bench.mtmd
-        if "server" not in arguments.without:
-            sides[SERVER] = server_side(stack.enter_context(bench.server()))
-        if "openvino" not in arguments.without:
-            pipeline = stack.enter_context(OpenVino(artefacts.openvino_model()))
-            sides[OPENVINO] = lambda block: float(pipeline.ask(block, QUESTION, N_TOKENS)["seconds"])
-        sides[OURS] = bench.ours
-        sides[OURS_FEW] = lambda block: bench.ours(block, "--image-tokens", FEW_TOKENS)
-        size = len(pictures) // arguments.blocks
-        for number in range(arguments.blocks):
-            block = pictures[number * size : (number + 1) * size]
-            for name, answer in sides.items():
-                taken = answer(block) / len(block)
-                seconds.setdefault(name, []).append(taken)
-                print(f"block {number + 1}: {name}, {taken:.2f} s a picture", file=sys.stderr, flush=True)
+    size = len(pictures) // arguments.blocks
+    blocks = [pictures[start : start + size] for start in range(0, size * arguments.blocks, size)]
+    conditions = f"{len(pictures)} pictures in {len(blocks)} blocks, mmproj {arguments.mmproj}"
+    figures = Figures(artefacts.folder / f"batch, {conditions}.json")
+    if arguments.restart:
+        figures.path.unlink(missing_ok=True)
 
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    rows: list[Row | Note] = [
-        Row(
-            f"{ours}, to {peer}",
-            f"{medians[ours]:.2f} s",
-            f"{medians[peer]:.2f} s",
-            medians[ours] / medians[peer],
-            bar,
-        )
-        for ours, peer, bar in BARS
-        if peer in medians
-    ]
-    if OPENVINO in medians:
-        theirs = medians[OPENVINO]
-        rows.append(Note(OPENVINO, f"{theirs:.2f} s a picture; ours to that {medians[OURS] / theirs:.2f}"))
-    if not arguments.no_memory:
-        growth = bench.memory(pictures)
-        rows.append(Row(f"memory, {LATER_ROWS} pictures to {FIRST_ROWS}", "", "", growth, 1.02))
-    conditions = f"{len(pictures)} pictures in {arguments.blocks} blocks, mmproj {arguments.mmproj}"
-    sys.exit(0 if report(rows, {}, conditions) else 1)
+    n_known = sum(map(len, figures.read().values()))
+    steps: list[tuple[str, Sequence[Path]]] = [(name, block) for block in blocks for name in SIDES]
+    steps.append((MEMORY, pictures))
+    for name, block in islice(steps, n_known, None if arguments.steps == -1 else n_known + arguments.steps):
+        figure = bench.memory(block) if name == MEMORY else measure(bench, name, block)
+        figures.add(name, figure)
+        print(f"{name}: {figure:.3g}", file=sys.stderr, flush=True)
+    if sum(map(len, figures.read().values())) < len(steps):
+        sys.exit("some figures are missing: start it again.")
+    sys.exit(0 if report(rows(figures.read()), {}, conditions) else 1)
 
 
 if __name__ == "__main__":
