@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from scripts.bench import openvino_genai
+from scripts.bench import openvino_peer
 from scripts.bench.llama_cpp_tools import llama_cpp_source
 
 OUR_PROGRAM = Path(sys.executable).parent / "acestep-gguf"
@@ -54,7 +54,7 @@ class Artefacts:
         model = self.folder / "openvino"
         if not model.exists():
             checkpoint = self._checkpoint("openvino", self._shapes())
-            openvino_genai.convert(checkpoint, model)
+            openvino_peer.convert(checkpoint, model)
             shutil.rmtree(checkpoint)
         return model
 

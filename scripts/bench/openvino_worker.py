@@ -1,4 +1,4 @@
-"""Answers blocks of pictures with OpenVINO GenAI; run by openvino_genai.py in its environment."""
+"""Answers blocks of pictures with OpenVINO GenAI; run by openvino_peer.py in its environment."""
 
 import json
 import sys

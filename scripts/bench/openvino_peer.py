@@ -6,6 +6,7 @@ pictures from standard input.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -51,6 +52,8 @@ def convert(checkpoint: Path, model: Path) -> None:
     )
     if done.returncode or "MISSING" in done.stdout:
         sys.exit(f"optimum-cli failed:\n{done.stdout[-2000:]}")
+    # Without torchvision, the size of pictures is left out, and the default does not fit the tower.
+    shutil.copy(checkpoint / "preprocessor_config.json", part)
     part.rename(model)
 
 
