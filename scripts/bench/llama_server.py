@@ -55,21 +55,7 @@ class LlamaServer:
 
     def ask(self, picture: Path, question: str, n_tokens: int) -> dict[str, Any]:
         """The response to a question about a PNG file; the answer has ``n_tokens``, whatever they are."""
-        url = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
-        body = {
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": n_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-        }
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self._port}/v1/chat/completions",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
-            return dict(json.load(response))
+        return ask(f"http://127.0.0.1:{self._port}", picture, question, n_tokens, ignore_eos=True)
 
     def _is_ready(self) -> bool:
         try:
@@ -77,3 +63,15 @@ class LlamaServer:
                 return True
         except (urllib.error.URLError, OSError):
             return False
+
+
+def ask(url: str, picture: Path, question: str, n_tokens: int, **fields: object) -> dict[str, Any]:
+    """The response of a server to a question about a PNG file; ``fields`` are others of the request."""
+    data = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    content = [{"type": "image_url", "image_url": {"url": data}}, {"type": "text", "text": question}]
+    message = {"role": "user", "content": content}
+    body = {"messages": [message], "max_tokens": n_tokens, "temperature": 0, **fields}
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=ANSWER_S) as response:
+        return dict(json.load(response))
