@@ -16,6 +16,8 @@ from acestep_gguf.options import EngineOptions
 KEY_VARIABLE: Final = "ACESTEP_GGUF_API_KEY"
 MAX_KEY_FILE_BYTES: Final = 2**16
 SEVERAL: Final = EngineOptions(n_parallel=-1, cache=True)
+# Tokens of a question that are read between two tokens of the answers beside it (docs/server.md).
+READ_AT_A_TIME: Final = 256
 
 
 @takes_groups
@@ -122,6 +124,8 @@ def serve(
     )
     if exact:
         engine = replace(engine, n_parallel=1)
+    elif engine.n_batch is None:
+        engine = replace(engine, n_batch=READ_AT_A_TIME)
     serve_bundles(
         folders, engine, settings, show=lambda url: print(f"listening on {url}", file=sys.stderr, flush=True)
     )
