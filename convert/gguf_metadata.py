@@ -51,6 +51,8 @@ def _hyperparameters(config: TextConfig) -> dict[str, bytes]:
         Keys.Attention.HEAD_COUNT_KV: u32(config.n_key_value_heads),
         Keys.Attention.LAYERNORM_RMS_EPS: f32(config.rms_norm_eps),
     }
+    if config.head_dim is not None:
+        keys |= dict.fromkeys((Keys.Attention.KEY_LENGTH, Keys.Attention.VALUE_LENGTH), u32(config.head_dim))
     return {key.format(arch=config.family.arch): value for key, value in keys.items()}
 
 

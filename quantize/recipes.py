@@ -45,7 +45,7 @@ FALLBACK: Final[dict[QType, QType]] = {
 LAST_FALLBACK: Final = QType.F16
 
 # llama.cpp calls a decoder of 80 layers "70B", where 8 heads share each attn_v, so that more bits cost
-# little; a Llama only if it is so.
+# little; a Llama only if it is so, a Qwen3 never.
 N_LAYERS_70B: Final = 80
 
 
@@ -89,7 +89,7 @@ def choose_types(
         steering,
         n_layers=sum(name.endswith(".attn_v.weight") for name in names),
         is_tied=OUTPUT not in names,
-        heads_share_values=arch != "llama" or _heads_share_values(tensors),
+        heads_share_values=arch == "qwen2" or (arch == "llama" and _heads_share_values(tensors)),
     )
     choices = {}
     for tensor in sorted(tensors, key=lambda tensor: layer_order(tensor.name)):

@@ -12,7 +12,7 @@ from acestep_gguf.bundle.gguf_header import GGUFHeader, Skipped, StringArray
 from acestep_gguf.bundle.schema import ImageSpec, PromptSpec
 from acestep_gguf.errors import BundleError, UnsupportedModelError
 
-ARCHITECTURES: Final = ("qwen2", "llama")
+ARCHITECTURES: Final = ("qwen2", "qwen3", "llama")
 MAX_BLOCKS: Final = 512  # LLAMA_MAX_LAYERS
 CONTROL: Final = 3  # LLAMA_TOKEN_TYPE_CONTROL
 USER_DEFINED: Final = 4  # LLAMA_TOKEN_TYPE_USER_DEFINED
@@ -132,15 +132,8 @@ def decoder_info(header: GGUFHeader) -> DecoderInfo:
     )
     positive("feed_forward_length")
     _check(header, info.block_count <= MAX_BLOCKS, f"block_count is {info.block_count}")
-    _check(
-        header, info.embedding_length % info.head_count == 0, "head_count does not divide embedding_length"
-    )
-    _check(header, info.embedding_length // info.head_count % 2 == 0, "the heads have an odd size")
     _check(header, info.head_count % info.head_count_kv == 0, "head_count_kv does not divide head_count")
-    head_size = info.embedding_length // info.head_count
-    for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
-        size = header.metadata.get(f"{architecture}.{key}", head_size)
-        _check(header, size == head_size, f"{key} is {size}, not the size of a head")
+    _check_heads(header, info)
     _check_tensors(header, info)
     epsilon = _get(header, f"{architecture}.attention.layer_norm_rms_epsilon", float)
     _check(header, epsilon > 0, f"layer_norm_rms_epsilon is {epsilon}")
@@ -199,6 +192,25 @@ def _check_keys(header: GGUFHeader, architecture: str) -> None:
         if key in types:
             _check(header, type(value) is types[key], f"{key!r} is not a {types[key].__name__}")
             _check(header, not isinstance(value, float) or isfinite(value), f"{key!r} is {value}")
+
+
+def _check_heads(header: GGUFHeader, info: DecoderInfo) -> None:
+    """llama.cpp asserts that the heads of keys and values, and what is rotated of them, are of one size."""
+    share, rest = divmod(info.embedding_length, info.head_count)
+    prefix = f"{info.architecture}.attention."
+    head_size = header.metadata.get(f"{prefix}key_length", share)
+    _check(header, head_size != share or not rest, "head_count does not divide embedding_length")
+    _check(
+        header,
+        isinstance(head_size, int) and 0 < head_size < 2**31 and head_size % 2 == 0,
+        f"the heads have the size {head_size}",
+    )
+    for key, default in (
+        (f"{prefix}value_length", share),
+        (f"{info.architecture}.rope.dimension_count", head_size),
+    ):
+        size = header.metadata.get(key, default)
+        _check(header, size == head_size, f"{key} is {size}, not the size of a head")
 
 
 def _check_rope(header: GGUFHeader, architecture: str) -> None:

@@ -1,8 +1,8 @@
 """llama.cpp's compute and output buffers, from a decoder's header.
 
-The graph is that of Llama and Qwen2 (src/models/llama.cpp, src/models/qwen2.cpp, and build_attn_mha in
-src/llama-graph.cpp): of one micro-batch over a full context, as llama.cpp reserves it. Judged by llama.cpp's
-own log in tests/acestep_gguf/plan/test_compute_buffers.py; for GPUs it is unproven, see docs/hardware.md.
+The graph is that of Llama, Qwen2 and Qwen3 (llama.cpp, qwen2.cpp and qwen3.cpp in src/models, build_attn_mha
+in src/llama-graph.cpp): of one micro-batch over a full context, as llama.cpp reserves it. Judged by its own
+log in tests/acestep_gguf/plan/test_compute_buffers.py; for GPUs it is unproven, see docs/hardware.md.
 """
 
 from collections import Counter
@@ -107,9 +107,9 @@ class _Graph:
         kv_device = self.placement.kv[number]
 
         normed = self._norm(hidden, weights["attn_norm.weight"], device)
-        q = self._rotate(self._rope(self._projection(normed, "attn_q", number)), self.k_rotation)
+        q = self._rotate(self._rope(self._head(normed, "attn_q", number)), self.k_rotation)
         v = self._rotate(self._projection(normed, "attn_v", number), self.v_rotation)
-        k = self._rotate(self._rope(self._projection(normed, "attn_k", number)), self.k_rotation)
+        k = self._rotate(self._rope(self._head(normed, "attn_k", number)), self.k_rotation)
         for new, cells in ((k, self.k_cells), (v, self.v_cells)):
             self.device = kv_device
             self._node(0, new, cells)  # written into the cache
@@ -119,7 +119,7 @@ class _Graph:
             self._external(self.n_ctx * row_bytes(kind, shape.n_embd_gqa), kv_device)
             for kind in (self.params.type_k, self.params.type_v)
         )
-        width = n_tokens * shape.n_embd
+        width = n_tokens * shape.n_embd_q
         if self.flash_attn:
             attended = self._node(width, q, k_cache, v_cache, self.mask)
         else:
@@ -138,6 +138,11 @@ class _Graph:
         activated = self._node(self._n_values(gate), gate, up)
         down = self._matmul(activated, weights["ffn_down.weight"], device)
         return self._node(self._n_values(down), down, residual, in_place=True)
+
+    def _head(self, x: Tensor, name: str, number: int) -> Tensor:
+        projection = self._projection(x, name, number)
+        norm = self.weights.layers[number].tensors.get(f"{name}_norm.weight")
+        return projection if norm is None else self._norm(projection, norm, self.placement.attention[number])
 
     def _projection(self, x: Tensor, name: str, number: int) -> Tensor:
         weights, device = self.weights.layers[number].tensors, self.placement.attention[number]

@@ -25,14 +25,15 @@ class DecoderShape:
     n_embd: int
     n_head: int
     n_head_kv: int
+    n_embd_head: int  # width of one attention head
     n_ff: int
     n_vocab: int
     n_ctx_train: int
 
     @property
-    def n_embd_head(self) -> int:
-        """Width of one attention head."""
-        return self.n_embd // self.n_head
+    def n_embd_q(self) -> int:
+        """Width of Q of one token in one layer."""
+        return self.n_embd_head * self.n_head
 
     @property
     def n_embd_gqa(self) -> int:
@@ -82,7 +83,7 @@ def n_bytes(tensors: Iterable[TensorInfo]) -> int:
 
 
 def decoder_shape(header: GGUFHeader) -> DecoderShape:
-    """The shape that ``header`` describes, of a decoder of the Llama family (Llama, Qwen2, …).
+    """The shape that ``header`` describes, of a decoder of the Llama family (Llama, Qwen2, Qwen3).
 
     Raises:
         BundleError: a hyperparameter is missing or out of its range.
@@ -96,16 +97,20 @@ def decoder_shape(header: GGUFHeader) -> DecoderShape:
         return value
 
     embeddings = _tensor(header, EMBEDDINGS)
+    n_embd, n_head = positive("embedding_length"), positive("attention.head_count")
+    has_own_width = f"{architecture}.attention.key_length" in header.metadata
     shape = DecoderShape(
         n_layer=positive("block_count"),
-        n_embd=positive("embedding_length"),
-        n_head=positive("attention.head_count"),
+        n_embd=n_embd,
+        n_head=n_head,
         n_head_kv=positive("attention.head_count_kv"),
+        n_embd_head=positive("attention.key_length") if has_own_width else n_embd // n_head,
         n_ff=positive("feed_forward_length"),
         n_vocab=embeddings.dims[-1],
         n_ctx_train=positive("context_length"),
     )
-    if shape.n_embd % shape.n_head or shape.n_head % shape.n_head_kv or shape.n_layer > len(header.tensors):
+    is_divided = has_own_width or shape.n_embd % shape.n_head == 0
+    if not is_divided or shape.n_head % shape.n_head_kv or shape.n_layer > len(header.tensors):
         raise _unsound(header, "its heads or layers do not add up")
     return shape
 

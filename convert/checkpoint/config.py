@@ -137,12 +137,12 @@ class TextConfig:
     eos_token_id: TokenId | list[TokenId] | None = None
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_attention_heads:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             raise ValueError("hidden_size is not a multiple of num_attention_heads")
         if self.num_attention_heads % self.n_key_value_heads:
             raise ValueError("num_attention_heads is not a multiple of num_key_value_heads")
-        if (self.hidden_size // self.num_attention_heads) % 2:
-            raise ValueError("hidden_size / num_attention_heads is odd")
+        if self.head_size % 2:
+            raise ValueError(f"the heads have {self.head_size} rows, an odd number")
         if self.context_length > MAX_CONTEXT_LENGTH:
             raise ValueError(f"the rope factor stretches the context to {self.context_length} tokens")
 
@@ -153,7 +153,12 @@ class TextConfig:
     @property
     def head_size(self) -> int:
         """Rows of the query projection that belong to one head."""
-        return self.hidden_size // self.num_attention_heads
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_size(self) -> int:
+        """Rows of the query projection."""
+        return self.head_size * self.num_attention_heads
 
     @property
     def n_key_value_heads(self) -> int:
@@ -295,7 +300,7 @@ def _rope_parameters(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _check_runnable(text: TextConfig, path: Path) -> None:
-    """Refuse what llama.cpp's Qwen2 and Llama do not compute."""
+    """Refuse what llama.cpp's decoders of these families do not compute."""
     rope = text.rope_parameters
     if rope.rope_type not in ("default", "linear", "yarn"):
         raise UnsupportedModelError(
@@ -311,13 +316,12 @@ def _check_runnable(text: TextConfig, path: Path) -> None:
         raise UnsupportedModelError(f"{path}: llama.cpp has YaRN with truncated correction dimensions only.")
     if text.hidden_act != "silu":
         raise UnsupportedModelError(f"{path}: hidden_act {text.hidden_act!r} is not a decoder's silu.")
-    if text.head_dim not in (None, text.hidden_size // text.num_attention_heads):
+    if text.query_size != text.hidden_size and not text.family.has_head_dim:
         raise UnsupportedModelError(f"{path}: a head_dim other than hidden_size / num_attention_heads.")
     if text.has_sliding_window:
         raise UnsupportedModelError(
-            f"{path}: llama.cpp's Qwen2 has no sliding window: set use_sliding_window false."
+            f"{path}: llama.cpp's Qwen2 and Qwen3 have no sliding window: set use_sliding_window false."
         )
-    if text.family is LLAMA and (text.attention_bias or text.mlp_bias):
-        raise UnsupportedModelError(
-            f"{path}: Llama decoders with attention_bias or mlp_bias are not supported."
-        )
+    # Qwen2Config has no such options.
+    if text.family is not QWEN2 and (text.attention_bias or text.mlp_bias):
+        raise UnsupportedModelError(f"{path}: decoders with attention_bias or mlp_bias are not supported.")

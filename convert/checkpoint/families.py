@@ -17,7 +17,8 @@ class DecoderFamily:
 
     ``defaults`` are those of transformers' config class where they are not TextConfig's. llama.cpp rotates
     neighbouring rows of the queries and keys of its ``arch`` if ``pairs_neighbours``, where transformers
-    always rotates the first half of a head with the second.
+    always rotates the first half of a head with the second. It takes heads whose rows are not just the
+    hidden size divided among them if ``has_head_dim``.
     """
 
     model_type: str
@@ -26,6 +27,7 @@ class DecoderFamily:
     defaults: Mapping[str, Any]
     tensors: Part
     pairs_neighbours: bool = False
+    has_head_dim: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +51,14 @@ QWEN2: Final = DecoderFamily(
     defaults={},
     tensors=tensor_tables.QWEN2,
 )
+QWEN3: Final = DecoderFamily(
+    model_type="qwen3",
+    architecture="Qwen3ForCausalLM",
+    arch="qwen3",
+    defaults={"head_dim": 128},
+    tensors=tensor_tables.QWEN3,
+    has_head_dim=True,
+)
 LLAMA: Final = DecoderFamily(
     model_type="llama",
     architecture="LlamaForCausalLM",
@@ -63,6 +73,7 @@ LLAMA: Final = DecoderFamily(
     },
     tensors=tensor_tables.LLAMA,
     pairs_neighbours=True,
+    has_head_dim=True,
 )
 CLIP: Final = TowerFamily(
     model_type="clip_vision_model",
@@ -78,5 +89,5 @@ SIGLIP: Final = TowerFamily(
 )
 
 # By model_type of text_config and of vision_config.
-DECODERS: Final = {family.model_type: family for family in (QWEN2, LLAMA)}
+DECODERS: Final = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA)}
 TOWERS: Final = {family.model_type: family for family in (CLIP, SIGLIP)}

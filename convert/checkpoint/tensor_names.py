@@ -161,6 +161,8 @@ def _dims(config: ModelConfig) -> dict[str, int]:
     dims = {
         "n_vocab": text.vocab_size,
         "n_embd": text.hidden_size,
+        "n_head_rows": text.head_size,
+        "n_q": text.query_size,
         "n_kv": text.key_value_size,
         "n_ff": text.intermediate_size,
     }

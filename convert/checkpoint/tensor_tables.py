@@ -32,10 +32,10 @@ LLAMA: Final = Part(
     },
     layer={
         "layers.{bid}.input_layernorm.weight": ("blk.{bid}.attn_norm.weight", ("n_embd",)),
-        "layers.{bid}.self_attn.q_proj.weight": ("blk.{bid}.attn_q.weight", ("n_embd", "n_embd")),
+        "layers.{bid}.self_attn.q_proj.weight": ("blk.{bid}.attn_q.weight", ("n_q", "n_embd")),
         "layers.{bid}.self_attn.k_proj.weight": ("blk.{bid}.attn_k.weight", ("n_kv", "n_embd")),
         "layers.{bid}.self_attn.v_proj.weight": ("blk.{bid}.attn_v.weight", ("n_kv", "n_embd")),
-        "layers.{bid}.self_attn.o_proj.weight": ("blk.{bid}.attn_output.weight", ("n_embd", "n_embd")),
+        "layers.{bid}.self_attn.o_proj.weight": ("blk.{bid}.attn_output.weight", ("n_embd", "n_q")),
         "layers.{bid}.self_attn.rotary_emb.inv_freq": None,  # a buffer, computed from the config
         "layers.{bid}.post_attention_layernorm.weight": ("blk.{bid}.ffn_norm.weight", ("n_embd",)),
         "layers.{bid}.mlp.gate_proj.weight": ("blk.{bid}.ffn_gate.weight", ("n_ff", "n_embd")),
@@ -51,13 +51,22 @@ QWEN2: Final = replace(
     LLAMA,
     layer={
         "layers.{bid}.input_layernorm.weight": ("blk.{bid}.attn_norm.weight", ("n_embd",)),
-        "layers.{bid}.self_attn.q_proj.weight": ("blk.{bid}.attn_q.weight", ("n_embd", "n_embd")),
-        "layers.{bid}.self_attn.q_proj.bias": ("blk.{bid}.attn_q.bias", ("n_embd",)),
+        "layers.{bid}.self_attn.q_proj.weight": ("blk.{bid}.attn_q.weight", ("n_q", "n_embd")),
+        "layers.{bid}.self_attn.q_proj.bias": ("blk.{bid}.attn_q.bias", ("n_q",)),
         "layers.{bid}.self_attn.k_proj.weight": ("blk.{bid}.attn_k.weight", ("n_kv", "n_embd")),
         "layers.{bid}.self_attn.k_proj.bias": ("blk.{bid}.attn_k.bias", ("n_kv",)),
         "layers.{bid}.self_attn.v_proj.weight": ("blk.{bid}.attn_v.weight", ("n_kv", "n_embd")),
         "layers.{bid}.self_attn.v_proj.bias": ("blk.{bid}.attn_v.bias", ("n_kv",)),
         **LLAMA.layer,
+    },
+)
+# A Llama that normalizes each head of its queries and keys.
+QWEN3: Final = replace(
+    LLAMA,
+    layer={
+        **LLAMA.layer,
+        "layers.{bid}.self_attn.q_norm.weight": ("blk.{bid}.attn_q_norm.weight", ("n_head_rows",)),
+        "layers.{bid}.self_attn.k_norm.weight": ("blk.{bid}.attn_k_norm.weight", ("n_head_rows",)),
     },
 )
 HEAD: Final = Part(

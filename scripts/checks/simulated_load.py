@@ -68,17 +68,25 @@ class Errors:
     n_contexts: int = 0
 
 
+def head_size(shape: Shape, architecture: str) -> int:
+    """Width of a head: Qwen3 has 128 whatever the others are."""
+    return 128 if architecture == "qwen3" else shape.hidden // shape.heads
+
+
 def decoder_shapes(shape: Shape, architecture: str = "qwen2") -> list[TensorShape]:
-    """The tensors of a Qwen2 or Llama decoder of ``shape``, under GGUF's names."""
-    kv = shape.hidden // shape.heads * shape.kv_heads
+    """The tensors of a Qwen2, Qwen3 or Llama decoder of ``shape``, under GGUF's names."""
+    head = head_size(shape, architecture)
+    q, kv = head * shape.heads, head * shape.kv_heads
     tensors = [TensorShape("token_embd.weight", (shape.vocabulary, shape.hidden))]
     for i in range(shape.layers):
         tensors.append(TensorShape(f"blk.{i}.attn_norm.weight", (shape.hidden,)))
-        for name, rows in (("attn_q", shape.hidden), ("attn_k", kv), ("attn_v", kv)):
+        for name, rows in (("attn_q", q), ("attn_k", kv), ("attn_v", kv)):
             tensors.append(TensorShape(f"blk.{i}.{name}.weight", (rows, shape.hidden)))
             if architecture == "qwen2":
                 tensors.append(TensorShape(f"blk.{i}.{name}.bias", (rows,)))
-        tensors.append(TensorShape(f"blk.{i}.attn_output.weight", (shape.hidden, shape.hidden)))
+        if architecture == "qwen3":
+            tensors += [TensorShape(f"blk.{i}.attn_{name}_norm.weight", (head,)) for name in "qk"]
+        tensors.append(TensorShape(f"blk.{i}.attn_output.weight", (shape.hidden, q)))
         tensors.append(TensorShape(f"blk.{i}.ffn_norm.weight", (shape.hidden,)))
         tensors.append(TensorShape(f"blk.{i}.ffn_gate.weight", (shape.mlp, shape.hidden)))
         tensors.append(TensorShape(f"blk.{i}.ffn_up.weight", (shape.mlp, shape.hidden)))
@@ -101,7 +109,9 @@ def decoder_layout(shape: Shape, ftype: Ftype, architecture: str = "qwen2") -> G
         Keys.Attention.HEAD_COUNT: u32(shape.heads),
         Keys.Attention.HEAD_COUNT_KV: u32(shape.kv_heads),
         Keys.Attention.LAYERNORM_RMS_EPS: f32(1e-6),
-        Keys.Rope.DIMENSION_COUNT: u32(shape.hidden // shape.heads),
+        Keys.Rope.DIMENSION_COUNT: u32(head_size(shape, architecture)),
+        Keys.Attention.KEY_LENGTH: u32(head_size(shape, architecture)),
+        Keys.Attention.VALUE_LENGTH: u32(head_size(shape, architecture)),
     }
     metadata = {
         Keys.General.ARCHITECTURE: string(architecture),
@@ -109,7 +119,7 @@ def decoder_layout(shape: Shape, ftype: Ftype, architecture: str = "qwen2") -> G
         Keys.Tokenizer.MODEL: string("none"),
         **{key.format(arch=architecture): value for key, value in numbers.items()},
     }
-    return lay_out(metadata, tensors, choose_types(ftype, tensors))
+    return lay_out(metadata, tensors, choose_types(ftype, tensors, arch=architecture))
 
 
 def write_sparse(path: Path, layout: GgufLayout) -> None:

@@ -26,6 +26,7 @@ from acestep_gguf.llama.binding import Model
 from acestep_gguf.quantize.conversion_events import Event, FileDone, Finished, Planned, Progress
 from acestep_gguf.quantize.steering import parse_steering
 from tests.support.tiny_checkpoints import Dtype, Layout, TinyCheckpoint, write_safetensors
+from tests.support.tiny_families import DECODERS
 from tests.support.tiny_tokenizer import n_tokens, token_id
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_bundle.json"
@@ -439,7 +440,10 @@ def test_damage_found_on_the_way_leaves_the_bundle_as_it_was(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["v4", "v5"])
-@pytest.mark.parametrize("options", [{}, {"tied": True}, {"yarn": True, "n_shards": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tied": True}, {"yarn": True, "n_shards": 2}, {"decoder": "qwen3", "tied": True}],
+)
 def test_a_decoder_alone_becomes_a_bundle_without_a_tower(
     tmp_path: Path, layout: Layout, options: dict[str, Any]
 ) -> None:
@@ -455,7 +459,8 @@ def test_a_decoder_alone_becomes_a_bundle_without_a_tower(
     ]
     alone, behind = bundles
     assert (alone.vision, alone.image, alone.prompt.image_token) == (None, None, None)
-    assert (alone.source.architecture, alone.source.vision_model_type) == ("Qwen2ForCausalLM", None)
+    architecture = DECODERS[options.get("decoder", "qwen2")].architecture
+    assert (alone.source.architecture, alone.source.vision_model_type) == (architecture, None)
     assert alone.decoder() == behind.decoder()
     raw = json.loads((tmp_path / "False" / "bundle.json").read_text())
     assert (raw["vision"], raw["image"], raw["prompt"]["image_token"]) == (None, None, None)

@@ -30,6 +30,7 @@ DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
 SHAPES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "more bits": ({"n_layers": 16}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
     "Llama": ({"n_layers": 16, "decoder": "llama"}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
+    "Qwen3": ({"n_layers": 4, "decoder": "qwen3"}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
     "tied": ({"n_layers": 4, "tied": True}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
     "rows of 32": (
         {"n_layers": 8, "hidden_size": 288, "n_heads": 6, "n_kv_heads": 3, "intermediate_size": 512},
@@ -72,10 +73,11 @@ def test_every_tensor_is_byte_for_byte_llama_cpps(tmp_path: Path, shape: str) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("decoder", "n_kv_heads", "is_70b"), [("qwen2", 1, True), ("llama", 1, True), ("llama", 4, False)]
+    ("decoder", "n_kv_heads", "is_70b"),
+    [("qwen2", 1, True), ("llama", 1, True), ("llama", 4, False), ("qwen3", 1, False)],
 )
 def test_the_rule_for_80_layers_is_llama_cpps(
-    tmp_path: Path, decoder: Literal["qwen2", "llama"], n_kv_heads: int, is_70b: bool
+    tmp_path: Path, decoder: Literal["qwen2", "qwen3", "llama"], n_kv_heads: int, is_70b: bool
 ) -> None:
     tiny = TinyCheckpoint(
         decoder=decoder, n_layers=80, intermediate_size=256, n_kv_heads=n_kv_heads, dtype="F32"

@@ -46,7 +46,8 @@ def test_attn_v_of_80_layers_gets_five_bits_at_least() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "n_kv", "is_70b"), [("llama", 128, True), ("llama", 256, False), ("qwen2", 256, True)]
+    ("arch", "n_kv", "is_70b"),
+    [("llama", 128, True), ("llama", 256, False), ("qwen2", 256, True), ("qwen3", 128, False)],
 )
 def test_a_llama_of_80_layers_is_a_70b_only_if_heads_share_values(arch: str, n_kv: int, is_70b: bool) -> None:
     tensors = [*decoder(80), TensorShape("blk.0.attn_k.weight", (n_kv, 256))]

@@ -50,6 +50,11 @@ TINY = {
         image_size=48,
         seed=9,
     ),
+    # Heads of 128 rows, which config.json does not say, and of 32 rows, half of the hidden size.
+    "qwen3-v4": TinyCheckpoint(decoder="qwen3", image_size=42, seed=10),
+    "qwen3-tied-v5": TinyCheckpoint(
+        decoder="qwen3", layout="v5", head_dim=32, tied=True, yarn=True, dtype="F32", seed=11
+    ),
 }
 
 Arrays = dict[str, NDArray[Any]]

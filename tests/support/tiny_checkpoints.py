@@ -53,7 +53,7 @@ class TinyCheckpoint:
         None
     )
 
-    decoder: Literal["qwen2", "llama"] = "qwen2"
+    decoder: Literal["qwen2", "qwen3", "llama"] = "qwen2"
     tied: bool = False
     yarn: bool = False
     hidden_size: int = 256
@@ -62,6 +62,7 @@ class TinyCheckpoint:
     n_layers: int = 2
     n_heads: int = 4
     n_kv_heads: int = 2
+    head_dim: int | None = None  # else the config class's default, which may be to divide the hidden size
     n_padding_rows: int = 11
 
     has_tower: bool = True  # else a decoder alone
@@ -138,6 +139,8 @@ class TinyCheckpoint:
             "max_position_embeddings": self.max_position_embeddings,
             "eos_token_id": self._decoder.token_id(self._decoder.eos_tokens[0]),
         }
+        if self.head_dim is not None:
+            text["head_dim"] = self.head_dim
         vision: dict[str, Any] = {
             "model_type": self._tower.model_type,
             "hidden_size": self.vision_hidden_size,
@@ -161,7 +164,8 @@ class TinyCheckpoint:
         if self.is_v5:
             text["rope_parameters"] = {"rope_theta": 1e6, **rope}
             text |= {"tie_word_embeddings": self.tied, "bos_token_id": self._bos_token_id}
-            text |= {"use_sliding_window": False} if self.decoder == "qwen2" else {}
+            text |= {} if self.decoder == "qwen2" else {"head_dim": self.head_size}
+            text |= {"use_sliding_window": False} if self.decoder in ("qwen2", "qwen3") else {}
             if not self.has_tower:
                 return text | {"dtype": TORCH_DTYPE[self.dtype]}
             vision |= self._tower.defaults | {"hidden_act": self.activation}
@@ -252,6 +256,11 @@ class TinyCheckpoint:
         return {"preprocessor_config.json": image_processor, "processor_config.json": processor}
 
     @property
+    def head_size(self) -> int:
+        """Rows of the query projection that belong to one head."""
+        return self.head_dim or self._decoder.head_dim or self.hidden_size // self.n_heads
+
+    @property
     def n_image_tokens(self) -> int:
         """Tokens of one picture."""
         return self._n_positions - (self.strategy == "default")
@@ -283,19 +292,19 @@ class TinyCheckpoint:
             vector(f"{name}.weight", size, mean=1.0)
             vector(f"{name}.bias", size)
 
-        n_embd, n_ff, n_kv = (
-            self.hidden_size,
-            self.intermediate_size,
-            self.hidden_size // self.n_heads * self.n_kv_heads,
-        )
+        n_embd, n_ff, head_size = self.hidden_size, self.intermediate_size, self.head_size
+        n_q, n_kv = head_size * self.n_heads, head_size * self.n_kv_heads
         matrix(f"{decoder}embed_tokens.weight", self.vocab_size, n_embd)
         for bid in range(self.n_layers):
             layer = f"{decoder}layers.{bid}."
             vector(f"{layer}input_layernorm.weight", n_embd, mean=1.0)
-            linear(f"{layer}self_attn.q_proj", n_embd, n_embd, bias=self._decoder.has_bias)
+            linear(f"{layer}self_attn.q_proj", n_q, n_embd, bias=self._decoder.has_bias)
             linear(f"{layer}self_attn.k_proj", n_kv, n_embd, bias=self._decoder.has_bias)
             linear(f"{layer}self_attn.v_proj", n_kv, n_embd, bias=self._decoder.has_bias)
-            linear(f"{layer}self_attn.o_proj", n_embd, n_embd, bias=False)
+            linear(f"{layer}self_attn.o_proj", n_embd, n_q, bias=False)
+            if self._decoder.has_head_norms:
+                vector(f"{layer}self_attn.q_norm.weight", head_size, mean=1.0)
+                vector(f"{layer}self_attn.k_norm.weight", head_size, mean=1.0)
             vector(f"{layer}post_attention_layernorm.weight", n_embd, mean=1.0)
             linear(f"{layer}mlp.gate_proj", n_ff, n_embd, bias=False)
             linear(f"{layer}mlp.up_proj", n_ff, n_embd, bias=False)

@@ -1,7 +1,7 @@
 """What tiny checkpoints of each family of decoders and towers have in their files."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from acestep_gguf.convert.checkpoint.prompt_spec import VICUNA
@@ -23,7 +23,9 @@ class TinyDecoder:
 
     model_type: str
     architecture: str
-    has_bias: bool  # of queries, keys and values
+    has_bias: bool = False  # of queries, keys and values
+    has_head_norms: bool = False  # of queries and keys
+    head_dim: int | None = None  # the config class's default
     chat_template: str
     eos_tokens: tuple[str, ...]
     pad_token: str
@@ -44,30 +46,38 @@ class TinyTower:
     defaults: dict[str, Any]
 
 
+QWEN2 = TinyDecoder(
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    has_bias=True,
+    chat_template=QWEN2_TEMPLATE,
+    eos_tokens=("<|im_end|>", "<|endoftext|>"),
+    pad_token="<|endoftext|>",
+    n_tokens=tiny_tokenizer.n_tokens,
+    token_id=tiny_tokenizer.token_id,
+    tokenizer_json=tiny_tokenizer.tokenizer_json,
+    tokenizer_config={
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 512,
+        "tokenizer_class": "Qwen2Tokenizer",
+        "processor_class": "LlavaProcessor",
+    },
+)
 DECODERS = {
-    "qwen2": TinyDecoder(
-        model_type="qwen2",
-        architecture="Qwen2ForCausalLM",
-        has_bias=True,
-        chat_template=QWEN2_TEMPLATE,
-        eos_tokens=("<|im_end|>", "<|endoftext|>"),
-        pad_token="<|endoftext|>",
-        n_tokens=tiny_tokenizer.n_tokens,
-        token_id=tiny_tokenizer.token_id,
-        tokenizer_json=tiny_tokenizer.tokenizer_json,
-        tokenizer_config={
-            "bos_token": None,
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "model_max_length": 512,
-            "tokenizer_class": "Qwen2Tokenizer",
-            "processor_class": "LlavaProcessor",
-        },
+    "qwen2": QWEN2,
+    "qwen3": replace(
+        QWEN2,
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        has_bias=False,
+        has_head_norms=True,
+        head_dim=128,
     ),
     "llama": TinyDecoder(
         model_type="llama",
         architecture="LlamaForCausalLM",
-        has_bias=False,
         chat_template=VICUNA,
         eos_tokens=("</s>",),
         pad_token="<pad>",

@@ -47,6 +47,7 @@ def test_the_shape_of_a_tiny_decoder(header: GGUFHeader) -> None:
     assert info.n_params == header.n_params
 
 
+HEAD_SIZES = ("qwen2_attention.key_length", "qwen2_attention.value_length", "qwen2_rope_dimension_count")
 CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "no architecture": {"general_architecture": None},
     "architecture is a number": {"general_architecture": 5},
@@ -61,6 +62,11 @@ CONTRADICTIONS: dict[str, dict[str, Any]] = {
     "heads of odd size": {"qwen2_attention_head_count": 256},
     "KV heads that do not divide": {"qwen2_attention_head_count_kv": 3},
     "another rope size": {"qwen2_rope_dimension_count": 576},
+    "heads of keys of another size": {"qwen2_attention.key_length": 32},
+    "heads of values of another size": {"qwen2_attention.value_length": 32},
+    "heads of odd size by themselves": dict.fromkeys(HEAD_SIZES, 63),
+    "heads of no size": dict.fromkeys(HEAD_SIZES, 0),
+    "heads of a negative size": dict.fromkeys(HEAD_SIZES, -2),
     "experts": {"qwen2_expert_count": 8},
     "arrays of arrays, which llama.cpp cannot skip": {"foreign_key": Skipped(is_nested=True)},
     "finetuned is a number": {"qwen2_rope.scaling.finetuned": 1},
@@ -127,7 +133,7 @@ def test_rope_scaling_of_every_known_type(header: GGUFHeader, scaling: str) -> N
 
 
 def test_other_architectures_are_named(header: GGUFHeader) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"'gemma'.*qwen2, llama"):
+    with pytest.raises(UnsupportedModelError, match=r"'gemma'.*qwen2, qwen3, llama"):
         decoder_info(changed(header, general_architecture="gemma"))
 
 
@@ -183,6 +189,22 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[GGUFHeader, Bundle]
     checkpoint = TinyCheckpoint(decoder="llama", has_tower=False).write(folder / "c")
     bundle = convert_checkpoint(checkpoint, folder / "b", ["F32"])
     return read_gguf_header(folder / "b" / bundle.decoder().file), bundle
+
+
+@pytest.mark.parametrize("head_dim", [None, 32])
+def test_a_qwen3_decoder_has_heads_of_a_size_of_their_own(tmp_path: Path, head_dim: int | None) -> None:
+    tiny = TinyCheckpoint(decoder="qwen3", has_tower=False, head_dim=head_dim)
+    bundle = convert_checkpoint(tiny.write(tmp_path / "c"), tmp_path / "b", ["F32"])
+    header = read_gguf_header(tmp_path / "b" / bundle.decoder().file)
+    info = decoder_info(header)
+    assert (info.architecture, info.embedding_length, info.head_count) == ("qwen3", 256, 4)
+    assert header.metadata["qwen3.attention.key_length"] == header.metadata["qwen3.rope.dimension_count"]
+    without = {key: value for key, value in header.metadata.items() if not key.endswith("_length")}
+    lengths = {key: value for key, value in header.metadata.items() if key.endswith("_length")}
+    for key in ("key", "value"):
+        del lengths[f"qwen3.attention.{key}_length"]
+    with pytest.raises(BundleError, match=r"rope\.dimension_count is (128|32), not the size of a head"):
+        decoder_info(replace(header, metadata=without | lengths))
 
 
 def test_a_llama_decoder(llama: tuple[GGUFHeader, Bundle]) -> None:

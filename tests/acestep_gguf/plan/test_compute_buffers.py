@@ -38,8 +38,11 @@ SMALL = [
         (SHAPES["32b"], "Q5_K_M", "qwen2", SAMPLE[::3]),
         (SHAPES["1.5b"], "Q8_0", "qwen2", SAMPLE[1::6]),
         (LLAVA_1_5, "Q4_K_M", "llama", SAMPLE[2::6]),
+        (SHAPES["0.5b"], "Q4_K_M", "qwen3", SAMPLE[2::6]),
+        (SHAPES["32b"], "Q8_0", "qwen3", SAMPLE[4::9]),
         (SHAPES["tiny"], "F16", "qwen2", SMALL),
         (ONE_LAYER, "F32", "qwen2", SMALL),
+        (ONE_LAYER, "F32", "qwen3", SMALL),
     ],
 )
 def test_sizes_are_those_that_llama_cpp_logs(

@@ -14,7 +14,7 @@ from acestep_gguf.convert.checkpoint.config import (
     VisionConfig,
     parse_config,
 )
-from acestep_gguf.convert.checkpoint.families import LLAMA, QWEN2, SIGLIP
+from acestep_gguf.convert.checkpoint.families import LLAMA, QWEN2, QWEN3, SIGLIP
 from acestep_gguf.convert.checkpoint.supported import check_architecture
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from tests.support.tiny_checkpoints import TinyCheckpoint
@@ -75,6 +75,28 @@ def test_llava_1_5_as_published() -> None:
     assert config.vision_config.hidden_act == "quick_gelu"
     assert (config.image_token_index, config.feature_layers) == (32000, (23,))
     assert config.n_image_tokens(336) == 576
+
+
+def test_qwen3_4b_as_published() -> None:
+    text = parse(published("qwen3-4b.config.json"), image_token_index=0).text_config
+    assert (text.family, text.hidden_size, text.head_size, text.query_size) == (QWEN3, 2560, 128, 4096)
+    assert (text.key_value_size, text.context_length, text.has_sliding_window) == (1024, 40960, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "head_size"),
+    [
+        ({"model_type": "qwen3"}, 128),
+        ({"model_type": "qwen3", "hidden_size": 1000, "num_attention_heads": 96}, 128),
+        ({"model_type": "qwen3", "head_dim": 64}, 64),
+        ({"model_type": "llama", "head_dim": 160}, 160),
+        ({"model_type": "llama", "num_attention_heads": 64}, 64),
+    ],
+)
+def test_heads_have_a_size_of_their_own(text: dict[str, Any], head_size: int) -> None:
+    config = parse(text, image_token_index=0).text_config
+    assert config.head_size == head_size
+    assert config.query_size == head_size * config.num_attention_heads
 
 
 @pytest.mark.parametrize(("size", "hidden_size", "tied"), [("0.5b", 1024, True), ("7b", 4096, False)])
@@ -143,6 +165,7 @@ def test_yarn_attention_factor_is_transformers() -> None:
         ({"model_type": "llama", "attention_bias": True}, "attention_bias"),
         ({"model_type": "llama", "mlp_bias": True}, "mlp_bias"),
         ({"head_dim": 64}, "head_dim"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias"),
         ({"use_sliding_window": True, "max_window_layers": 3}, "sliding window"),
         ({"use_sliding_window": True, "layer_types": ["sliding_attention"] * 32}, "sliding window"),
     ],
@@ -166,6 +189,8 @@ def test_sliding_window_that_no_layer_uses_is_fine() -> None:
         {"text_config": {"hidden_size": 2**40}},
         {"text_config": {"num_hidden_layers": 10**9}},
         {"text_config": {"num_attention_heads": 7}},
+        {"text_config": {"head_dim": 127}},
+        {"text_config": {"head_dim": 0}},
         {"text_config": {"num_key_value_heads": 5}},
         {"text_config": {"rope_scaling": {"type": "yarn"}}},
         {"text_config": {"rope_scaling": 4}},

@@ -21,7 +21,7 @@ TEXT = {"model_type": "qwen2"}
         ({"_class_name": "ACEStepTransformer2DModel"}, "makes music from text"),
         ({"model_type": "qwen2_vl"}, "a tower for pictures of any size and M-RoPE"),
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "M-RoPE"),
-        ({"model_type": "qwen3"}, "is a qwen3 checkpoint"),
+        ({"model_type": "qwen3_moe"}, "is a qwen3_moe checkpoint"),
         ({"model_type": "llava_next", "vision_config": {}}, "is a llava_next checkpoint"),
         (
             {"model_type": "llava", "vision_config": VISION, "text_config": {"model_type": "mistral"}},
@@ -43,6 +43,7 @@ def test_other_models_get_a_sentence(tmp_path: Path, config: dict[str, Any], sen
         "llava-interleave-qwen-0.5b-hf.config.json",
         "llava-interleave-qwen-7b-hf.config.json",
         "qwen2.5-32b-instruct.config.json",
+        "qwen3-4b.config.json",
     ],
 )
 def test_published_checkpoints_pass(tmp_path: Path, name: str) -> None:
@@ -85,8 +86,8 @@ def test_folders_with_like_names_are_no_music_model(tmp_path: Path, name: str) -
 
 def test_beside_a_config_that_says_what_it_is_folders_do_not_count(tmp_path: Path) -> None:
     (tmp_path / "acestep-v15-turbo").mkdir()
-    with pytest.raises(UnsupportedModelError, match="is a qwen3 checkpoint"):
-        check_architecture({"model_type": "qwen3"}, tmp_path)
+    with pytest.raises(UnsupportedModelError, match="is a gemma3 checkpoint"):
+        check_architecture({"model_type": "gemma3"}, tmp_path)
 
 
 def test_diffusion_pipeline_gets_a_sentence(tmp_path: Path) -> None:
