@@ -143,6 +143,8 @@ class TextConfig:
             raise ValueError("num_attention_heads is not a multiple of num_key_value_heads")
         if self.head_size % 2:
             raise ValueError(f"the heads have {self.head_size} rows, an odd number")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"sliding_window is {self.window}")
         if self.context_length > MAX_CONTEXT_LENGTH:
             raise ValueError(f"the rope factor stretches the context to {self.context_length} tokens")
 
@@ -177,15 +179,23 @@ class TextConfig:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the model was made for: with YaRN, the original context times the factor."""
-        rope = self.rope_parameters
-        if rope.rope_type != "yarn":
-            return self.max_position_embeddings
-        return max(self.max_position_embeddings, int(self.original_context_length * (rope.factor or 1.0)))
+        """Tokens that the model was made for: with YaRN, the original context times the factor.
+
+        No more than the window: llama.cpp's Llama has none, and both are the same within it only.
+        """
+        rope, length = self.rope_parameters, self.max_position_embeddings
+        if rope.rope_type == "yarn":
+            length = max(length, int(self.original_context_length * (rope.factor or 1.0)))
+        return length if self.window is None else min(length, self.window)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that every layer sees at most, itself among them; None for all."""
+        return self.sliding_window if self.family.has_window else None
 
     @property
     def has_sliding_window(self) -> bool:
-        """Whether any layer sees only a window of the tokens before."""
+        """Whether only some of the layers have a window."""
         if not self.use_sliding_window or self.sliding_window is None:
             return False
         if self.layer_types is not None:

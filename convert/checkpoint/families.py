@@ -4,7 +4,7 @@ A new family is a new entry; what it needs beyond these fields is a change of co
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from acestep_gguf.convert.checkpoint import tensor_tables
@@ -18,7 +18,8 @@ class DecoderFamily:
     ``defaults`` are those of transformers' config class where they are not TextConfig's. llama.cpp rotates
     neighbouring rows of the queries and keys of its ``arch`` if ``pairs_neighbours``, where transformers
     always rotates the first half of a head with the second. It takes heads whose rows are not just the
-    hidden size divided among them if ``has_head_dim``.
+    hidden size divided among them if ``has_head_dim``. With ``has_window``, all layers see no further than
+    ``sliding_window`` tokens, if there is one.
     """
 
     model_type: str
@@ -28,6 +29,7 @@ class DecoderFamily:
     tensors: Part
     pairs_neighbours: bool = False
     has_head_dim: bool = False
+    has_window: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +77,21 @@ LLAMA: Final = DecoderFamily(
     pairs_neighbours=True,
     has_head_dim=True,
 )
+MISTRAL: Final = replace(
+    LLAMA,
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    defaults={
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    has_window=True,
+)
 CLIP: Final = TowerFamily(
     model_type="clip_vision_model",
     defaults={},
@@ -89,5 +106,5 @@ SIGLIP: Final = TowerFamily(
 )
 
 # By model_type of text_config and of vision_config.
-DECODERS: Final = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA)}
+DECODERS: Final = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL)}
 TOWERS: Final = {family.model_type: family for family in (CLIP, SIGLIP)}

@@ -8,8 +8,8 @@ from acestep_gguf.convert.checkpoint.families import CLIP, DECODERS, LLAMA, TOWE
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 SUPPORTED: Final = (
-    "LlavaForConditionalGeneration with a CLIP or SigLIP vision tower and a Qwen2, Qwen3 or Llama decoder, "
-    "or a decoder of these alone"
+    "LlavaForConditionalGeneration with a CLIP or SigLIP vision tower and a Qwen2, Qwen3, Llama or Mistral "
+    "decoder, or a decoder of these alone"
 )
 
 MUSIC: Final = (

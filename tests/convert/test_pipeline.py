@@ -442,7 +442,13 @@ def test_damage_found_on_the_way_leaves_the_bundle_as_it_was(tmp_path: Path) -> 
 @pytest.mark.parametrize("layout", ["v4", "v5"])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"tied": True}, {"yarn": True, "n_shards": 2}, {"decoder": "qwen3", "tied": True}],
+    [
+        {},
+        {"tied": True},
+        {"yarn": True, "n_shards": 2},
+        {"decoder": "qwen3", "tied": True},
+        {"decoder": "mistral"},
+    ],
 )
 def test_a_decoder_alone_becomes_a_bundle_without_a_tower(
     tmp_path: Path, layout: Layout, options: dict[str, Any]

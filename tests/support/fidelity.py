@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from tests.support.stages import Stages, assert_same_embeds, assert_same_logits, assert_same_pixels
 from tests.support.texts import TEXTS
-from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_checkpoints import MISTRAL_WINDOW, TinyCheckpoint
 
 DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
 ANSWER_TOKENS = 6
@@ -54,6 +54,11 @@ TINY = {
     "qwen3-v4": TinyCheckpoint(decoder="qwen3", image_size=42, seed=10),
     "qwen3-tied-v5": TinyCheckpoint(
         decoder="qwen3", layout="v5", head_dim=32, tied=True, yarn=True, dtype="F32", seed=11
+    ),
+    # Mistral 7B v0.1 has a window, which version 4's config.json leaves out; later ones have none.
+    "mistral-window-v4": TinyCheckpoint(decoder="mistral", sliding_window=MISTRAL_WINDOW, seed=12),
+    "mistral-head-dim-v5": TinyCheckpoint(
+        decoder="mistral", layout="v5", head_dim=32, image_size=42, dtype="F16", seed=13
     ),
 }
 

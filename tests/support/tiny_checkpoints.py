@@ -38,6 +38,7 @@ PREFIXES: dict[Layout, tuple[str, str, str, str]] = {
         "multi_modal_projector.",
     ),
 }
+MISTRAL_WINDOW = 4096  # MistralConfig's default
 TORCH_DTYPE: dict[Dtype, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
@@ -53,7 +54,7 @@ class TinyCheckpoint:
         None
     )
 
-    decoder: Literal["qwen2", "qwen3", "llama"] = "qwen2"
+    decoder: Literal["qwen2", "qwen3", "llama", "mistral"] = "qwen2"
     tied: bool = False
     yarn: bool = False
     hidden_size: int = 256
@@ -62,6 +63,7 @@ class TinyCheckpoint:
     n_layers: int = 2
     n_heads: int = 4
     n_kv_heads: int = 2
+    sliding_window: int | None = None  # Mistral's
     head_dim: int | None = None  # else the config class's default, which may be to divide the hidden size
     n_padding_rows: int = 11
 
@@ -141,6 +143,8 @@ class TinyCheckpoint:
         }
         if self.head_dim is not None:
             text["head_dim"] = self.head_dim
+        if self.decoder == "mistral" and (self.is_v5 or self.sliding_window != MISTRAL_WINDOW):
+            text["sliding_window"] = self.sliding_window
         vision: dict[str, Any] = {
             "model_type": self._tower.model_type,
             "hidden_size": self.vision_hidden_size,

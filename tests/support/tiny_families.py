@@ -17,6 +17,16 @@ QWEN2_TEMPLATE = (
 )
 
 
+MISTRAL_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{%- set is_user = message['role'] == 'user' -%}{{- '[INST] ' if is_user else '' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}"
+    "{%- else -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
+    "{%- endfor -%}{%- endif -%}{{- ' [/INST]' if is_user else eos_token -}}{%- endfor -%}"
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyDecoder:
     """A decoder's family; its tokens are those of its tokenizer."""
@@ -65,6 +75,30 @@ QWEN2 = TinyDecoder(
         "processor_class": "LlavaProcessor",
     },
 )
+LLAMA = TinyDecoder(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    chat_template=VICUNA,
+    eos_tokens=("</s>",),
+    pad_token="<pad>",
+    n_tokens=tiny_sentencepiece.n_tokens,
+    token_id=tiny_sentencepiece.token_id,
+    tokenizer_json=tiny_sentencepiece.tokenizer_json,
+    tokenizer_config={
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "add_prefix_space": None,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "legacy": False,
+        "pad_token": "<pad>",
+        "model_max_length": 512,
+        "tokenizer_class": "LlamaTokenizer",
+        "processor_class": "LlavaProcessor",
+        "unk_token": "<unk>",
+        "use_default_system_prompt": False,
+    },
+)
 DECODERS = {
     "qwen2": QWEN2,
     "qwen3": replace(
@@ -75,29 +109,9 @@ DECODERS = {
         has_head_norms=True,
         head_dim=128,
     ),
-    "llama": TinyDecoder(
-        model_type="llama",
-        architecture="LlamaForCausalLM",
-        chat_template=VICUNA,
-        eos_tokens=("</s>",),
-        pad_token="<pad>",
-        n_tokens=tiny_sentencepiece.n_tokens,
-        token_id=tiny_sentencepiece.token_id,
-        tokenizer_json=tiny_sentencepiece.tokenizer_json,
-        tokenizer_config={
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "add_prefix_space": None,
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "legacy": False,
-            "pad_token": "<pad>",
-            "model_max_length": 512,
-            "tokenizer_class": "LlamaTokenizer",
-            "processor_class": "LlavaProcessor",
-            "unk_token": "<unk>",
-            "use_default_system_prompt": False,
-        },
+    "llama": LLAMA,
+    "mistral": replace(
+        LLAMA, model_type="mistral", architecture="MistralForCausalLM", chat_template=MISTRAL_TEMPLATE
     ),
 }
 TOWERS = {

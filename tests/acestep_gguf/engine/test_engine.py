@@ -277,6 +277,15 @@ def test_a_context_longer_than_the_models_is_refused(tiny_bundle: Path) -> None:
         AceStep(tiny_bundle, n_ctx=513)
 
 
+def test_a_context_beyond_the_window_is_refused(tmp_path: Path) -> None:
+    tiny = TinyCheckpoint(decoder="mistral", sliding_window=64, has_tower=False)
+    convert_checkpoint(tiny.write(tmp_path / "c"), tmp_path / "b", ["Q8_0"])
+    with pytest.raises(UsageError, match=r"n_ctx is 65: .* 64 tokens"):
+        AceStep(tmp_path / "b", n_ctx=65)
+    with AceStep(tmp_path / "b", n_threads=1) as model:
+        assert model.settings.n_ctx == 64
+
+
 @pytest.mark.parametrize("bundle", [None, 5, b"bundle"])
 def test_what_is_no_path_is_no_bundle(bundle: Any) -> None:
     with pytest.raises(UsageError, match="give the path of a folder"):

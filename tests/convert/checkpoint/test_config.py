@@ -14,7 +14,7 @@ from acestep_gguf.convert.checkpoint.config import (
     VisionConfig,
     parse_config,
 )
-from acestep_gguf.convert.checkpoint.families import LLAMA, QWEN2, QWEN3, SIGLIP
+from acestep_gguf.convert.checkpoint.families import LLAMA, MISTRAL, QWEN2, QWEN3, SIGLIP
 from acestep_gguf.convert.checkpoint.supported import check_architecture
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from tests.support.tiny_checkpoints import TinyCheckpoint
@@ -81,6 +81,35 @@ def test_qwen3_4b_as_published() -> None:
     text = parse(published("qwen3-4b.config.json"), image_token_index=0).text_config
     assert (text.family, text.hidden_size, text.head_size, text.query_size) == (QWEN3, 2560, 128, 4096)
     assert (text.key_value_size, text.context_length, text.has_sliding_window) == (1024, 40960, False)
+
+
+def test_mistral_7b_v0_1_as_published() -> None:
+    text = parse(published("mistral-7b-v0.1.config.json"), image_token_index=0).text_config
+    assert (text.family, text.head_size, text.key_value_size) == (MISTRAL, 128, 1024)
+    assert (text.max_position_embeddings, text.context_length) == (32768, 4096)
+
+
+@pytest.mark.parametrize(
+    ("text", "context_length"),
+    [
+        ({}, 4096),  # MistralConfig's default
+        ({"sliding_window": None}, 131072),
+        ({"sliding_window": None, "max_position_embeddings": 32768}, 32768),
+        ({"sliding_window": 1024, "max_position_embeddings": 512}, 512),
+        ({"sliding_window": 1024, "rope_scaling": {"type": "yarn", "factor": 4.0}}, 1024),
+    ],
+)
+def test_a_mistral_has_no_more_context_than_its_window(text: dict[str, Any], context_length: int) -> None:
+    config = parse({"model_type": "mistral", **text}, image_token_index=0).text_config
+    assert config.context_length == context_length
+    assert config.num_key_value_heads == 8
+    assert not config.has_sliding_window
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
+def test_the_windows_of_others_are_not_mistrals(model_type: str) -> None:
+    text = {"model_type": model_type, "sliding_window": 64, "max_position_embeddings": 512}
+    assert parse(text, image_token_index=0).text_config.context_length == 512
 
 
 @pytest.mark.parametrize(
@@ -190,6 +219,8 @@ def test_sliding_window_that_no_layer_uses_is_fine() -> None:
         {"text_config": {"num_hidden_layers": 10**9}},
         {"text_config": {"num_attention_heads": 7}},
         {"text_config": {"head_dim": 127}},
+        {"text_config": {"model_type": "mistral", "sliding_window": 0}},
+        {"text_config": {"model_type": "mistral", "sliding_window": -1}},
         {"text_config": {"head_dim": 0}},
         {"text_config": {"num_key_value_heads": 5}},
         {"text_config": {"rope_scaling": {"type": "yarn"}}},

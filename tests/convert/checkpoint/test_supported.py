@@ -24,8 +24,8 @@ TEXT = {"model_type": "qwen2"}
         ({"model_type": "qwen3_moe"}, "is a qwen3_moe checkpoint"),
         ({"model_type": "llava_next", "vision_config": {}}, "is a llava_next checkpoint"),
         (
-            {"model_type": "llava", "vision_config": VISION, "text_config": {"model_type": "mistral"}},
-            "mistral",
+            {"model_type": "llava", "vision_config": VISION, "text_config": {"model_type": "mixtral"}},
+            "mixtral",
         ),
         ({"model_type": "llava", "vision_config": {"model_type": "pixtral"}, "text_config": TEXT}, "pixtral"),
         ({"model_type": "llava", "vision_config": {"model_type": ["clip"]}}, "vision_config of type"),
@@ -44,6 +44,7 @@ def test_other_models_get_a_sentence(tmp_path: Path, config: dict[str, Any], sen
         "llava-interleave-qwen-7b-hf.config.json",
         "qwen2.5-32b-instruct.config.json",
         "qwen3-4b.config.json",
+        "mistral-7b-v0.1.config.json",
     ],
 )
 def test_published_checkpoints_pass(tmp_path: Path, name: str) -> None:
