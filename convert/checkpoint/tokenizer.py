@@ -1,8 +1,8 @@
 """tokenizer.json as a GGUF vocabulary: tokens, their types, and merges or scores.
 
-Only what llama.cpp tokenizes in the same way is taken: byte-level BPE with Qwen2's pre-tokenizer, and no
-normalizer or NFC, and SentencePiece's BPE as Llama has it (sentencepiece.py). Everything else is refused by
-name.
+Only what llama.cpp tokenizes in the same way is taken: byte-level BPE with the pre-tokenizer of Qwen2 or
+Llama 3, and no normalizer or NFC, and SentencePiece's BPE as Llama has it (sentencepiece.py). Everything else
+is refused by name.
 """
 
 from collections.abc import Collection, Mapping, Set
@@ -22,11 +22,14 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 PRE_TOKENIZERS: Final = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+": "qwen2",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+": "llama-bpe",
 }
+# Those with which llama.cpp takes a word that is a token for that token, whatever the merges make of it.
+IGNORE_MERGES: Final = ("llama-bpe",)
 
-
-# Options that llama.cpp's tokenizers do not know.
-REFUSED_OPTIONS: Final = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
+# Options that llama.cpp's tokenizers do not know, or that go with the pre-tokenizer there.
+REFUSED_OPTIONS: Final = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +89,7 @@ def read_vocabulary(folder: CheckpointFolder, vocab_size: int, image_token_id: i
     if not isinstance(model, dict):
         raise _damaged("it has no model")
     is_sentencepiece = bool(model.get("byte_fallback"))
-    _check_model(model, REFUSED_OPTIONS if is_sentencepiece else (*REFUSED_OPTIONS, "unk_token"))
+    _check_model(model, (*REFUSED_OPTIONS, "ignore_merges" if is_sentencepiece else "unk_token"))
 
     tokens: list[str | None] = [None] * vocab_size
     types = [int(TokenType.UNUSED)] * vocab_size
@@ -129,11 +132,25 @@ def read_vocabulary(folder: CheckpointFolder, vocab_size: int, image_token_id: i
 
 
 def _as_byte_level(vocabulary: Vocabulary, raw: Mapping[str, Any]) -> Vocabulary:
-    return replace(
-        vocabulary,
-        pre=_pre_tokenizer(raw.get("pre_tokenizer")),
-        normalizer=_normalizer(raw.get("normalizer")),
-    )
+    pre, ignores_merges = _pre_tokenizer(raw.get("pre_tokenizer")), bool(raw["model"].get("ignore_merges"))
+    if ignores_merges != (pre in IGNORE_MERGES):
+        raise UnsupportedModelError(
+            f"the tokenizer's ignore_merges is {ignores_merges}, that of llama.cpp's {pre} is not."
+        )
+    if ignores_merges:
+        _check_no_added_word(vocabulary, raw["model"]["vocab"].keys())
+    return replace(vocabulary, pre=pre, normalizer=_normalizer(raw.get("normalizer")))
+
+
+def _check_no_added_word(vocabulary: Vocabulary, learnt: Set[str]) -> None:
+    """Refuse added tokens that may be one word: llama.cpp makes them of text, the tokenizer does not.
+
+    Where letters or digits are followed by something else at the end, there are two words at least.
+    """
+    for token in (*vocabulary.control, *vocabulary.user_defined):
+        is_split = any(map(str.isalnum, token)) and not token[-1].isalnum() and not token[-1].isspace()
+        if token not in learnt and not is_split:
+            raise UnsupportedModelError(f"llama.cpp would make the added token {token!r} of plain text.")
 
 
 def _as_sentencepiece(vocabulary: Vocabulary, raw: Mapping[str, Any]) -> Vocabulary:
@@ -155,7 +172,7 @@ def _check_model(model: Mapping[str, Any], refused_options: Collection[str]) -> 
     for option in refused_options:
         if model.get(option):
             raise UnsupportedModelError(
-                f"the tokenizer's BPE has {option}: only Qwen2's and Llama's are supported."
+                f"the tokenizer's BPE has {option}: only Qwen2's, Llama's and Llama 3's are supported."
             )
 
 
@@ -169,6 +186,8 @@ def _bos(raw: Any, control: Mapping[str, int]) -> str | None:
             "single": [{"SpecialToken": {"id": str(bos)}}, {"Sequence": _}],
         } if bos in control:
             return bos
+        case {"type": "Sequence", "processors": [{"type": "ByteLevel"}, dict(template)]}:
+            return _bos(template, control)
     raise UnsupportedModelError(
         "the tokenizer's post-processor does more than put a special token before a text: not supported."
     )
@@ -238,7 +257,9 @@ def _pre_tokenizer(raw: Any) -> str:
             ],
         } if regex in PRE_TOKENIZERS:
             return PRE_TOKENIZERS[regex]
-    raise UnsupportedModelError("the tokenizer's pre-tokenizer is not Qwen2's: only Qwen2's is supported.")
+    raise UnsupportedModelError(
+        "the tokenizer's pre-tokenizer is neither Qwen2's nor Llama 3's: only these are supported."
+    )
 
 
 def _normalizer(raw: Any) -> Literal["NFC"] | None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from acestep_gguf.quantize.staging import Staging
 from acestep_gguf.quantize.steering import parse_steering
 from tests.support.imatrix_files import random_sums, write_gguf_imatrix
 from tests.support.llama_quantize import llama_quantize, read_tensors
-from tests.support.tiny_checkpoints import TinyCheckpoint, write_safetensors
+from tests.support.tiny_checkpoints import Decoder, TinyCheckpoint, write_safetensors
 
 FTYPES: tuple[Ftype, ...] = ("Q4_K_M", "Q5_K_M", "Q8_0")
 
@@ -77,7 +77,7 @@ def test_every_tensor_is_byte_for_byte_llama_cpps(tmp_path: Path, shape: str) ->
     [("qwen2", 1, True), ("llama", 1, True), ("llama", 4, False), ("qwen3", 1, False)],
 )
 def test_the_rule_for_80_layers_is_llama_cpps(
-    tmp_path: Path, decoder: Literal["qwen2", "qwen3", "llama"], n_kv_heads: int, is_70b: bool
+    tmp_path: Path, decoder: Decoder, n_kv_heads: int, is_70b: bool
 ) -> None:
     tiny = TinyCheckpoint(
         decoder=decoder, n_layers=80, intermediate_size=256, n_kv_heads=n_kv_heads, dtype="F32"

@@ -60,6 +60,8 @@ TINY = {
     "mistral-head-dim-v5": TinyCheckpoint(
         decoder="mistral", layout="v5", head_dim=32, image_size=42, dtype="F16", seed=13
     ),
+    "llama3-v4": TinyCheckpoint(decoder="llama3", seed=14),
+    "llama3-tied-v5": TinyCheckpoint(decoder="llama3", layout="v5", tied=True, image_size=42, seed=15),
 }
 
 Arrays = dict[str, NDArray[Any]]

@@ -16,6 +16,7 @@ from tests.support.tiny_families import DECODERS, TOWERS, TinyDecoder, TinyTower
 
 Layout = Literal["v4", "v4.52", "v5"]
 Dtype = Literal["BF16", "F16", "F32"]
+Decoder = Literal["qwen2", "qwen3", "llama", "llama3", "mistral"]
 
 # Prefixes of decoder, output matrix, tower and projector.
 PREFIXES: dict[Layout, tuple[str, str, str, str]] = {
@@ -54,7 +55,7 @@ class TinyCheckpoint:
         None
     )
 
-    decoder: Literal["qwen2", "qwen3", "llama", "mistral"] = "qwen2"
+    decoder: Decoder = "qwen2"
     tied: bool = False
     yarn: bool = False
     hidden_size: int = 256

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from acestep_gguf.convert.checkpoint.prompt_spec import VICUNA
-from tests.support import tiny_sentencepiece, tiny_tokenizer
+from tests.support import tiny_llama3, tiny_sentencepiece, tiny_tokenizer
 
 QWEN2_TEMPLATE = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}"
@@ -24,6 +24,16 @@ MISTRAL_TEMPLATE = (
     "{%- else -%}{%- for part in message['content'] -%}"
     "{%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}{{- ' [/INST]' if is_user else eos_token -}}{%- endfor -%}"
+)
+
+
+LLAMA3_TEMPLATE = (
+    QWEN2_TEMPLATE.replace(
+        "<|im_start|>' + message['role'] + '\\n'", "<|start_header_id|>' + message['role'] + HEADER_END"
+    )
+    .replace("<|im_end|>\\n", "<|eot_id|>")
+    .replace("'<|im_start|>assistant\\n'", "'<|start_header_id|>assistant' + HEADER_END")
+    .replace("HEADER_END", "'<|end_header_id|>\\n\\n'")
 )
 
 
@@ -110,6 +120,22 @@ DECODERS = {
         head_dim=128,
     ),
     "llama": LLAMA,
+    "llama3": replace(
+        LLAMA,
+        chat_template=LLAMA3_TEMPLATE,
+        eos_tokens=("<|eot_id|>", "<|end_of_text|>"),
+        n_tokens=tiny_llama3.n_tokens,
+        token_id=tiny_llama3.token_id,
+        tokenizer_json=tiny_llama3.tokenizer_json,
+        tokenizer_config={
+            "bos_token": "<|begin_of_text|>",
+            "eos_token": "<|eot_id|>",
+            "pad_token": "<pad>",
+            "model_max_length": 512,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "processor_class": "LlavaProcessor",
+        },
+    ),
     "mistral": replace(
         LLAMA, model_type="mistral", architecture="MistralForCausalLM", chat_template=MISTRAL_TEMPLATE
     ),

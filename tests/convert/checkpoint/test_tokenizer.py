@@ -9,6 +9,7 @@ from gguf import TokenType
 from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_vocabulary
 from acestep_gguf.errors import AceStepError, CheckpointError, UnsupportedModelError
+from tests.support import tiny_llama3
 from tests.support.tiny_checkpoints import Layout, TinyCheckpoint
 from tests.support.tiny_tokenizer import token_id
 
@@ -81,7 +82,7 @@ def test_no_normalizer(tiny: Path, normalizer: Any) -> None:
         (lambda t: t["model"].update(byte_fallback=True), "no token '<0x00>'"),
         (lambda t: t["model"].update(unk_token="<unk>"), "unk_token"),
         (lambda t: t.update(post_processor={"type": "BertProcessing"}), "post-processor"),
-        (lambda t: t["model"].update(ignore_merges=True), "ignore_merges"),
+        (lambda t: t["model"].update(ignore_merges=True), "ignore_merges is True, that of llama.cpp's qwen2"),
         (lambda t: t["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
         (lambda t: t.update(normalizer={"type": "Lowercase"}), "Lowercase"),
         (lambda t: t.update(normalizer="NFC"), "normalizer is NFC"),
@@ -134,6 +135,53 @@ def test_damaged_tokenizer_is_one_clear_error(
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
         read(changed(tiny, change))
+
+
+@pytest.fixture
+def llama3(tmp_path: Path) -> Path:
+    return TinyCheckpoint(decoder="llama3", has_tower=False).write(tmp_path / "c")
+
+
+def read_llama3(folder: Path) -> Vocabulary:
+    return read_vocabulary(CheckpointFolder(folder), TinyCheckpoint(decoder="llama3").vocab_size, None)
+
+
+def test_llama_3s_tokenizer(llama3: Path) -> None:
+    vocabulary = read_llama3(llama3)
+    assert (vocabulary.model, vocabulary.pre, vocabulary.normalizer) == ("gpt2", "llama-bpe", None)
+    assert vocabulary.bos == "<|begin_of_text|>"
+    assert vocabulary.space_prefix == "never"
+    assert vocabulary.tokens[tiny_llama3.token_id("<|eot_id|>")] == "<|eot_id|>"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t["model"].update(ignore_merges=False),
+            "ignore_merges is False, that of llama.cpp's llama-bpe",
+        ),
+        (lambda t: t["model"].pop("ignore_merges"), "ignore_merges is False"),
+        (lambda t: t["post_processor"]["processors"].append({"type": "ByteLevel"}), "post-processor"),
+        (lambda t: t["post_processor"]["processors"].reverse(), "post-processor"),
+        *(
+            (lambda t, word=word: t["added_tokens"][-1].update(content=word), "of plain text")
+            for word in ("image", " image", "<image", "'s", "|||", "12", "\n")
+        ),
+    ],
+)
+def test_llama_3s_tokenizer_with_what_llama_cpp_would_not_follow(
+    llama3: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_llama3(changed(llama3, change))
+
+
+def test_an_added_token_that_is_also_a_word_of_the_vocabulary(llama3: Path) -> None:
+    def add(tokenizer: dict[str, Any]) -> None:
+        tokenizer["added_tokens"][-1].update(content="quartz", id=tokenizer["model"]["vocab"]["quartz"])
+
+    assert "quartz" in read_llama3(changed(llama3, add)).user_defined
 
 
 def test_more_tokens_than_rows_is_an_error(tiny: Path) -> None:

@@ -21,13 +21,16 @@ from acestep_gguf.convert.model import open_model
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from acestep_gguf.quantize.conversion_events import Event, Planned
 from tests.support.packed_tensors import METHODS, Stored, by_dtype, open_stored, write_packed, write_stored
-from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_checkpoints import Decoder, TinyCheckpoint
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_a_quantized_checkpoint_converts_like_what_it_stands_for(tmp_path: Path, method: str) -> None:
-    tiny = TinyCheckpoint(dtype="F32")
+@pytest.mark.parametrize("decoder", ["qwen2", "qwen3", "mistral"])
+def test_a_quantized_checkpoint_converts_like_what_it_stands_for(
+    tmp_path: Path, method: str, decoder: Decoder
+) -> None:
+    tiny = TinyCheckpoint(decoder=decoder, dtype="F32")
     packed = write_packed(tiny, tmp_path / "packed", METHODS[method])
     dense = tiny.write(tmp_path / "dense")
     with open_model(packed, None) as model:
