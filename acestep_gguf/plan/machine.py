@@ -12,6 +12,8 @@ from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.plan.cgroup import cgroup_limits
 
 CPU_DEVICES: Final = Path("/sys/devices")
+# Measured (docs/hardware.md): Python with all packages.
+PROCESS_BYTES: Final = 48 * 2**20
 # A machine with such a file has a GPU; how llama-cpp-python is built for it.
 GPU_MARKS: Final = (
     (Path("/proc/driver/nvidia/version"), "CUDA", "-DGGML_CUDA=on"),
@@ -54,7 +56,8 @@ def this_machine() -> Machine:
 
     limits = cgroup_limits()
     own = psutil.Process().memory_info()
-    held = own.rss - getattr(own, "shared", 0)  # a plan counts it, too
+    # What a plan counts, too; anything else that the process holds, such as another model, it cannot have.
+    held = min(own.rss - getattr(own, "shared", 0), PROCESS_BYTES)
     available = float(psutil.virtual_memory().available)
     gpus = tuple(Gpu(name=name, memory=free) for name, free in gpu_devices())
     return Machine(

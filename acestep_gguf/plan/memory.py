@@ -12,14 +12,14 @@ from acestep_gguf.plan.bundle_model import BundleModel, DecoderModel
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
 from acestep_gguf.plan.decoder_memory import kv_layer_bytes, n_bytes, state_bytes
 from acestep_gguf.plan.draft import Draft
+from acestep_gguf.plan.machine import PROCESS_BYTES
 from acestep_gguf.plan.placement import RAM, Placement
 from acestep_gguf.plan.repacking import is_repacked
 from acestep_gguf.plan.settings import Settings, Workload
 from acestep_gguf.plan.work_buffer import work_buffer_bytes
 from acestep_gguf.vision.encoder import REMEMBERED
 
-# Measured (docs/hardware.md): Python with all packages, and llama.cpp's vocabulary for each token.
-PROCESS_BYTES: Final = 48 * 2**20
+# Measured (docs/hardware.md): llama.cpp's vocabulary, for each token.
 VOCABULARY_BYTES_PER_TOKEN: Final = 300
 # Left free on each GPU, as llama.cpp's --fit does: the driver's context, and buffers that grow in use.
 GPU_RESERVE: Final = 2**30

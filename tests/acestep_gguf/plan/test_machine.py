@@ -16,6 +16,14 @@ def test_this_machine_has_memory_and_threads() -> None:
     assert here.gpus == () or here.unused_gpu is None
 
 
+def test_what_the_process_holds_already_is_not_to_be_had() -> None:
+    before = this_machine().ram
+    model = bytearray(os.urandom(2**20)) * 600  # of another model, say
+    after = this_machine().ram
+    assert before - after > 300 * 2**20  # others take and give memory meanwhile
+    del model
+
+
 def test_a_quota_limits_threads(tmp_path: Path) -> None:
     assert usable_threads(0.5, tmp_path) == 1
     assert usable_threads(1.2, tmp_path) <= 2
