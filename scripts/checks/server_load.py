@@ -1,7 +1,7 @@
 """Load a server with clients of all kinds, and see that each gets the answer for its own picture.
 
     acestep-gguf convert acestep_gguf/demo demo-bundle -q Q4_K_M
-    python -m scripts.checks.server_load demo-bundle --clients 8 --minutes 2
+    python -m scripts.checks.server_load --clients 8 --minutes 2 demo-bundle
 
 One request in ten has a broken picture, one leaves early, one asks by a schema; half of the others stream.
 What is right is known twice: what one answer at a time says about the picture, and the question's one right
