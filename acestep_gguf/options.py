@@ -33,7 +33,8 @@ OUTPUT: Final = "Output"
 SAMPLING: Final = "Sampling"
 MACHINE: Final = "Machine"
 CACHE: Final = "Cache"
-GROUPS: Final = (PICTURES_AND_PROMPT, OUTPUT, SAMPLING, MACHINE, CACHE)
+SERVER: Final = "Server"
+GROUPS: Final = (SERVER, PICTURES_AND_PROMPT, OUTPUT, SAMPLING, MACHINE, CACHE)
 
 
 @dataclass(frozen=True)

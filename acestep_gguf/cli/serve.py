@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -11,13 +12,16 @@ import typer
 from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import bundle_folder, filled, path, text
 from acestep_gguf.errors import MissingPackageError, UsageError
-from acestep_gguf.options import EngineOptions
+from acestep_gguf.options import SERVER, EngineOptions
 
 KEY_VARIABLE: Final = "ACESTEP_GGUF_API_KEY"
 MAX_KEY_FILE_BYTES: Final = 2**16
 SEVERAL: Final = EngineOptions(n_parallel=-1, cache=True)
 # Tokens of a question that are read between two tokens of the answers beside it (docs/server.md).
 READ_AT_A_TIME: Final = 256
+
+
+_option: Final = partial(typer.Option, rich_help_panel=SERVER)
 
 
 @takes_groups
@@ -32,58 +36,75 @@ def serve(
     ] = None,
     *,
     host: Annotated[
-        str, typer.Option("--host", parser=filled, help="Address. By default only this machine reaches it.")
+        str,
+        _option(
+            "--host",
+            parser=filled,
+            metavar="ADDRESS",
+            help="Address. By default only this machine reaches it.",
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port of it; 0 takes a free one.")] = 8080,
+    port: Annotated[int, _option("--port", help="Port of it; 0 takes a free one.")] = 8080,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(
+        _option(
             "--api-key",
             parser=text,
+            metavar="KEY",
             help=f"Key that requests must have; repeat for more. Others see it here: better {KEY_VARIABLE}.",
         ),
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option("--api-key-file", parser=path, help="File of keys, one a line.")
+        Path | None, _option("--api-key-file", parser=path, metavar="FILE", help="File of keys, one a line.")
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let everybody in who reaches the address, without a key.")
+        bool, _option("--insecure", help="Let everybody in who reaches the address, without a key.")
     ] = False,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option("--allowed-host", parser=filled, help="Name by which this server is reached; repeat."),
+        _option(
+            "--allowed-host",
+            parser=filled,
+            metavar="NAME",
+            help="Name by which this server is reached; repeat.",
+        ),
     ] = None,
     allowed_origin: Annotated[
         list[str] | None,
-        typer.Option("--allowed-origin", parser=filled, help="Web page that may ask: https://…; repeat."),
+        _option(
+            "--allowed-origin",
+            parser=filled,
+            metavar="ORIGIN",
+            help="Web page that may ask: https://…; repeat.",
+        ),
     ] = None,
     allow_path: Annotated[
         Path | None,
-        typer.Option("--allow-path", parser=path, help="Folder whose pictures file: URLs may name."),
+        _option(
+            "--allow-path", parser=path, metavar="FOLDER", help="Folder whose pictures file: URLs may name."
+        ),
     ] = None,
     ssl_cert_file: Annotated[
-        Path | None, typer.Option("--ssl-cert-file", parser=path, help="Certificate for TLS, as PEM.")
+        Path | None,
+        _option("--ssl-cert-file", parser=path, metavar="FILE", help="Certificate for TLS, as PEM."),
     ] = None,
     ssl_key_file: Annotated[
-        Path | None, typer.Option("--ssl-key-file", parser=path, help="Its private key, as PEM.")
+        Path | None, _option("--ssl-key-file", parser=path, metavar="FILE", help="Its private key, as PEM.")
     ] = None,
     max_body: Annotated[
-        str, typer.Option("--max-body", parser=filled, help="Size of a request at most.")
+        str, _option("--max-body", parser=filled, metavar="SIZE", help="Size of a request at most.")
     ] = "64MiB",
-    max_images: Annotated[int, typer.Option("--max-images", help="Pictures of a request at most.")] = 16,
-    max_pixels: Annotated[int, typer.Option("--max-pixels", help="Pixels of a picture at most.")] = 50
-    * 10**6,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Tokens of an answer at most.")] = 4096,
-    queue: Annotated[int, typer.Option("--queue", help="Requests that may wait for a place.")] = 32,
-    timeout: Annotated[
-        float, typer.Option("--timeout", help="Seconds after which an answer is cut.")
-    ] = 600.0,
+    max_images: Annotated[int, _option("--max-images", help="Pictures of a request at most.")] = 16,
+    max_pixels: Annotated[int, _option("--max-pixels", help="Pixels of a picture at most.")] = 50 * 10**6,
+    max_tokens: Annotated[int, _option("--max-tokens", help="Tokens of an answer at most.")] = 4096,
+    queue: Annotated[int, _option("--queue", help="Requests that may wait for a place.")] = 32,
+    timeout: Annotated[float, _option("--timeout", help="Seconds after which an answer is cut.")] = 600.0,
     drain: Annotated[
-        float, typer.Option("--drain", help="Seconds that running answers have when the server is stopped.")
+        float, _option("--drain", help="Seconds that running answers have when the server is stopped.")
     ] = 30.0,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="One answer at a time, as `run` gives it to the last bit."),
+        _option("--exact", help="One answer at a time, as `run` gives it to the last bit."),
     ] = False,
     engine: EngineOptions = SEVERAL,
 ) -> None:
@@ -99,6 +120,11 @@ def serve(
     folders = bundles or [folder for folder in [default_bundle()] if folder]
     if exact and engine.n_parallel not in (1, SEVERAL.n_parallel):
         raise UsageError(f"--exact is one answer at a time, not --parallel {engine.n_parallel}: choose one.")
+    if engine.n_guesses:
+        raise UsageError(
+            "a server writes several answers together, none guessed ahead: leave out draft and spec_type.",
+            settings=["draft", "spec_type"],
+        )
     if not folders:
         raise UsageError(
             "there is no bundle to serve: name one, or choose a default with `acestep-gguf use`."

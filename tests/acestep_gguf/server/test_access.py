@@ -154,6 +154,8 @@ def test_the_verb_refuses_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None
     check_is_one_line(acestep("serve", tiny_bundle, "--ssl-cert-file", tmp_path / "x"), "--ssl-key-file")
     check_is_one_line(acestep("serve", tmp_path), "not a bundle")
     check_is_one_line(acestep("serve"), "no bundle to serve")
+    check_is_one_line(acestep("serve", tiny_bundle, "--spec-type", "ngram-simple"), "leave out --draft")
+    check_is_one_line(acestep("serve", tiny_bundle, "--exact", "--parallel", "2"), "choose one")
 
 
 @pytest.fixture(scope="module")
