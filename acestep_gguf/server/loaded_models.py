@@ -116,11 +116,13 @@ class Models:
             self._threads[name] = thread
             try:
                 await thread.model()
-            except MemoryShortageError:
-                others = [n for n, other in self._threads.items() if n != name and not other.n_users]
-                if not others:
+            except AceStepError as error:
+                await self._threads.pop(name).close()
+                idle = [other for other, loaded in self._threads.items() if not loaded.n_users]
+                if not isinstance(error, MemoryShortageError) or not idle:
                     raise
-                await self._threads.pop(others[0]).close()
+                await self._threads.pop(idle[0]).close()
+                thread = None
         self._threads.move_to_end(name)
         return thread
 

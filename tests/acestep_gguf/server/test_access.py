@@ -147,6 +147,7 @@ def test_the_own_machine_needs_none(host: str) -> None:
     assert ServerSettings(host=host).api_keys == ()
 
 
+@pytest.mark.slow
 def test_the_verb_refuses_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     check_is_one_line(acestep("serve", tiny_bundle, "--host", "0.0.0.0"), "--insecure")
     check_is_one_line(acestep("serve", tiny_bundle, "--api-key-file", tmp_path / "none"), "cannot be read")

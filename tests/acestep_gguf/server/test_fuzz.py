@@ -34,7 +34,7 @@ FIELDS = st.sampled_from(
     ]
 )
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/images/preview")
-START = {
+START: dict[str, dict[str, Any]] = {
     PATHS[0]: {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1},
     PATHS[1]: {"input": "Hello", "max_output_tokens": 1},
     PATHS[2]: {"image_url": "data:image/png;base64,AAAA"},

@@ -23,6 +23,8 @@ from acestep_gguf.convert import convert_checkpoint
 from tests.support.live_server import LiveServer, about, data_lines, data_url, live_server, refusal
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
+pytestmark = pytest.mark.slow
+
 OPEN = 'acestep_open_answers{model="tiny"}'
 
 

@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ def test_the_documentation_has_the_table() -> None:
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
 def test_each_may_be_sent_if_it_asks_for_nothing(name: str) -> None:
-    for nothing in (None, False, 0, 0.0, "", [], {}, "none", "auto"):
+    empty: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {}, "none", "auto")
+    for nothing in empty:
         check_unsupported({name: nothing})
     if UNSUPPORTED[name].rule == "ignored":
         check_unsupported({name: "anything"})
