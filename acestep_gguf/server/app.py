@@ -16,7 +16,7 @@ from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.server.access import Access
 from acestep_gguf.server.answering import Answering
 from acestep_gguf.server.chat_completions import ChatCompletion
-from acestep_gguf.server.errors import ApiError, internal_error, log_failure, validation_error
+from acestep_gguf.server.errors import ApiError, ErrorBody, internal_error, log_failure, validation_error
 from acestep_gguf.server.event_stream import ClientLeft, EventStream, while_connected
 from acestep_gguf.server.loaded_models import Models
 from acestep_gguf.server.metrics import Metrics
@@ -36,7 +36,13 @@ def make_app(models: Models, settings: ServerSettings) -> FastAPI:
     answering = Answering(models, settings)
 
     # FastAPI's own pages of documentation load scripts from elsewhere.
-    app = FastAPI(title="acestep-gguf", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title="acestep-gguf",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},
+    )
 
     @app.get("/health")
     async def health() -> dict[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
@@ -39,6 +40,21 @@ STATUS: Final[tuple[tuple[type[AceStepError], int, str], ...]] = (
     (QueueFullError, 429, "queue_full"),
     (MemoryShortageError, 503, "no_memory"),
 )
+
+
+class ErrorObject(BaseModel):
+    """What went wrong, as OpenAI's clients expect it."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every response that is no answer."""
+
+    error: ErrorObject
 
 
 class ApiError(HTTPException):
@@ -102,6 +118,10 @@ def validation_error(errors: Sequence[Any]) -> ApiError:
     # Where a string or a list may stand, there is an error for each: the deepest is about what was sent.
     deepest = max(errors, key=lambda error: len(error["loc"]))
     place = ".".join(_place(deepest["loc"]))
+    if deepest["type"] == "json_invalid" or (not place and deepest["type"] != "value_error"):
+        return ApiError(
+            400, "the body is no JSON object: send one, as application/json.", code="invalid_json"
+        )
     reason = str(deepest["msg"]).removeprefix("Value error, ")
     if deepest["type"] == "union_tag_invalid":
         reason = f"its type is none of {deepest['ctx']['expected_tags']}"

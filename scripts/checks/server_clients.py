@@ -22,7 +22,7 @@ from scripts.checks.server_load import started
 
 QUESTION: Final = "What number is shown?"
 PICTURE: Final = CHECKPOINT / "pictures/number.webp"
-ANSWER: Final = "9725"
+ANSWER: Final = "7621"
 PACKAGES: Final = ("litellm", "llm", "schemathesis")
 
 LITELLM: Final = """
@@ -134,7 +134,7 @@ def main() -> None:
                 got = ask()
             except RuntimeError as error:
                 got = [str(error)]
-            is_right = bool(got) and all(text == ANSWER or text.startswith("left out") for text in got)
+            is_right = bool(got) and all(ANSWER in text or text.startswith("left out") for text in got)
             failed |= not is_right
             print(f"{ask.__name__}: {'; '.join(got)} {'' if is_right else '**wrong**'}", flush=True)
     sys.exit(failed)

@@ -83,7 +83,8 @@ def test_bodies_that_a_page_could_send_without_asking_are_no_json(
 ) -> None:
     headers = {} if kind is None else {"Content-Type": kind}
     body = json.dumps(START[PATHS[0]]).encode()
-    assert httpx.post(f"{server.url}{PATHS[0]}", content=body, headers=headers).status_code == 400
+    response = httpx.post(f"{server.url}{PATHS[0]}", content=body, headers=headers)
+    assert refusal(response, 400, "application/json")["code"] == "invalid_json"
 
 
 @pytest.mark.parametrize(
