@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acestep_gguf.bundle.gguf_header import MAGIC, GGUFHeader, StringArray, TensorInfo, read_gguf_header
-from acestep_gguf.errors import BundleError, ImatrixError
+from acestep_gguf.errors import BundleError, ImatrixError, UnsupportedModelError
 from acestep_gguf.quantize.gguf_layout import string, u32
 from acestep_gguf.quantize.recipes import EMBEDDINGS, TensorShape, TypeChoice
 
@@ -97,7 +97,7 @@ def read_imatrix(path: Path) -> Imatrix:
 def _read_gguf(path: Path, data: bytes) -> Imatrix:
     try:
         header = read_gguf_header(path)
-    except BundleError as error:
+    except (BundleError, UnsupportedModelError) as error:
         raise _damaged(path, "its GGUF header does not describe it") from error
     sums, counts = _suffixed(header, ".in_sum2"), _suffixed(header, ".counts")
     if not sums or sums.keys() != counts.keys():

@@ -110,7 +110,7 @@ def decoder_info(header: GGUFHeader) -> DecoderInfo:
     if architecture not in ARCHITECTURES:
         supported = ", ".join(ARCHITECTURES)
         raise UnsupportedModelError(
-            f"{header.path} is a {architecture!r} model: only {supported} is supported."
+            f"{header.path} is a {architecture[:40]!r} model: only {supported} is supported."
         )
     _check_keys(header, architecture)
 
@@ -215,7 +215,7 @@ def _check_heads(header: GGUFHeader, info: DecoderInfo) -> None:
 
 def _check_rope(header: GGUFHeader, architecture: str) -> None:
     scaling = header.metadata.get(f"{architecture}.rope.scaling.type", "none")
-    _check(header, scaling in ROPE_SCALING_TYPES, f"rope.scaling.type is {scaling!r}")
+    _check(header, scaling in ROPE_SCALING_TYPES, f"rope.scaling.type is {str(scaling)[:40]!r}")
     for key in _POSITIVE_IF_PRESENT:
         number = header.metadata.get(f"{architecture}.{key}", 1.0)
         _check(header, isinstance(number, float) and number > 0, f"{key} is {number}")

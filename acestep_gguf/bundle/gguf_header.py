@@ -15,7 +15,7 @@ from struct import Struct
 from struct import error as StructError
 from typing import Any, Final, NamedTuple
 
-from acestep_gguf.errors import BundleError
+from acestep_gguf.errors import BundleError, UnsupportedModelError
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -70,6 +70,12 @@ TENSOR_TYPES: Final[dict[int, TensorType]] = {
     35: TensorType("TQ2_0", 256, 66),
     39: TensorType("MXFP4", 32, 17),
 }
+
+# Types that ggml had, has for itself only, or got since: a sound file may hold them.
+REFUSED_TYPES: Final[dict[int, str]] = {
+    4: "Q4_2", 5: "Q4_3", 9: "Q8_1", 15: "Q8_K", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8",
+    36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8", 40: "NVFP4", 41: "Q1_0", 42: "Q2_0",
+}  # fmt: skip
 
 # enum gguf_type of gguf.h: format characters of struct and memoryview.
 _SCALARS: Final[dict[int, str]] = {
@@ -164,6 +170,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
 
     Raises:
         BundleError: missing, not a GGUF file, of an unknown version, damaged or half-written.
+        UnsupportedModelError: it holds weights of a type that is not supported.
     """
     try:
         with path.open("rb") as file:
@@ -282,6 +289,11 @@ class _Reader:
             self.check(1 <= n_dims <= MAX_DIMS, f"tensor {name!r} has {n_dims} dimensions")
             dims = tuple(self.u64() for _ in range(n_dims))
             kind = self.u32()
+            if kind in REFUSED_TYPES:
+                raise UnsupportedModelError(
+                    f"{self.path} holds weights of the type {REFUSED_TYPES[kind]}, which is not supported: "
+                    "get it in another quantization."
+                )
             if kind not in TENSOR_TYPES:
                 raise self.damaged(f"tensor {name!r} has the unknown type {kind}")
             infos.append((name, TENSOR_TYPES[kind], dims, self.u64()))

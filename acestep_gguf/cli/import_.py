@@ -1,20 +1,23 @@
-"""``acestep-gguf import``: a decoder and an mmproj file of llama.cpp become a bundle."""
+"""``acestep-gguf import``: a decoder and perhaps an mmproj file of llama.cpp become a bundle."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from acestep_gguf.bundle.names import VISION_PRECISIONS, vision_precision_from
+from acestep_gguf.bundle.names import vision_precision_from
 from acestep_gguf.cli.options import CalibrationPictures, LogJson, Threads, TowerPrecisions, filled, path
+from acestep_gguf.errors import UsageError
 
 
 def import_(
-    decoder: Annotated[
-        Path, typer.Argument(parser=path, metavar="DECODER.gguf", help="Decoder of any type.")
-    ],
-    mmproj: Annotated[
-        Path, typer.Argument(parser=path, metavar="MMPROJ.gguf", help="Its tower and projector.")
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            parser=path,
+            metavar="DECODER.gguf [MMPROJ.gguf]",
+            help="Decoder of any type and, for pictures, its tower and projector.",
+        ),
     ],
     out: Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="New folder for the bundle.")],
     *,
@@ -43,21 +46,23 @@ def import_(
     threads: Threads = None,
     log_json: LogJson = False,
 ) -> None:
-    """Make a bundle of a decoder and an mmproj file of llama.cpp."""
+    """Make a bundle of a decoder, and an mmproj file if it can see, of llama.cpp."""
     from acestep_gguf.cli.progress import display
+    from acestep_gguf.convert.llama_cpp.gguf_import import import_gguf
     from acestep_gguf.convert.llama_cpp.gguf_prompt import choose_template
-    from acestep_gguf.convert.llama_cpp.pair import import_pair
 
+    if len(files) > 2:
+        raise UsageError(f"{len(files)} files were given: give a decoder, or a decoder and its mmproj.")
     with display(log_json=log_json) as show:
-        import_pair(
-            decoder,
-            mmproj,
+        import_gguf(
+            files[0],
             out,
+            mmproj=files[1] if len(files) == 2 else None,
             name=name,
             chat_template=choose_template(chat_template, chat_template_file),
             image_token=image_token,
             copy=copy,
-            vision=list(map(vision_precision_from, vision)) if vision else VISION_PRECISIONS,
+            vision=list(map(vision_precision_from, vision)) if vision else None,
             calibration=calibration,
             threads=threads,
             on_event=show,

@@ -1,1 +1,1 @@
-"""llama.cpp's pair of files, a decoder and its mmproj, as the source of a bundle."""
+"""llama.cpp's files, a decoder and perhaps its mmproj, as the source of a bundle."""

@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
+
 from acestep_gguf.bundle.decoder_info import CONTROL, USER_DEFINED
 from acestep_gguf.bundle.gguf_header import GGUFHeader, StringArray
 from acestep_gguf.bundle.schema import PromptSpec
-from acestep_gguf.errors import BundleError, CheckpointError, PromptError, UsageError
+from acestep_gguf.errors import BundleError, CheckpointError, PromptError, UnsupportedModelError, UsageError
 from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.messages import user_message
 
@@ -47,8 +49,14 @@ TEMPLATE_KEYS: Final = {
     "pad_token": "padding",
 }
 
-# Qwen2's tokenizer normalizes, llama.cpp does not.
-NORMALIZERS: Final[Mapping[str, Literal["NFC"]]] = {"qwen2": "NFC"}
+# The byte-level tokenizers whose ids were compared with those of the tokenizers library, by
+# tokenizer.ggml.pre, with what normalizes a text: llama.cpp does not.
+NORMALIZERS: Final[Mapping[str, Literal["NFC"] | None]] = {"llama-bpe": None, "qwen2": "NFC", "smollm": None}
+# Those whose prompts llama.cpp begins with bos_token, unless the metadata says otherwise.
+BEGIN_WITH_BOS: Final = frozenset({"llama-bpe"})
+
+# bundle.json holds the prompt, and may have 16 MiB.
+MAX_PROMPT_BYTES: Final = 8 * 2**20
 
 
 def choose_template(name: str | None, file: Path | None) -> str | None:
@@ -83,25 +91,25 @@ def choose_template(name: str | None, file: Path | None) -> str | None:
 def read_gguf_prompt(header: GGUFHeader, chat_template: str | None, image_token: str | None) -> PromptSpec:
     """How messages become tokens of the decoder that ``header`` describes.
 
-    ``chat_template`` takes the place of the file's; ``image_token`` is what it writes where a picture comes.
-    It need not be in the vocabulary: no tokenizer sees it.
+    ``chat_template`` takes the place of the file's; ``image_token`` is what it writes where a picture comes,
+    None for a model that cannot see. It need not be in the vocabulary: no tokenizer sees it.
 
     Raises:
         BundleError: the vocabulary is damaged.
         CheckpointError: there is no chat template, no token that ends an answer, or no place for a picture.
+        UnsupportedModelError: a tokenizer that has not been compared with the one that it is made from.
     """
+    pre = _known_tokenizer(header)
     tokens = _tokens(header)
     types = header.metadata.get("tokenizer.ggml.token_type")
     if not isinstance(types, memoryview) or len(types) != len(tokens):
         raise _damaged(header, "its tokens and their types differ in number")
-    image_token = image_token or DEFAULT_IMAGE_TOKEN
     texts = {
         kind: {_text(header, tokens[id]): id for id, given in enumerate(types) if given == kind}
         for kind in (CONTROL, USER_DEFINED)
     }
     control = texts[CONTROL]
-    model = header.metadata.get("tokenizer.ggml.model")
-    is_sentencepiece = model == "llama"
+    is_sentencepiece = pre is None
     named = {name: _special(header, tokens, key) for name, key in TEMPLATE_KEYS.items()}
     stops = [_special(header, tokens, key) for key in STOP_KEYS] + [
         name for name in STOP_NAMES if name in control
@@ -115,8 +123,8 @@ def read_gguf_prompt(header: GGUFHeader, chat_template: str | None, image_token:
             # The token that stands for a picture is not part of any text.
             user_defined_tokens={text: id for text, id in texts[USER_DEFINED].items() if text != image_token},
             stop_tokens=tuple(dict.fromkeys(text for text in stops if text is not None)),
-            normalizer=NORMALIZERS.get(str(header.metadata.get("tokenizer.ggml.pre"))),
-            add_bos=_flag(header, "add_bos_token", default=is_sentencepiece),
+            normalizer=None if pre is None else NORMALIZERS[pre],
+            add_bos=_flag(header, "add_bos_token", default=is_sentencepiece or pre in BEGIN_WITH_BOS),
             space_prefix="prepend"
             if is_sentencepiece and _flag(header, "add_space_prefix", default=True)
             else "never",
@@ -125,19 +133,50 @@ def read_gguf_prompt(header: GGUFHeader, chat_template: str | None, image_token:
         raise _damaged(header, str(error)) from error
     if not prompt.stop_tokens:
         raise CheckpointError(f"{header.path} does not say which token ends an answer: get another file.")
-    _check_has_place(prompt, header.path)
+    if len(msgspec.json.encode(prompt)) > MAX_PROMPT_BYTES:
+        raise _damaged(header, f"its added tokens take more than {MAX_PROMPT_BYTES >> 20} MiB")
+    _check_takes_a_question(prompt, header.path)
     return prompt
 
 
-def _check_has_place(prompt: PromptSpec, path: Path) -> None:
-    """Ask one question about a picture, to see that the template takes it."""
+def _known_tokenizer(header: GGUFHeader) -> str | None:
+    """tokenizer.ggml.pre of a byte-level tokenizer; None for SentencePiece's, which needs none."""
+    model, pre = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if model == "llama":
+        return None
+    if model != "gpt2":
+        raise UnsupportedModelError(
+            f"{header.path} has a {str(model)[:40]!r} tokenizer: only byte-level BPE ('gpt2') and "
+            "SentencePiece's ('llama') are supported."
+        )
+    if not isinstance(pre, str):
+        raise UnsupportedModelError(
+            f"{header.path} does not say how it cuts text into words (tokenizer.ggml.pre), so llama.cpp"
+            " would guess: get a newer file of this model."
+        )
+    if pre not in NORMALIZERS:
+        raise UnsupportedModelError(
+            f"{header.path} cuts text into words as {pre[:40]!r} does: only {', '.join(NORMALIZERS)} are "
+            "supported."
+        )
+    return pre
+
+
+def _check_takes_a_question(prompt: PromptSpec, path: Path) -> None:
+    """Ask one, about a picture if the model can see, to find out whether the template takes it."""
+    sees = prompt.image_token is not None
     try:
         builder = PromptBuilder(prompt, lambda _text: [], lambda _token: b"")
-        builder.build([user_message("What is it?", [b"a picture"])])
+        builder.build([user_message("What is it?", [b"a picture"] if sees else [])])
     except PromptError as error:
+        what, advice = (
+            (" about a picture", "name what its template writes for a picture as image_token, or ")
+            if sees
+            else ("", "")
+        )
         raise CheckpointError(
-            f"{path}: no question about a picture can be put ({str(error).rstrip('.')}): name what its "
-            "template writes for a picture as image_token, or give another chat_template_file.",
+            f"{path}: no question{what} can be put ({str(error).rstrip('.')}): {advice}give another "
+            "chat_template_file.",
             settings=["image_token", "chat_template_file"],
         ) from error
 
@@ -150,6 +189,8 @@ def _template(header: GGUFHeader) -> str:
             f"{', '.join(CHAT_TEMPLATES)} (LLaVA 1.5 has vicuna).",
             settings=["chat_template", "chat_template_file"],
         )
+    if len(template.encode()) > MAX_TEMPLATE_BYTES:
+        raise _damaged(header, f"its chat template has more than {MAX_TEMPLATE_BYTES >> 20} MiB")
     return template
 
 

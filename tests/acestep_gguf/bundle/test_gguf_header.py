@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from acestep_gguf.bundle.gguf_header import (
     MAX_DEPTH,
     MAX_ENTRIES,
+    REFUSED_TYPES,
     TENSOR_TYPES,
     GGUFHeader,
     Skipped,
     StringArray,
     read_gguf_header,
 )
-from acestep_gguf.errors import BundleError
+from acestep_gguf.errors import BundleError, UnsupportedModelError
 
 U32, STRING, ARRAY = 4, 8, 9
 
@@ -225,6 +226,14 @@ def test_damage_is_one_sentence(tmp_path: Path, data: bytes) -> None:
     assert "file.gguf" in message
 
 
+@pytest.mark.parametrize("number", REFUSED_TYPES)
+def test_types_that_are_not_supported_are_named(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(gguf_bytes([], [tensor("a", (64,), number, 0)]))
+    with pytest.raises(UnsupportedModelError, match=f"weights of the type {REFUSED_TYPES[number]}, which"):
+        read_gguf_header(path)
+
+
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     for path in (tmp_path / "none.gguf", tmp_path):
         with pytest.raises(BundleError, match=r"cannot be read \([A-Z].*\): check the path"):
@@ -248,7 +257,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, length: int) -> None:
         max_size=4,
     )
 )
-def test_damaged_headers_raise_nothing_but_bundle_errors(
+def test_damaged_headers_raise_nothing_but_our_errors(
     tmp_path: Path, damage: list[tuple[int, bytes]]
 ) -> None:
     data = bytearray(SOUND)
@@ -256,7 +265,7 @@ def test_damaged_headers_raise_nothing_but_bundle_errors(
         data[position : position + len(patch)] = patch
     try:
         header = read(tmp_path, bytes(data))
-    except BundleError:
+    except (BundleError, UnsupportedModelError):
         return
     for info in header.tensors:
         assert info.offset + info.nbytes <= header.file_size

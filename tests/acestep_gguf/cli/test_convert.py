@@ -23,7 +23,7 @@ def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
         ("filelock", "acestep_gguf.quantize.requantize"),
         ("onnx", "acestep_gguf.convert"),
         ("gguf", "acestep_gguf.convert"),
-        ("gguf", "acestep_gguf.convert.llama_cpp.pair"),
+        ("gguf", "acestep_gguf.convert.llama_cpp.gguf_import"),
         ("gguf", "acestep_gguf.quantize.requantize"),
     ],
 )
@@ -100,6 +100,14 @@ def test_a_bundle_gets_an_mmproj_file_and_is_made_again(tiny_checkpoint: Path, t
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["event"] == "finished"
     assert Bundle.read(imported).name == "Tiny"
+
+    alone = tmp_path / "alone"
+    check_is_one_line(acestep("import", *pair, pair[0], alone), "3 files were given: give a decoder, or")
+    done = acestep("import", pair[0], alone, "--image-token", "<image>")
+    check_is_one_line(done, "--image-token is about pictures")
+    assert acestep("import", pair[0], alone).returncode == 0
+    assert acestep("run", alone, "hello", "-n", 3).stdout
+    check_is_one_line(acestep("run", alone, "hello", "--image", tmp_path / "any.png"), "no vision tower")
 
 
 @pytest.mark.slow

@@ -7,14 +7,21 @@ import pytest
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.schema import Bundle, PromptSpec
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.convert.llama_cpp.gguf_prompt import CHAT_TEMPLATES, choose_template, read_gguf_prompt
-from acestep_gguf.errors import BundleError, CheckpointError, UsageError
+from acestep_gguf.convert.llama_cpp.gguf_prompt import (
+    CHAT_TEMPLATES,
+    DEFAULT_IMAGE_TOKEN,
+    choose_template,
+    read_gguf_prompt,
+)
+from acestep_gguf.errors import BundleError, CheckpointError, PromptError, UnsupportedModelError, UsageError
 from acestep_gguf.llama.binding import Model
 from acestep_gguf.prompt.builder import ImageSpan, PromptBuilder, TokenSpan
 from acestep_gguf.prompt.messages import user_message
-from acestep_gguf.quantize.gguf_layout import boolean, i32s, string, u32
+from acestep_gguf.quantize.gguf_layout import boolean, i32s, string, strings, u32
+from tests.support.crossing_tokens import with_crossing_tokens
 from tests.support.gguf_files import rewrite
 from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_tokenizer import token_id
 
 STRINGS_ONLY = "{% for m in messages %}{{ '<|im_start|>' + m['content'] + '<|im_end|>' }}{% endfor %}"
 
@@ -27,7 +34,9 @@ def llama_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle" / bundle.decoder().file
 
 
-def read(decoder: Path, template: str | None = None, image_token: str | None = None) -> PromptSpec:
+def read(
+    decoder: Path, template: str | None = None, image_token: str | None = DEFAULT_IMAGE_TOKEN
+) -> PromptSpec:
     return read_gguf_prompt(read_gguf_header(decoder), template, image_token)
 
 
@@ -67,6 +76,54 @@ def test_a_place_for_a_picture_never_reaches_the_tokenizer(decoder_file: Path) -
     assert kinds == [TokenSpan, ImageSpan, TokenSpan, ImageSpan, TokenSpan]
     # What a user wrote is text, whatever it looks like.
     assert seen == ["\n", "\nA [IMG] is no picture."]
+
+
+def test_a_model_that_cannot_see_needs_no_place_for_a_picture(decoder_file: Path) -> None:
+    spec = read(decoder_file, "{{ messages[0]['content'] + eos_token }}", None)
+    assert spec.image_token is None
+    builder = PromptBuilder(spec, lambda text: [1] * len(text), lambda _token: b"")
+    assert builder.build([user_message("Why?", [])]).spans == (
+        TokenSpan((1,) * 4 + (token_id("<|im_end|>"),)),
+    )
+    with pytest.raises(PromptError, match="no vision tower"):
+        builder.build([user_message("What?", [b"a picture"])])
+    with pytest.raises(CheckpointError, match=r"no question can be put .*: give another chat_template_file"):
+        read(decoder_file, "{{ messages[0]['role'] }}", None)
+
+
+def test_only_llama_3_begins_prompts_as_llama_cpp_does_unasked(decoder_file: Path, tmp_path: Path) -> None:
+    bos, add_bos = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.add_bos_token"
+    for pre, said, expected in (
+        ("llama-bpe", None, True),
+        ("llama-bpe", boolean(False), False),
+        ("smollm", None, False),
+        ("smollm", boolean(True), True),
+    ):
+        metadata = {
+            "tokenizer.ggml.pre": string(pre),
+            bos: u32(token_id("<|endoftext|>")),
+            add_bos: said,
+        }
+        spec = read(rewrite(decoder_file, tmp_path / "decoder.gguf", metadata=metadata))
+        assert (spec.add_bos, spec.normalizer) == (expected, None)
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("llama-bpe", ["111", "1", "(t", "h", "e", ".\n"]),
+        ("qwen2", ["1", "1", "1", "1", "(t", "h", "e", ".\n"]),
+        ("smollm", ["1", "1", "1", "1", "(", "t", "h", "e", ".", "\n"]),
+    ],
+)
+def test_text_is_cut_as_the_metadata_says(
+    decoder_file: Path, tmp_path: Path, pre: str, expected: list[str]
+) -> None:
+    path = with_crossing_tokens(decoder_file, tmp_path / "decoder.gguf", pre)
+    assert read(path).chat_template
+    with Model(path) as model:
+        found = b"|".join(map(model.token_bytes, model.tokenize("1111(the.\n")))
+    assert found.decode().split("|") == expected
 
 
 @pytest.mark.parametrize("name", sorted(CHAT_TEMPLATES))
@@ -127,6 +184,27 @@ def test_templates_by_name_and_from_files(tmp_path: Path) -> None:
             "as image_token, or give another chat_template_file",
         ),
         ({"tokenizer.chat_template": string("{% if %}")}, CheckpointError, "not valid"),
+        (
+            {"tokenizer.chat_template": string("{# " + " " * 2**20 + "#}")},
+            BundleError,
+            "template has more than 1 MiB",
+        ),
+        (
+            {
+                "tokenizer.ggml.tokens": strings([f"{number}{'x' * 2**19}" for number in range(17)]),
+                "tokenizer.ggml.token_type": i32s([3] * 17),
+                "tokenizer.ggml.eos_token_id": u32(1),
+                "tokenizer.ggml.bos_token_id": None,
+                "tokenizer.ggml.padding_token_id": None,
+            },
+            BundleError,
+            "added tokens take more than 8 MiB",
+        ),
+        ({"tokenizer.ggml.pre": None}, UnsupportedModelError, "does not say how it cuts text"),
+        ({"tokenizer.ggml.pre": string("tekken")}, UnsupportedModelError, "as 'tekken' does"),
+        ({"tokenizer.ggml.pre": string("\n" * 10**6)}, UnsupportedModelError, "does: only llama-bpe"),
+        ({"tokenizer.ggml.model": None}, UnsupportedModelError, "'None' tokenizer"),
+        ({"tokenizer.ggml.model": string("t5")}, UnsupportedModelError, "'t5' tokenizer: only byte-level"),
         ({"tokenizer.ggml.tokens": None}, BundleError, "no vocabulary"),
         (
             {"tokenizer.ggml.token_type": i32s([1])},
@@ -149,3 +227,4 @@ def test_what_is_missing_or_damaged_is_said(
     with pytest.raises(error, match=problem) as raised:
         read(path)
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1000

@@ -1,11 +1,11 @@
-"""A decoder and its mmproj file become a bundle that answers as llama.cpp does with them."""
+"""A decoder, and its mmproj file if it can see, become a bundle that answers as llama.cpp does with them."""
 
 import shutil
 import struct
 from collections.abc import Callable
 from math import nan
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -21,14 +21,21 @@ from acestep_gguf.bundle.names import MmprojFtype
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.bundle.verify import verify_bundle
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.convert.llama_cpp.pair import import_pair
+from acestep_gguf.convert.llama_cpp.gguf_import import import_gguf
 from acestep_gguf.convert.tower.mmproj import (
     CLASS_TOKEN_LAST_KEY,
     HIDDEN_ACT_KEY,
     IMAGE_KEY,
     PROJECTOR_ACT_KEY,
 )
-from acestep_gguf.errors import AceStepError, BundleError, CheckpointError, UnsupportedModelError
+from acestep_gguf.errors import (
+    AceStepError,
+    BundleError,
+    CheckpointError,
+    PromptError,
+    UnsupportedModelError,
+    UsageError,
+)
 from acestep_gguf.quantize.conversion_events import Event, Planned, Progress
 from acestep_gguf.quantize.gguf_layout import boolean, f32, f32s, i32s, string, strings, u32
 from acestep_gguf.vision.image import pixel_values
@@ -59,7 +66,7 @@ class Made:
 
     def import_(self, *, decoder: Path | None = None, mmproj: Path | None = None, **options: Any) -> Bundle:
         options = {"vision": ["float32"], **options}
-        return import_pair(decoder or self.decoder, mmproj or self.mmproj, self.imported, **options)
+        return import_gguf(decoder or self.decoder, self.imported, mmproj=mmproj or self.mmproj, **options)
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +338,7 @@ def test_files_that_do_not_go_together_are_refused(clip: Made, tmp_path: Path) -
 def test_a_folder_that_is_not_empty_stays_as_it_is(clip: Made) -> None:
     before = sorted(path.name for path in clip.out.iterdir())
     with pytest.raises(BundleError, match="is a bundle already"):
-        import_pair(clip.decoder, clip.mmproj, clip.out)
+        import_gguf(clip.decoder, clip.out, mmproj=clip.mmproj)
     assert sorted(path.name for path in clip.out.iterdir()) == before
     clip.imported.mkdir()
     (clip.imported / "mine.txt").write_text("mine")
@@ -348,3 +355,61 @@ def test_damaged_weights_leave_nothing_behind(clip: Made, tmp_path: Path) -> Non
     with pytest.raises(BundleError, match="NaN or infinite"):
         clip.import_(mmproj=path)
     assert not clip.imported.exists()
+
+
+@pytest.mark.parametrize("decoder", ["qwen2", "llama"])
+def test_a_decoder_alone_answers_about_text(decoder: Literal["qwen2", "llama"], tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(decoder=decoder, has_tower=False).write(tmp_path / "checkpoint")
+    made = convert_checkpoint(checkpoint, tmp_path / "bundle", ["F32"], name="Tiny")
+    imported = tmp_path / "imported"
+    events: list[Event] = []
+    bundle = import_gguf(tmp_path / "bundle" / made.decoder().file, imported, on_event=events.append)
+    assert (bundle.vision, bundle.image, bundle.prompt.image_token) == (None, None, None)
+    assert (bundle.source.vision_model_type, bundle.source.text_model_type) == (None, decoder)
+    assert (bundle.name, bundle.decoder()) == ("Tiny", made.decoder())
+    (plan,) = (event for event in events if isinstance(event, Planned))
+    last = [event for event in events if isinstance(event, Progress)][-1]
+    assert last.bytes_written == last.bytes_total == plan.bytes_needed
+    assert not verify_bundle(imported).problems
+    assert {path.name for path in imported.iterdir()} == {"bundle.json", made.decoder().file}
+    answers = []
+    for folder in (tmp_path / "bundle", imported):
+        with AceStep(folder, n_threads=1, n_ctx=128) as model:
+            answers.append(model.generate("What is <image>?", max_tokens=8).tokens)
+            with pytest.raises(PromptError, match="has no vision tower: ask without pictures"):
+                model.generate("What is this?", images=[drawing((9, 8), 5)])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    "option", [{"image_token": "<image>"}, {"vision": ["int8"]}, {"calibration": Path("pictures")}]
+)
+def test_a_decoder_alone_takes_no_options_about_pictures(
+    decoder_file: Path, tmp_path: Path, option: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(option))} is about pictures.*give the mmproj file"):
+        import_gguf(decoder_file, tmp_path / "imported", **option)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        ({"general.architecture": string("gemma3")}, "is a 'gemma3' model: only qwen2, qwen3, llama"),
+        ({"general.architecture": string("\x1b" * 10**6)}, "is a '.{160}' model"),
+        ({"qwen2.expert_count": u32(8)}, "makes it another model"),
+        ({"tokenizer.ggml.model": string("bert")}, "has a 'bert' tokenizer: only byte-level BPE"),
+        ({"tokenizer.ggml.pre": string("tekken")}, "as 'tekken' does: only llama-bpe, qwen2, smollm"),
+        ({"general.name": string("n" * 10**6)}, "is not a printable text of at most 200 characters"),
+        ({"split.count": u32(3)}, "part of a split file"),
+    ],
+)
+def test_other_decoders_are_refused_by_name(
+    decoder_file: Path, tmp_path: Path, metadata: dict[str, bytes | None], problem: str
+) -> None:
+    path = rewrite(decoder_file, tmp_path / "decoder.gguf", metadata=metadata)
+    with pytest.raises(AceStepError, match=problem) as raised:
+        import_gguf(path, tmp_path / "imported")
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1000
+    assert not (tmp_path / "imported").exists()

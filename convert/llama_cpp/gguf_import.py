@@ -1,10 +1,10 @@
-"""llama.cpp's two files, a decoder and its mmproj -> bundle."""
+"""llama.cpp's files, a decoder and perhaps its mmproj -> bundle."""
 
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -30,11 +30,12 @@ from acestep_gguf.bundle.schema import (
     DecoderFile,
     Decoders,
     FileRecord,
+    ImageSpec,
     PromptSpec,
     Source,
 )
 from acestep_gguf.convert.conversion_plan import BASE_MEMORY, check_precisions
-from acestep_gguf.convert.llama_cpp.gguf_prompt import read_gguf_prompt
+from acestep_gguf.convert.llama_cpp.gguf_prompt import DEFAULT_IMAGE_TOKEN, read_gguf_prompt
 from acestep_gguf.convert.llama_cpp.mmproj_tower import MmprojTower, read_mmproj
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.tower.calibration import find_pictures
@@ -44,7 +45,7 @@ from acestep_gguf.convert.tower.files import (
     vision_with_default,
     write_towers,
 )
-from acestep_gguf.errors import BundleError
+from acestep_gguf.errors import BundleError, UsageError
 from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned, PlannedFile
 from acestep_gguf.quantize.gguf_source import GgufFile, GgufSource
 from acestep_gguf.quantize.planning import OnEvent, ProgressTally, bytes_free, check_disk, worker_threads
@@ -57,13 +58,20 @@ GUESSED: Final = 1024
 TYPICAL: Final[Mapping[str, DecoderFtype]] = {"Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M", "Q3_K": "Q3_K_M"}
 
 
+@dataclass(frozen=True, slots=True)
+class Mmproj:
+    """An mmproj file, and what it says."""
+
+    file: GgufFile
+    tower: MmprojTower
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """Both files, read and checked but for their weights."""
+class GgufModel:
+    """The files of a model, read and checked but for their weights; ``mmproj`` is None if it cannot see."""
 
     decoder: GgufSource
-    mmproj: GgufFile
-    tower: MmprojTower
+    mmproj: Mmproj | None
     prompt: PromptSpec
     ftype: DecoderFtype
 
@@ -72,47 +80,56 @@ class Pair:
         """The decoder's number of weights, as in ``Name-5.6M-Q4_K_M.gguf``."""
         return cast(str, model_weight_count_rounded_notation(self.decoder.info.n_params))
 
+    @property
+    def image(self) -> ImageSpec | None:
+        """How pictures are prepared, None if it cannot see."""
+        return None if self.mmproj is None else self.mmproj.tower.image
+
     def source(self, decoder_file: FileRecord) -> Source:
-        """What the bundle was made from, told by hashes of both files."""
-        headers = hashlib.sha256(_header_bytes(self.decoder) + _header_bytes(self.mmproj))
-        weights = hashlib.sha256(f"{decoder_file.sha256} {_sha256(self.mmproj)}".encode())
+        """What the bundle was made from, told by hashes of its files."""
+        headers, weights, vision_model_type = _header_bytes(self.decoder), decoder_file.sha256, None
+        if self.mmproj is not None:
+            headers += _header_bytes(self.mmproj.file)
+            weights += f" {_sha256(self.mmproj.file)}"
+            vision_model_type = self.mmproj.tower.config.vision_config.model_type
         return Source(
             architecture=IMPORTED,
-            vision_model_type=self.tower.config.vision_config.model_type,
+            vision_model_type=vision_model_type,
             text_model_type=self.decoder.info.architecture,
-            config_sha256=headers.hexdigest(),
-            weights_sha256=weights.hexdigest(),
+            config_sha256=hashlib.sha256(headers).hexdigest(),
+            weights_sha256=hashlib.sha256(weights.encode()).hexdigest(),
         )
 
 
-def import_pair(
+def import_gguf(
     decoder: Path,
-    mmproj: Path,
     out: Path,
     *,
+    mmproj: Path | None = None,
     name: str | None = None,
     chat_template: str | None = None,
     image_token: str | None = None,
     copy: bool = False,
-    vision: Sequence[VisionPrecision] = VISION_PRECISIONS,
+    vision: Sequence[VisionPrecision] | None = None,
     calibration: Path | None = None,
     threads: int | None = None,
     on_event: OnEvent = lambda _: None,
 ) -> Bundle:
-    """Make the bundle ``out`` of a decoder and the tower and projector that llama.cpp runs it with.
+    """Make the bundle ``out`` of a decoder and, if it can see, the tower and projector of its mmproj file.
 
     The decoder becomes a hard link where the disk allows it, else a copy. After an error, ``out`` is as it
     was before.
 
     Args:
         decoder: GGUF file of the decoder, of any type.
-        mmproj: GGUF file of the tower and projector, of any type.
         out: folder of the bundle; it may exist if it is empty.
+        mmproj: GGUF file of the tower and projector, of any type; without one, the bundle answers questions
+            about text.
         name: the model's name in file names, by default what the decoder says.
         chat_template: Jinja source, in the place of the decoder's.
         image_token: what the chat template writes in the place of a picture, by default ``<image>``.
         copy: copy the decoder in any case, so that a later change of the original changes nothing.
-        vision: precisions of the tower.
+        vision: precisions of the tower, by default all.
         calibration: folder of pictures that show what int8 would ruin; by default a few of our own.
         threads: threads of the calibration, by default one for each core.
         on_event: called with each event, see conversion_events.py.
@@ -121,37 +138,40 @@ def import_pair(
         BundleError: a file is missing, damaged, or not of this model; or ``out`` cannot be written.
         CheckpointError: something is missing that an argument can give, such as the chat template.
         UnsupportedModelError: they are of a kind that this software does not run.
-        UsageError: an argument is out of its range.
+        UsageError: an argument is out of its range, or about pictures where there is no mmproj.
     """
     started = perf_counter()
     n_threads = worker_threads(threads)
-    check_precisions(vision)
-    with _opened(decoder, mmproj, chat_template, image_token) as pair:
+    if mmproj is None:
+        _check_nothing_for_pictures(image_token=image_token, vision=vision, calibration=calibration)
+    precisions = VISION_PRECISIONS if vision is None else vision
+    check_precisions(precisions)
+    with _opened(decoder, mmproj, chat_template, image_token or DEFAULT_IMAGE_TOKEN) as model:
         output = OutputFolder.read(out)
         if output.bundle is not None:
             raise BundleError(f"{out} is a bundle already: give a new folder.")
-        name = output.model_name(name, _own_name(pair))
-        output.check_no_foreign_files(name, pair.size_label)
-        towers = _plan_towers(pair, vision, calibration)
-        file_name = decoder_file_name(name, pair.size_label, pair.ftype)
+        name = output.model_name(name, _own_name(model))
+        output.check_no_foreign_files(name, model.size_label)
+        towers = _plan_towers(model, precisions, calibration)
+        file_name = decoder_file_name(name, model.size_label, model.ftype)
         is_link = not copy and _can_link(decoder, out)
-        planned = _planned(pair, out, file_name, towers, is_link=is_link)
+        planned = _planned(model, out, file_name, towers, is_link=is_link)
         on_event(planned)
         progress = ProgressTally(planned, on_event)
         with Staging(out, progress.add) as staging:
             check_disk(planned)
-            record = _take_decoder(pair.decoder, file_name, None if is_link else staging, progress)
+            record = _take_decoder(model.decoder, file_name, None if is_link else staging, progress)
             files = write_towers(towers, staging, n_threads, progress)
             staging.publish()
             bundle = Bundle(
                 schema_version=SCHEMA_VERSION,
                 min_reader_version=SCHEMA_VERSION,
                 name=name,
-                source=pair.source(record),
-                decoders=Decoders(default=pair.ftype, files={pair.ftype: record}),
+                source=model.source(record),
+                decoders=Decoders(default=model.ftype, files={model.ftype: record}),
                 vision=vision_with_default(files),
-                image=pair.tower.image,
-                prompt=pair.prompt,
+                image=model.image,
+                prompt=model.prompt,
             )
             if is_link:
                 _link(decoder, out / file_name)
@@ -163,23 +183,37 @@ def import_pair(
     return bundle
 
 
+def _check_nothing_for_pictures(**options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UsageError(
+                f"{name} is about pictures, which a decoder alone cannot see: leave it out, or give the "
+                "mmproj file, too.",
+                settings=[name],
+            )
+
+
 @contextmanager
 def _opened(
-    decoder: Path, mmproj: Path, chat_template: str | None, image_token: str | None
-) -> Iterator[Pair]:
-    with GgufFile(mmproj) as opened_mmproj:
-        # Before the decoder: what it says helps who confused the two.
-        tower = read_mmproj(opened_mmproj)
-        with GgufSource(decoder) as opened:
-            if opened.info.embedding_length != tower.image.n_embd:
-                raise BundleError(
-                    f"{mmproj} gives embeds of {tower.image.n_embd} numbers, {decoder} takes "
-                    f"{opened.info.embedding_length}: give two files of one model."
-                )
-            prompt = read_gguf_prompt(opened.header, chat_template, image_token)
-            check_vocabulary(opened.header, prompt, tower.image)
-            ftype = _ftype(opened.header)
-            yield Pair(decoder=opened, mmproj=opened_mmproj, tower=tower, prompt=prompt, ftype=ftype)
+    decoder: Path, mmproj: Path | None, chat_template: str | None, image_token: str
+) -> Iterator[GgufModel]:
+    with ExitStack() as files:
+        opened_mmproj = None
+        if mmproj is not None:
+            # Before the decoder: what it says helps who confused the two.
+            file = files.enter_context(GgufFile(mmproj))
+            opened_mmproj = Mmproj(file, read_mmproj(file))
+        opened = files.enter_context(GgufSource(decoder))
+        if opened_mmproj and opened.info.embedding_length != opened_mmproj.tower.image.n_embd:
+            raise BundleError(
+                f"{mmproj} gives embeds of {opened_mmproj.tower.image.n_embd} numbers, {decoder} takes "
+                f"{opened.info.embedding_length}: give two files of one model."
+            )
+        prompt = read_gguf_prompt(opened.header, chat_template, image_token if opened_mmproj else None)
+        ftype = _ftype(opened.header)
+        model = GgufModel(decoder=opened, mmproj=opened_mmproj, prompt=prompt, ftype=ftype)
+        check_vocabulary(opened.header, prompt, model.image)
+        yield model
 
 
 def _ftype(header: GGUFHeader) -> DecoderFtype:
@@ -198,16 +232,18 @@ def _ftype(header: GGUFHeader) -> DecoderFtype:
     return ftype
 
 
-def _own_name(pair: Pair) -> str:
-    name = pair.decoder.header.metadata.get(Keys.General.NAME)
+def _own_name(model: GgufModel) -> str:
+    name = model.decoder.header.metadata.get(Keys.General.NAME)
     is_name = isinstance(name, str) and name.strip() and name.isprintable()
-    return str(name) if is_name else pair.decoder.path.stem
+    return str(name) if is_name else model.decoder.path.stem
 
 
 def _plan_towers(
-    pair: Pair, precisions: Sequence[VisionPrecision], calibration: Path | None
+    model: GgufModel, precisions: Sequence[VisionPrecision], calibration: Path | None
 ) -> list[PlannedTower]:
-    tower = pair.tower
+    if model.mmproj is None:
+        return []
+    tower = model.mmproj.tower
     pictures = find_pictures(calibration, tower.image) if "int8" in precisions else ()
     return [
         plan_tower(tower.config, tower.image, tower.tensors, precision, pictures)
@@ -217,15 +253,16 @@ def _plan_towers(
 
 
 def _planned(
-    pair: Pair, out: Path, file_name: str, towers: Sequence[PlannedTower], *, is_link: bool
+    model: GgufModel, out: Path, file_name: str, towers: Sequence[PlannedTower], *, is_link: bool
 ) -> Planned:
+    header = model.decoder.header
     decoder_file = PlannedFile(
         file=file_name,
-        label=pair.ftype,
-        bytes=pair.decoder.header.file_size,
+        label=model.ftype,
+        bytes=header.file_size,
         bytes_kept=0,
-        bits_per_weight=pair.decoder.header.bits_per_weight,
-        types=dict(Counter(tensor.type.name for tensor in pair.decoder.header.tensors).most_common()),
+        bits_per_weight=header.bits_per_weight,
+        types=dict(Counter(tensor.type.name for tensor in header.tensors).most_common()),
         fallbacks={},
     )
     files = (decoder_file, *(file for tower in towers for file in tower.planned_files()))
