@@ -62,7 +62,7 @@ def _rope(config: TextConfig) -> dict[str, bytes]:
         Keys.Rope.DIMENSION_COUNT: u32(config.head_size),
         Keys.Rope.FREQ_BASE: f32(rope.rope_theta),
     }
-    if rope.rope_type != "default" and rope.factor is not None:
+    if rope.rope_type in ("linear", "yarn") and rope.factor is not None:
         keys[Keys.Rope.SCALING_TYPE] = string(rope.rope_type)
         keys[Keys.Rope.SCALING_FACTOR] = f32(rope.factor)
     if rope.rope_type == "yarn" and rope.factor is not None:

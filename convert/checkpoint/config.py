@@ -95,6 +95,8 @@ class RopeParameters:
     beta_slow: Positive | None = None
     mscale: Mscale | None = None
     mscale_all_dim: Mscale | None = None
+    low_freq_factor: Positive | None = None
+    high_freq_factor: Positive | None = None
     truncate: bool = True
 
     def yarn_attention_factor(self) -> float:
@@ -312,13 +314,17 @@ def _rope_parameters(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _check_runnable(text: TextConfig, path: Path) -> None:
     """Refuse what llama.cpp's decoders of these families do not compute."""
     rope = text.rope_parameters
-    if rope.rope_type not in ("default", "linear", "yarn"):
-        raise UnsupportedModelError(
-            f"{path}: rope type {rope.rope_type!r} is not among default, linear, yarn."
-        )
+    known = ("default", "linear", "yarn", *(("llama3",) if text.family.has_rope_factors else ()))
+    if rope.rope_type not in known:
+        raise UnsupportedModelError(f"{path}: rope type {rope.rope_type!r} is not among {', '.join(known)}.")
     if rope.rope_type != "default" and rope.factor is None:
         raise CheckpointError(
             f"{path}: rope type {rope.rope_type!r} has no factor: get an undamaged checkpoint."
+        )
+    if rope.rope_type == "llama3" and not (rope.low_freq_factor or 0) < (rope.high_freq_factor or 0):
+        raise CheckpointError(
+            f"{path}: rope type 'llama3' has no low_freq_factor below its high_freq_factor: "
+            "get an undamaged checkpoint."
         )
     if rope.rope_type == "yarn" and (rope.beta_fast not in (None, 32) or rope.beta_slow not in (None, 1)):
         raise UnsupportedModelError(f"{path}: llama.cpp has YaRN with beta_fast 32 and beta_slow 1 only.")

@@ -18,8 +18,9 @@ class DecoderFamily:
     ``defaults`` are those of transformers' config class where they are not TextConfig's. llama.cpp rotates
     neighbouring rows of the queries and keys of its ``arch`` if ``pairs_neighbours``, where transformers
     always rotates the first half of a head with the second. It takes heads whose rows are not just the
-    hidden size divided among them if ``has_head_dim``. With ``has_window``, all layers see no further than
-    ``sliding_window`` tokens, if there is one.
+    hidden size divided among them if ``has_head_dim``, and divisors of the frequencies of rotation, one for
+    each, if ``has_rope_factors``. With ``has_window``, all layers see no further than ``sliding_window``
+    tokens, if there is one.
     """
 
     model_type: str
@@ -29,6 +30,7 @@ class DecoderFamily:
     tensors: Part
     pairs_neighbours: bool = False
     has_head_dim: bool = False
+    has_rope_factors: bool = False
     has_window: bool = False
 
 
@@ -76,6 +78,7 @@ LLAMA: Final = DecoderFamily(
     tensors=tensor_tables.LLAMA,
     pairs_neighbours=True,
     has_head_dim=True,
+    has_rope_factors=True,
 )
 MISTRAL: Final = replace(
     LLAMA,

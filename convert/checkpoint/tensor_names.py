@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from acestep_gguf.convert.checkpoint.config import LlavaConfig, ModelConfig
+from acestep_gguf.convert.checkpoint.rope_factors import ROPE_FACTORS, RopeFactors
 from acestep_gguf.convert.checkpoint.rope_rows import NeighbouringPairs
 from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, PROJECTOR, Part
 from acestep_gguf.convert.checkpoint.weight import CheckpointWeights, Weight, are_equal
@@ -40,8 +41,11 @@ def find_tensors(weights: CheckpointWeights, config: ModelConfig) -> ModelTensor
         decoder |= _wanted(head_part)
     dims = _dims(config)
     tower = _wanted_of_tower(config) if isinstance(config, LlavaConfig) else {}
+    computed: dict[str, Weight] = {}
+    if config.text_config.rope_parameters.rope_type == "llama3":
+        computed[ROPE_FACTORS] = RopeFactors(config.text_config)
     return ModelTensors(
-        decoder=_as_llama_cpp_rotates(_pick(decoder, found, dims), config),
+        decoder=_as_llama_cpp_rotates(_pick(decoder, found, dims), config) | computed,
         tower=_pick(tower, found, dims),
     )
 

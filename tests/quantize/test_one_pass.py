@@ -31,6 +31,10 @@ SHAPES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "more bits": ({"n_layers": 16}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
     "Llama": ({"n_layers": 16, "decoder": "llama"}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
     "Qwen3": ({"n_layers": 4, "decoder": "qwen3"}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
+    "Llama 3.2": (
+        {"n_layers": 4, "decoder": "llama3", "llama3_rope": True, "tied": True},
+        {"F32", "Q4_K", "Q5_K", "Q6_K", "Q8_0"},
+    ),
     "tied": ({"n_layers": 4, "tied": True}, {"Q4_K", "Q5_K", "Q6_K", "Q8_0"}),
     "rows of 32": (
         {"n_layers": 8, "hidden_size": 288, "n_heads": 6, "n_kv_heads": 3, "intermediate_size": 512},

@@ -62,6 +62,20 @@ TINY = {
     ),
     "llama3-v4": TinyCheckpoint(decoder="llama3", seed=14),
     "llama3-tied-v5": TinyCheckpoint(decoder="llama3", layout="v5", tied=True, image_size=42, seed=15),
+    # Llama 3.2: its RoPE scaling, and heads that are no share of the hidden size.
+    "llama3.2-v4": TinyCheckpoint(decoder="llama3", llama3_rope=True, head_dim=32, seed=16),
+    "llama3.2-v5": TinyCheckpoint(
+        decoder="llama3",
+        llama3_rope=True,
+        tied=True,
+        tower="siglip",
+        activation="gelu_pytorch_tanh",
+        feature_layer=-1,
+        strategy="full",
+        layout="v5",
+        image_size=48,
+        seed=17,
+    ),
 }
 
 Arrays = dict[str, NDArray[Any]]

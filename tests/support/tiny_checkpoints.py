@@ -58,6 +58,7 @@ class TinyCheckpoint:
     decoder: Decoder = "qwen2"
     tied: bool = False
     yarn: bool = False
+    llama3_rope: bool = False
     hidden_size: int = 256
     intermediate_size: int = 512
     max_position_embeddings: int = 512
@@ -130,6 +131,9 @@ class TinyCheckpoint:
         rope: dict[str, Any] = {"rope_type": "default"}
         if self.yarn:
             rope = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+        if self.llama3_rope:  # stretches some waves, leaves others, and is between for the rest
+            rope = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
+            rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
         text: dict[str, Any] = {
             "architectures": [self._decoder.architecture],
             "model_type": self._decoder.model_type,
@@ -187,6 +191,8 @@ class TinyCheckpoint:
         text |= {"rope_theta": 1e6, "torch_dtype": TORCH_DTYPE[self.dtype]}
         if self.yarn:
             text["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+        if self.llama3_rope:
+            text["rope_scaling"] = rope
         if not self.has_tower:
             return text | {"tie_word_embeddings": self.tied}
         config |= {

@@ -131,6 +131,7 @@ DECODERS = {
             "bos_token": "<|begin_of_text|>",
             "eos_token": "<|eot_id|>",
             "pad_token": "<pad>",
+            "unk_token": None,
             "model_max_length": 512,
             "tokenizer_class": "PreTrainedTokenizerFast",
             "processor_class": "LlavaProcessor",

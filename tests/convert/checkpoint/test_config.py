@@ -20,6 +20,13 @@ from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 PATH = Path("config.json")
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 PUBLISHED = Path(__file__).parents[1] / "published_configs"
 
 
@@ -185,6 +192,7 @@ def test_yarn_attention_factor_is_transformers() -> None:
     [
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "llama3"),
+        ({"model_type": "qwen3", "rope_scaling": LLAMA3_ROPE}, "llama3"),
         ({"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention"),
         ({"rope_scaling": {"type": "yarn", "factor": 2.0, "beta_fast": 16}}, "beta_fast"),
@@ -225,6 +233,10 @@ def test_sliding_window_that_no_layer_uses_is_fine() -> None:
         {"text_config": {"num_key_value_heads": 5}},
         {"text_config": {"rope_scaling": {"type": "yarn"}}},
         {"text_config": {"rope_scaling": 4}},
+        {"text_config": {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}},
+        {"text_config": {"rope_scaling": {**LLAMA3_ROPE, "factor": None}}},
+        {"text_config": {"rope_scaling": {**LLAMA3_ROPE, "low_freq_factor": 4.0}}},
+        {"text_config": {"rope_scaling": {**LLAMA3_ROPE, "high_freq_factor": None}}},
         {"text_config": {"rope_theta": -1}},
         {"text_config": {"rope_scaling": {"type": "yarn", "factor": 1e9}}},
         {"text_config": {"rope_scaling": {"type": "linear", "factor": 0.5}}},
