@@ -82,15 +82,15 @@ def undisturbed(command: Sequence[str], output: Path) -> tuple[int, int]:
     return early, late
 
 
-def killed(command: Sequence[str], output: Path, n_kills: int, rng: Random, seconds: float) -> int:
+def killed(command: Sequence[str], output: Path, n_kills: int, n_pictures: int, rng: Random) -> int:
     """Kill it ``n_kills`` times, at moments all over the run, and let it end; gives how many kills hit."""
     done = 0
     for kill in range(n_kills):
         with start(command, output) as process:
-            before = n_rows(output)
-            time.sleep(rng.uniform(0, 2 * seconds / n_kills))
-            while process.poll() is None and n_rows(output) == before and kill % 4:
-                time.sleep(rng.uniform(0, 0.05))  # but for some that die before they got anywhere
+            wanted = n_rows(output) + rng.randrange(1, max(2, 2 * n_pictures // (n_kills + 4)))
+            while process.poll() is None and n_rows(output) < wanted and kill % 4:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))  # some die before they got anywhere
             process.kill()
         done += process.returncode == -signal.SIGKILL
     with start(command, output):
@@ -121,7 +121,7 @@ def main() -> None:
     began = time.perf_counter()
     early, late = undisturbed(command, whole)
     seconds = time.perf_counter() - began
-    n_killed = killed(command, again, arguments.kills, rng, seconds)
+    n_killed = killed(command, again, arguments.kills, arguments.pictures, rng)
 
     expected, found = rows(whole), rows(again)
     paths = [str(pictures / f"{number}.png") for number in range(arguments.pictures)]
