@@ -15,7 +15,7 @@ from acestep_gguf.cli.verb import Verb
 # module of its name, with an underscore where Python has the name for itself.
 VERBS: Final = {
     "convert": "Convert a checkpoint into a bundle.",
-    "import": "Make a bundle of llama.cpp's files.",
+    "import": "Make a bundle of a decoder, and an mmproj file if it can see, of llama.cpp.",
     "quantize": "Quantize a decoder, a GGUF file.",
     "run": "Answer a question about pictures.",
     "batch": "Ask about many pictures, and write a table.",

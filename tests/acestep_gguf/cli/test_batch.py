@@ -98,7 +98,7 @@ def test_exact_is_one_answer_at_a_time(tiny_bundle: Path, pictures: Path, tmp_pa
 @pytest.mark.slow
 def test_killed_at_random_moments(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    arguments = (pictures, "-p", "What is this?", "-p", "Why?", "-o")
+    arguments = (pictures, "-p", "What is this?", "-p", "Why?", "--exact", "-o")
     batch(tiny_bundle, *arguments, whole)
     journal = killed.with_name("killed.jsonl.journal")
     rng = random.Random(1)
@@ -123,7 +123,7 @@ def n_lines(path: Path) -> int:
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_carry_on(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.csv"
-    arguments = command(tiny_bundle, pictures, "-p", "What is this?", "-o", output)
+    arguments = command(tiny_bundle, pictures, "-p", "What is this?", "--exact", "-o", output)
     with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
         while n_lines(tmp_path / "a.csv.journal") < 3:
             time.sleep(0.01)

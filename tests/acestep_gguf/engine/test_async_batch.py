@@ -9,6 +9,7 @@ import pytest
 
 from acestep_gguf import AceStep, AnswerOptions, Outcome, Question
 from acestep_gguf.errors import ImageError, UsageError
+from tests.support.event_loop import run
 
 
 def check_no_thread_is_left() -> None:
@@ -46,7 +47,7 @@ def test_outcomes_are_those_of_batch(model: AceStep, picture: Path, tmp_path: Pa
         given = model.abatch(in_turn(asked) if is_async else asked)
         return {outcome.index: outcome async for outcome in given}
 
-    outcomes = asyncio.run(main())
+    outcomes = run(main())
     expected = {outcome.index: outcome for outcome in model.batch(asked)}
     assert outcomes.keys() == expected.keys() == {0, 1, 2, 3, 4}
     assert isinstance(outcomes[3].error, ImageError)
@@ -74,7 +75,7 @@ def test_answers_go_on_while_the_next_question_is_not_there_yet(model: AceStep, 
             n_outcomes += 1
         return n_outcomes
 
-    assert asyncio.run(asyncio.wait_for(main(), 60)) == 2
+    assert run(asyncio.wait_for(main(), 60)) == 2
 
 
 def test_nothing_is_computed_ahead_of_who_does_not_look(model: AceStep, picture: Path) -> None:
@@ -94,7 +95,7 @@ def test_nothing_is_computed_ahead_of_who_does_not_look(model: AceStep, picture:
                 seen = taken
                 await asyncio.sleep(0.3)
 
-    asyncio.run(main())
+    run(main())
     assert taken <= 3 + 3 + 2 + 3  # being written, not taken, waiting, and those of the step that waits
 
 
@@ -132,7 +133,7 @@ def test_what_is_left_early_leaves_nothing_behind(model: AceStep, picture: Path,
         await asyncio.gather(task, return_exceptions=True)
         assert [other for other in asyncio.all_tasks() if other is not asyncio.current_task()] == []
 
-    asyncio.run(main())
+    run(main())
     check_no_thread_is_left()
     assert model.generate(asked[0]).finish_reason == "length"  # its turn is free again
 
@@ -150,7 +151,7 @@ def test_cancelled_before_it_has_begun(model: AceStep, picture: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    asyncio.run(main())
+    run(main())
     check_no_thread_is_left()
     assert model.generate("Hello", max_tokens=2).text is not None
 
@@ -165,7 +166,7 @@ def test_an_error_of_the_source_ends_it(model: AceStep, picture: Path) -> None:
             pass
 
     with pytest.raises(ZeroDivisionError):
-        asyncio.run(main())
+        run(main())
     check_no_thread_is_left()
 
 
@@ -179,6 +180,6 @@ def test_a_closed_model_is_refused(tiny_bundle: Path, picture: Path, n_parallel:
             pass
 
     with pytest.raises(UsageError, match="closed"):
-        asyncio.run(main())
+        run(main())
     with pytest.raises(UsageError, match="closed"):
         next(closed.batch(questions(picture, 2)))

@@ -10,6 +10,7 @@ from starlette.types import Message
 from acestep_gguf.server import event_stream
 from acestep_gguf.server.errors import ApiError
 from acestep_gguf.server.event_stream import EventStream, event
+from tests.support import event_loop
 
 
 class Client:
@@ -36,7 +37,7 @@ class Client:
 
 
 def run(scenario: Any) -> None:
-    asyncio.run(asyncio.wait_for(scenario, 30))
+    event_loop.run(asyncio.wait_for(scenario, 30))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Which bundles are loaded, where memory has room for one only."""
 
-import asyncio
 import shutil
 import threading
 from dataclasses import replace
@@ -15,6 +14,7 @@ from acestep_gguf.plan.machine import Machine, this_machine
 from acestep_gguf.server.errors import ApiError
 from acestep_gguf.server.loaded_models import Models
 from acestep_gguf.server.settings import ServerSettings
+from tests.support.event_loop import run
 
 OPTIONS = EngineOptions(quant="F32", n_ctx=64, n_threads=1, vision="float32")
 
@@ -42,7 +42,7 @@ def test_the_least_used_makes_room(folders: list[Path]) -> None:
         await models.close()
         assert not models.threads
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_one_that_is_used_is_not_taken_away(folders: list[Path]) -> None:
@@ -61,7 +61,7 @@ def test_one_that_is_used_is_not_taken_away(folders: list[Path]) -> None:
             assert [*models.threads] == ["second"]
         await models.close()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_two_bundles_need_two_names(tiny_bundle: Path) -> None:
