@@ -123,8 +123,9 @@ def n_lines(path: Path) -> int:
 @pytest.mark.slow
 def test_ctrl_c_says_how_to_carry_on(tiny_bundle: Path, pictures: Path, tmp_path: Path) -> None:
     output = tmp_path / "a.csv"
-    arguments = command(tiny_bundle, pictures, "-p", "What is this?", "--exact", "-o", output)
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE) as process:
+    prompts = [part for number in range(10) for part in ("-p", f"What is number {number}?")]  # takes a while
+    arguments = (pictures, *prompts, "--exact", "-o", output)
+    with subprocess.Popen(command(tiny_bundle, *arguments), stderr=subprocess.PIPE) as process:
         while n_lines(tmp_path / "a.csv.journal") < 3:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
@@ -133,9 +134,9 @@ def test_ctrl_c_says_how_to_carry_on(tiny_bundle: Path, pictures: Path, tmp_path
         assert process.wait(30) == -signal.SIGINT  # which a shell shows as 130
     assert shown.endswith(b"stopped: the same command carries on\n")
     assert not output.exists()
-    assert batch(tiny_bundle, pictures, "-p", "What is this?", "-o", output).returncode == 1
+    assert batch(tiny_bundle, *arguments).returncode == 1
     with output.open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 20
+        assert len(list(csv.DictReader(file))) == 200
 
 
 @pytest.mark.slow
