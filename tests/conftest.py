@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from acestep_gguf.bundle.schema import Bundle
@@ -12,6 +13,11 @@ from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.llama.binding import Model
 from tests.support.tiny_checkpoints import TinyCheckpoint
+
+
+# A busy machine is slow at drawing examples, too, which is no fault of a test.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
