@@ -14,7 +14,6 @@ from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.llama.binding import Model
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
-
 # A busy machine is slow at drawing examples, too, which is no fault of a test.
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")
