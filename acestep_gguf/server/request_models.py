@@ -1,7 +1,7 @@
 """Bodies of requests: types and bounds by declaration; unsupported.py says what becomes of other fields."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -61,6 +61,10 @@ class TextPart(Part):
     type: Literal["text"]
     text: str
 
+    def as_part(self) -> dict[str, str]:
+        """As messages.py describes it; so it is with the other parts."""
+        return {"type": "text", "text": self.text}
+
 
 class ImageUrl(Part):
     """Where a picture is; ``detail`` is ignored, since a model sees all pictures in one size."""
@@ -75,9 +79,9 @@ class ImageUrlPart(Part):
     type: Literal["image_url"]
     image_url: ImageUrl | str
 
-    @property
-    def url(self) -> str:
-        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
+    def as_part(self) -> dict[str, str]:
+        url = self.image_url if isinstance(self.image_url, str) else self.image_url.url
+        return {"type": "image", "image": url}
 
 
 ContentPart = Annotated[TextPart | ImageUrlPart, Field(discriminator="type")]
@@ -92,15 +96,7 @@ class ChatMessage(Part):
 
     def as_message(self) -> dict[str, Any]:
         """As messages.py describes it."""
-        content: Any = self.content
-        if not isinstance(content, str):
-            content = [
-                {"type": "text", "text": part.text}
-                if isinstance(part, TextPart)
-                else {"type": "image", "image": part.url}
-                for part in content
-            ]
-        return {"role": _role(self.role), "content": content}
+        return _message(self.role, self.content)
 
 
 class JsonSchema(Part):
@@ -195,6 +191,9 @@ class InputTextPart(Part):
     text: str
     logprobs: list[Any] | None = None
 
+    def as_part(self) -> dict[str, str]:
+        return {"type": "text", "text": self.text}
+
 
 class InputImagePart(Part):
     """A picture in an item."""
@@ -202,6 +201,9 @@ class InputImagePart(Part):
     type: Literal["input_image"]
     image_url: str
     detail: str | None = None
+
+    def as_part(self) -> dict[str, str]:
+        return {"type": "image", "image": self.image_url}
 
 
 InputPart = Annotated[InputTextPart | InputImagePart, Field(discriminator="type")]
@@ -218,15 +220,7 @@ class InputItem(Part):
 
     def as_message(self) -> dict[str, Any]:
         """As messages.py describes it."""
-        content: Any = self.content
-        if not isinstance(content, str):
-            content = [
-                {"type": "text", "text": part.text}
-                if isinstance(part, InputTextPart)
-                else {"type": "image", "image": part.image_url}
-                for part in content
-            ]
-        return {"role": _role(self.role), "content": content}
+        return _message(self.role, self.content)
 
 
 class TextFormat(Part):
@@ -312,8 +306,11 @@ def schema_of(kind: str, schema: dict[str, Any] | None) -> Mapping[str, Any] | N
     return schema
 
 
-def _role(role: str) -> str:
-    return "system" if role == "developer" else role
+def _message(
+    role: str, content: str | Sequence[TextPart | ImageUrlPart | InputTextPart | InputImagePart]
+) -> dict[str, Any]:
+    parts = content if isinstance(content, str) else [part.as_part() for part in content]
+    return {"role": "system" if role == "developer" else role, "content": parts}
 
 
 def _given(**options: Any) -> dict[str, Any]:

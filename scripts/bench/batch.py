@@ -20,12 +20,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import platformdirs
 
@@ -45,6 +45,8 @@ N_SLOTS: Final = 4
 FEW_TOKENS: Final = "256"
 # Faster on 2 cores than llama.cpp's defaults, and repacked weights crash where GCC 12 built it for AMX.
 LLAMA_CPP: Final = ("--no-repack", "--no-warmup", "-fit", "off", "--chat-template", "chatml")
+SLOTS: Final = ("-np", str(N_SLOTS), "-c", str(N_SLOTS * N_CTX), "--no-kv-unified")
+LLAMA_SERVER: Final = (*SLOTS, "-t", str(usable_cpus()), *LLAMA_CPP)
 FIRST_ROWS, LATER_ROWS = 10, 60
 
 MTMD, SERVER, OPENVINO = "llama-mtmd-cli, a loop", "llama-server, 4 slots", "OpenVINO GenAI"
@@ -86,9 +88,7 @@ class Bench:
         return sum(measured([*command, "--image", str(path)]).seconds for path in pictures)
 
     def server(self) -> LlamaServer:
-        slots = ["-np", str(N_SLOTS), "-c", str(N_SLOTS * N_CTX), "-t", self._threads, "--no-kv-unified"]
-        program = self._tools["llama-server"]
-        return LlamaServer(program, self._decoder, self._mmproj, [*slots, *LLAMA_CPP])
+        return LlamaServer(self._tools["llama-server"], self._decoder, self._mmproj, LLAMA_SERVER)
 
     def ours(self, pictures: Sequence[Path], *options: str) -> float:
         began = time.perf_counter()
@@ -129,15 +129,15 @@ class Bench:
         return self.artefacts.folder / "answers.jsonl"
 
 
-def served(server: LlamaServer, pictures: Sequence[Path]) -> float:
-    """Seconds until as many clients as slots have their answers."""
+def served(ask_about: Callable[[Path], dict[str, Any]], pictures: Sequence[Path], n_clients: int) -> float:
+    """Seconds until all clients of a server have the answers about their pictures."""
     began = time.perf_counter()
-    with ThreadPoolExecutor(N_SLOTS) as clients:
-        answers = list(clients.map(lambda path: server.ask(path, QUESTION, N_TOKENS), pictures))
+    with ThreadPoolExecutor(n_clients) as clients:
+        answers = list(clients.map(ask_about, pictures))
     seconds = time.perf_counter() - began
     numbers = {answer["usage"]["completion_tokens"] for answer in answers}
     if numbers != {N_TOKENS}:
-        sys.exit(f"llama-server wrote answers of {numbers} tokens.")
+        sys.exit(f"answers of {numbers} tokens were written.")
     return seconds
 
 
@@ -162,7 +162,7 @@ def measure(bench: Bench, name: str, block: Sequence[Path]) -> float:
         seconds = bench.mtmd(block)
     elif name == SERVER:
         with bench.server() as server:
-            seconds = served(server, block)
+            seconds = served(lambda path: server.ask(path, QUESTION, N_TOKENS), block, N_SLOTS)
     elif name == OPENVINO:
         with OpenVino(bench.artefacts.openvino_model()) as pipeline:
             seconds = float(pipeline.ask(block, QUESTION, N_TOKENS)["seconds"])

@@ -49,10 +49,6 @@ class LlamaServer:
         self._process.kill()
         self._process.wait()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def ask(self, picture: Path, question: str, n_tokens: int) -> dict[str, Any]:
         """The response to a question about a PNG file; the answer has ``n_tokens``, whatever they are."""
         return ask(f"http://127.0.0.1:{self._port}", picture, question, n_tokens, ignore_eos=True)

@@ -76,10 +76,6 @@ class OpenVino:
         self._process.kill()
         self._process.wait()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def ask(self, pictures: Sequence[Path], question: str, n_tokens: int) -> dict[str, Any]:
         """Seconds and numbers of tokens of the answers about each of the pictures."""
         assert self._process.stdin is not None

@@ -11,9 +11,7 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +19,8 @@ from typing import Any, Final
 import platformdirs
 
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.cpus import usable_cpus
 from scripts.bench.artefacts import OUR_PROGRAM, SCALES, Artefacts
-from scripts.bench.batch import LLAMA_CPP, N_CTX, N_SLOTS, N_TOKENS, QUESTION
+from scripts.bench.batch import LLAMA_SERVER, N_CTX, N_SLOTS, N_TOKENS, QUESTION, served
 from scripts.bench.llama_cpp_tools import build_tools
 from scripts.bench.llama_server import LlamaServer, ask
 from scripts.bench.table import Note, Row, report
@@ -49,18 +46,6 @@ def our_server(bundle: Path, options: Sequence[str]) -> Iterator[Ask]:
             process.terminate()
 
 
-def served(ask_about: Ask, pictures: Sequence[Path], n_clients: int) -> float:
-    """Seconds a request."""
-    began = time.perf_counter()
-    with ThreadPoolExecutor(n_clients) as clients:
-        answers = list(clients.map(ask_about, pictures))
-    seconds = time.perf_counter() - began
-    numbers = {answer["usage"]["completion_tokens"] for answer in answers}
-    if numbers != {N_TOKENS}:
-        sys.exit(f"answers of {numbers} tokens were written.")
-    return seconds / len(pictures)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=64)
@@ -75,20 +60,24 @@ def main() -> None:
     folder = arguments.folder or platformdirs.user_cache_path("acestep-gguf-bench") / "answers"
     artefacts = Artefacts(folder / arguments.shape, SCALES[arguments.shape])
     bundle, facts = artefacts.bundle(), Bundle.read(artefacts.bundle())
-    slots = ["-np", str(N_SLOTS), "-c", str(N_SLOTS * N_CTX), "-t", str(usable_cpus()), "--no-kv-unified"]
     program = build_tools(["llama-server"])["llama-server"]
     decoder, mmproj = bundle / facts.decoder("Q4_K_M").file, bundle / facts.mmproj[arguments.mmproj].file
     pictures = [artefacts.picture(number) for number in range(arguments.requests)]
     size = len(pictures) // arguments.blocks
-    theirs, ours = [], []
+    theirs: list[float] = []
+    ours: list[float] = []
     with (
-        LlamaServer(program, decoder, mmproj, [*slots, *LLAMA_CPP]) as peer,
+        LlamaServer(program, decoder, mmproj, LLAMA_SERVER) as peer,
         our_server(bundle, arguments.options) as ask_us,
     ):
+
+        def peer_answer(picture: Path) -> dict[str, Any]:
+            return peer.ask(picture, QUESTION, N_TOKENS)
+
         for number in range(arguments.blocks):
             block = pictures[number * size : (number + 1) * size]
-            theirs.append(served(lambda path: peer.ask(path, QUESTION, N_TOKENS), block, arguments.clients))
-            ours.append(served(ask_us, block, arguments.clients))
+            for ask_about, seconds in ((peer_answer, theirs), (ask_us, ours)):
+                seconds.append(served(ask_about, block, arguments.clients) / len(block))
             print(f"block {number + 1}: {theirs[-1]:.2f} s, ours {ours[-1]:.2f} s", file=sys.stderr)
     mine, peers = statistics.median(ours), statistics.median(theirs)
     rows: list[Row | Note] = [
