@@ -15,6 +15,7 @@ from acestep_gguf.bundle.schema import (
     FileRecord,
     Source,
     VisionFile,
+    min_reader_version,
 )
 from acestep_gguf.convert.checkpoint.identity import HASHES_FILE, hashing
 from acestep_gguf.convert.conversion_plan import (
@@ -196,7 +197,7 @@ def _bundle(
 ) -> Bundle:
     return Bundle(
         schema_version=SCHEMA_VERSION,
-        min_reader_version=SCHEMA_VERSION,
+        min_reader_version=min_reader_version(plan.model.image, plan.model.prompt),
         name=plan.name,
         source=source,
         decoders=Decoders(

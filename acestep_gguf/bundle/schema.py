@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isqrt
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,10 +18,14 @@ from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.storage.atomic_file import partial_name
 from acestep_gguf.storage.unfinished import leftovers
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MAX_BUNDLE_JSON_BYTES = 16 * 2**20
 
 SpacePrefix = Literal["never", "first", "always", "prepend"]
+
+# Bounds far above every known model: they keep sizes computed from a hostile bundle harmless.
+MAX_TILES = 256
+MAX_GRIDS = 1024
 
 IMPORTED = "llama.cpp"
 NO_TOWER = "this bundle has no vision tower: ask without pictures."
@@ -114,6 +119,44 @@ class Size:
             raise ValueError(f"{self.height} x {self.width} is not a usable picture size")
 
 
+class ClosestAspectTiles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="closest_aspect"):
+    """A picture is stretched over the grid of tiles whose aspect is closest to its own, as for InternVL.
+
+    With more than one tile, the whole picture, scaled to one, comes last. See vision/closest_aspect.py.
+    """
+
+    min_tiles: int
+    max_tiles: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_tiles <= self.max_tiles <= MAX_TILES:
+            raise ValueError(f"{self.min_tiles} to {self.max_tiles} tiles are not usable")
+
+
+class PinpointTiles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pinpoints"):
+    """A picture is fitted into one of ``grids``, rows and columns of tiles, as for LLaVA-NeXT and OneVision.
+
+    The whole picture, scaled to one tile, comes first. Tokens of the tiles that lie beside the picture are
+    left out, and each row of the others ends with the embedding ``image_newline``. If there are by far more
+    of them than ``max_crops`` tiles have, they are shrunk to so many. With ``square_fill``, each of several
+    pictures is padded to a square of this color instead, and is one tile. See vision/pinpoints.py.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    max_crops: int | None = None
+    square_fill: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.grids) <= MAX_GRIDS:
+            raise ValueError(f"there are {len(self.grids)} grids of tiles")
+        if not all(rows > 0 and columns > 0 and rows * columns <= MAX_TILES for rows, columns in self.grids):
+            raise ValueError("a grid of tiles is empty or too large")
+        if self.max_crops is not None and not 1 <= self.max_crops <= MAX_TILES:
+            raise ValueError(f"max_crops is {self.max_crops}")
+        if self.square_fill is not None and not all(0 <= channel <= 255 for channel in self.square_fill):
+            raise ValueError(f"{self.square_fill} is not a color")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpec:
     """How a picture becomes ``pixel_values``, in the order of the fields, and what the tower makes of them.
@@ -121,7 +164,7 @@ class ImageSpec:
     ``resize`` "shortest_edge" scales the shorter edge to ``resize_to.height`` and keeps the aspect; "exact"
     scales to ``resize_to``; "longest_edge" keeps the aspect, too, scales to what fits into ``resize_to`` and
     fills the rest with the color ``fill``. Pixels are then ``(pixel * rescale_factor - mean) / std`` per RGB
-    channel.
+    channel. With ``tiles``, a picture becomes several crops of ``size``, of ``n_image_tokens`` each.
     """
 
     pad_to_square: tuple[int, int, int] | None
@@ -136,8 +179,13 @@ class ImageSpec:
     n_image_tokens: int
     n_embd: int
     fill: tuple[int, int, int] | None = None
+    tiles: ClosestAspectTiles | PinpointTiles | None = None
 
     def __post_init__(self) -> None:
+        if self.tiles is not None and (self.resize != "exact" or self.resize_to != self.size):
+            raise ValueError("the tiles of a picture are stretched to the size of one")
+        if self.tiles is not None and isqrt(self.n_image_tokens) ** 2 != self.n_image_tokens:
+            raise ValueError(f"the {self.n_image_tokens} tokens of a tile do not form a square")
         if (self.resize is None) != (self.resize_to is None):
             raise ValueError("resize and resize_to go together")
         if (self.resize == "longest_edge") != (self.fill is not None):
@@ -168,7 +216,8 @@ class PromptSpec:
     tower; no tokenizer sees it, so it need not be in the vocabulary. ``add_bos``: a prompt begins with the
     template's bos_token, also where the template does not write it. ``space_prefix`` is which texts between
     control tokens get a space before them: the "first" of the prompt or "always", unless they begin with
-    one, or any ("prepend"); the first space of an answer is then no part of it.
+    one, or any ("prepend"); the first space of an answer is then no part of it. ``image_begin`` and
+    ``image_end`` are control tokens that stand around each image, wherever the template put it.
     """
 
     image_token: str | None
@@ -180,9 +229,11 @@ class PromptSpec:
     normalizer: Literal["NFC"] | None
     add_bos: bool = False
     space_prefix: SpacePrefix = "never"
+    image_begin: str | None = None
+    image_end: str | None = None
 
     def __post_init__(self) -> None:
-        for token in (self.bos_token, *self.stop_tokens):
+        for token in (self.bos_token, self.image_begin, self.image_end, *self.stop_tokens):
             if token is not None and token not in self.control_tokens:
                 raise ValueError(f"{token!r} is not among control_tokens")
 
@@ -341,6 +392,12 @@ class Bundle:
             yield vision
             yield vision.data
         yield from self.mmproj.values()
+
+
+def min_reader_version(image: ImageSpec | None, prompt: PromptSpec) -> int:
+    """The oldest schema version whose readers understand a bundle: before 3, a picture was one crop."""
+    has_tiles = image is not None and image.tiles is not None
+    return 3 if has_tiles or prompt.image_begin is not None or prompt.image_end is not None else 2
 
 
 def _check_printable(field_name: str, text: str) -> None:

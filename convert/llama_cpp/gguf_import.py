@@ -33,6 +33,7 @@ from acestep_gguf.bundle.schema import (
     ImageSpec,
     PromptSpec,
     Source,
+    min_reader_version,
 )
 from acestep_gguf.convert.conversion_plan import BASE_MEMORY, check_precisions
 from acestep_gguf.convert.llama_cpp.gguf_prompt import DEFAULT_IMAGE_TOKEN, read_gguf_prompt
@@ -165,7 +166,7 @@ def import_gguf(
             staging.publish()
             bundle = Bundle(
                 schema_version=SCHEMA_VERSION,
-                min_reader_version=SCHEMA_VERSION,
+                min_reader_version=min_reader_version(model.image, model.prompt),
                 name=name,
                 source=model.source(record),
                 decoders=Decoders(default=model.ftype, files={model.ftype: record}),

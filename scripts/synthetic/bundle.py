@@ -23,7 +23,14 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from acestep_gguf.bundle.names import FTYPES, DecoderFtype, Ftype, VisionPrecision
-from acestep_gguf.bundle.schema import SCHEMA_VERSION, Bundle, DecoderFile, Decoders, Vision
+from acestep_gguf.bundle.schema import (
+    SCHEMA_VERSION,
+    Bundle,
+    DecoderFile,
+    Decoders,
+    Vision,
+    min_reader_version,
+)
 from acestep_gguf.convert.conversion_plan import ConversionPlan, ConversionRequest, plan_bundle
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.cpus import usable_cpus
@@ -136,7 +143,7 @@ def write_bundle(
             staging.publish()
             Bundle(
                 schema_version=SCHEMA_VERSION,
-                min_reader_version=SCHEMA_VERSION,
+                min_reader_version=min_reader_version(plan.model.image, plan.model.prompt),
                 name=name,
                 source=plan.model.source,
                 decoders=Decoders(default=ftypes[0], files=decoders),

@@ -1,0 +1,64 @@
+"""How a picture becomes crops of the tower's size, and what the features of its crops are to the decoder.
+
+Each way is a class with a file of its own. The number of tokens follows from the size of a picture alone, in
+integers, so it is known before anything is loaded.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from acestep_gguf.bundle.schema import ClosestAspectTiles, ImageSpec, PinpointTiles
+from acestep_gguf.vision.blocks import Block
+from acestep_gguf.vision.closest_aspect import ClosestAspect
+from acestep_gguf.vision.pinpoints import Pinpoints
+from acestep_gguf.vision.whole_picture import WholePicture
+
+FloatArray = npt.NDArray[np.float32]
+
+
+class Tiling(Protocol):
+    """A way to cut pictures up.
+
+    ``size`` is the width and height of a picture. All methods that take it, and ``crops``, raise ImageError
+    for pictures that are so long and narrow that they cannot be cut up.
+    """
+
+    def n_crops(self, size: tuple[int, int], /) -> int:
+        """How many crops a picture becomes."""
+
+    def blocks(self, size: tuple[int, int], /) -> tuple[Block, ...]:
+        """What the rows of a picture's embeds are, in their order."""
+
+    def working_sizes(self, size: tuple[int, int], /) -> list[tuple[int, int]]:
+        """Widths and heights in which a picture is in memory on the way to its crops."""
+
+    def crops(self, image: Image.Image) -> list[Image.Image]:
+        """Crops of an RGB picture, each of the size that the tower takes."""
+
+    def grids(self, features: FloatArray, size: tuple[int, int], /) -> Sequence[FloatArray]:
+        """Features of all crops, [n_crops, n_image_tokens, n], as grids of ``blocks``, [rows, columns, n]."""
+
+    def most(self) -> tuple[int, int]:
+        """The most crops that any picture has, and the most tokens."""
+
+
+def tiling_of(spec: ImageSpec, *, max_tiles: int | None = None, n_pictures: int = 1) -> Tiling:
+    """How pictures become crops.
+
+    Args:
+        spec: what the bundle says of pictures.
+        max_tiles: tiles at most, so that a picture costs less: 1 for the whole picture as one crop. None for
+            as many as the model was made for.
+        n_pictures: how many there are in the prompt: some models cut up a picture only if it is alone.
+    """
+    match spec.tiles:
+        case None:
+            return WholePicture(spec)
+        case ClosestAspectTiles() as tiles:
+            return ClosestAspect(spec, tiles, max_tiles)
+        case PinpointTiles() as tiles:
+            return Pinpoints(spec, tiles, max_tiles, is_alone=n_pictures == 1)
