@@ -9,7 +9,8 @@ from typing import cast
 
 from gguf.utility import model_weight_count_rounded_notation
 
-from acestep_gguf.bundle.schema import ImageSpec, PromptSpec, Source
+from acestep_gguf.bundle.image_spec import ImageSpec
+from acestep_gguf.bundle.schema import PromptSpec, Source
 from acestep_gguf.convert.checkpoint.config import (
     LlavaConfig,
     ModelConfig,

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import (
     BUNDLE_FILE,
     FTYPES,
@@ -21,7 +22,6 @@ from acestep_gguf.bundle.schema import (
     Bundle,
     DecoderFile,
     FileRecord,
-    ImageSpec,
     PromptSpec,
     Source,
     VisionFile,

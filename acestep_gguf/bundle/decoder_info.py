@@ -9,7 +9,8 @@ from math import isfinite
 from typing import Final, TypeVar
 
 from acestep_gguf.bundle.gguf_header import GGUFHeader, Skipped, StringArray
-from acestep_gguf.bundle.schema import ImageSpec, PromptSpec
+from acestep_gguf.bundle.image_spec import ImageSpec
+from acestep_gguf.bundle.schema import PromptSpec
 from acestep_gguf.errors import BundleError, UnsupportedModelError
 
 ARCHITECTURES: Final = ("qwen2", "qwen3", "llama")

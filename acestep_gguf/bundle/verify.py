@@ -14,9 +14,10 @@ from typing import Final
 
 from acestep_gguf.bundle.decoder_info import check_vocabulary, decoder_info
 from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import BUNDLE_FILE, LLAMA_FTYPE, DecoderFtype
 from acestep_gguf.bundle.onnx_file import read_onnx
-from acestep_gguf.bundle.schema import Bundle, FileRecord, ImageSpec, VisionFile, check_file
+from acestep_gguf.bundle.schema import Bundle, FileRecord, VisionFile, check_file
 from acestep_gguf.bundle.vision_info import check_graph
 from acestep_gguf.errors import AceStepError, BundleError
 from acestep_gguf.storage.unfinished import leftovers

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Final
 
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.onnx_file import FLOAT, OnnxFile, Value, read_onnx
-from acestep_gguf.bundle.schema import ImageSpec, VisionFile, check_file
+from acestep_gguf.bundle.schema import VisionFile, check_file
 from acestep_gguf.errors import BundleError
 
 # Names in the graph.

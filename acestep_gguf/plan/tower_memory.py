@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.onnx_file import read_onnx
-from acestep_gguf.bundle.schema import ImageSpec, VisionFile
+from acestep_gguf.bundle.schema import VisionFile
 
 F32: Final = 4
 SESSION_BYTES: Final = 3 * 2**20  # threads' stacks and what a session keeps beside weights

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acestep_gguf.bundle.schema import ClosestAspectTiles, ImageSpec
+from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec
 from acestep_gguf.vision.blocks import Block
 from acestep_gguf.vision.resizing import check_size, resized, tiles_of
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.bundle.schema import ImageSpec
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.errors import BundleError
 from acestep_gguf.vision.token_selection import kept_patches, patch_grid
 

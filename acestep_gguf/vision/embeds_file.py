@@ -16,8 +16,9 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import VisionPrecision
-from acestep_gguf.bundle.schema import Bundle, ImageSpec, VisionFile
+from acestep_gguf.bundle.schema import Bundle, VisionFile
 from acestep_gguf.errors import ImageError
 from acestep_gguf.storage.atomic_file import write_atomically
 from acestep_gguf.vision.embeds import ImageEmbeds

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.image_file import (
     MAX_PIXELS,

@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
-from acestep_gguf.bundle.schema import Bundle, ImageSpec, ReferenceEmbeds, VisionFile
+from acestep_gguf.bundle.schema import Bundle, ReferenceEmbeds, VisionFile
 from acestep_gguf.cpus import cpu_name, usable_cpus
 from acestep_gguf.errors import BundleError
 from acestep_gguf.storage.atomic_file import write_atomically

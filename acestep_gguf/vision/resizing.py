@@ -4,7 +4,7 @@ from typing import Final
 
 from PIL import Image
 
-from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.image_file import MAX_PIXELS, too_many_pixels
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acestep_gguf.bundle.schema import ClosestAspectTiles, ImageSpec, PinpointTiles
+from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec, PinpointTiles
 from acestep_gguf.vision.blocks import Block
 from acestep_gguf.vision.closest_aspect import ClosestAspect
 from acestep_gguf.vision.pinpoints import Pinpoints

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.bundle.schema import Size
+from acestep_gguf.bundle.image_spec import Size
 from acestep_gguf.errors import BundleError
 
 FloatArray = npt.NDArray[np.float32]

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.blocks import Block
 from acestep_gguf.vision.resizing import center_cropped, centered, check_size, padded_to_square, resized

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.convert.checkpoint.config import LlavaConfig
 from acestep_gguf.convert.checkpoint.folder import PROCESSOR_FILE, CheckpointFolder
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError, UsageError

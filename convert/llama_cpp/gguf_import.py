@@ -16,6 +16,7 @@ from gguf.utility import model_weight_count_rounded_notation
 
 from acestep_gguf.bundle.decoder_info import check_vocabulary
 from acestep_gguf.bundle.gguf_header import GGUFHeader
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import (
     LLAMA_FTYPE,
     VISION_PRECISIONS,
@@ -30,7 +31,6 @@ from acestep_gguf.bundle.schema import (
     DecoderFile,
     Decoders,
     FileRecord,
-    ImageSpec,
     PromptSpec,
     Source,
     min_reader_version,

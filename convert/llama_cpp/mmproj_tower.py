@@ -14,7 +14,7 @@ import numpy as np
 from gguf import Keys
 from numpy.typing import NDArray
 
-from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.convert.checkpoint.config import LlavaConfig
 from acestep_gguf.convert.checkpoint.families import CLIP, SIGLIP
 from acestep_gguf.convert.checkpoint.tensor_tables import PROJECTOR, Rows

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from acestep_gguf.bundle.schema import ImageSpec
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.vision_info import PIXEL_VALUES
 from acestep_gguf.convert.checkpoint.config import LlavaConfig
 from acestep_gguf.convert.tower.graph import ClipGraph, Tensors

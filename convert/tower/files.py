@@ -7,8 +7,9 @@ from typing import Final
 
 import numpy as np
 
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import VISION_PRECISIONS, VisionPrecision, vision_file_name
-from acestep_gguf.bundle.schema import FileRecord, ImageSpec, Vision, VisionFile
+from acestep_gguf.bundle.schema import FileRecord, Vision, VisionFile
 from acestep_gguf.bundle.vision_info import PIXEL_VALUES
 from acestep_gguf.convert.checkpoint.config import LlavaConfig
 from acestep_gguf.convert.tower.calibration import (

@@ -14,8 +14,9 @@ from gguf import GGML_QUANT_VERSION, Keys
 from gguf import GGMLQuantizationType as QType
 from numpy.typing import NDArray
 
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import LLAMA_FTYPE, MmprojFtype, mmproj_file_name
-from acestep_gguf.bundle.schema import FileRecord, ImageSpec
+from acestep_gguf.bundle.schema import FileRecord
 from acestep_gguf.convert.checkpoint.config import LlavaConfig
 from acestep_gguf.convert.tower.graph import Tensors
 from acestep_gguf.convert.tower.position_embedding import interpolate_positions

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.bundle.names import Ftype
-from acestep_gguf.bundle.schema import ImageSpec, Size
 from acestep_gguf.convert.model import CheckpointModel, open_model
 from acestep_gguf.convert.pipeline import plan_conversion
 from tests.support import tiny_sentencepiece, tiny_tokenizer

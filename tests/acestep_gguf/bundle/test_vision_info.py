@@ -6,8 +6,9 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto
 
+from acestep_gguf.bundle.image_spec import Size
 from acestep_gguf.bundle.onnx_file import read_onnx
-from acestep_gguf.bundle.schema import Bundle, Size
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.bundle.vision_info import check_graph, check_vision_file
 from acestep_gguf.errors import BundleError
 

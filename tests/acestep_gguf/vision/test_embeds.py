@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acestep_gguf.bundle.schema import Bundle, ImageSpec
+from acestep_gguf.bundle.image_spec import ImageSpec
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import BundleError
 from acestep_gguf.vision.embeds import ImageEmbeds, cosines
 

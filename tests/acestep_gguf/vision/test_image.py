@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, TiffImagePlugin, TiffTags
 
-from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.errors import ImageError, MissingPackageError
 from acestep_gguf.vision import image_file as image_file_module
 from acestep_gguf.vision.image import opening_bytes, pixel_values, preprocess, to_rgb

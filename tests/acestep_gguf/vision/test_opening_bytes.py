@@ -12,7 +12,7 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.vision.image import opening_bytes
 from tests.support import pdf_files
 
@@ -27,7 +27,7 @@ CHILD = """
 import re, sys
 from pathlib import Path
 import msgspec
-from acestep_gguf.bundle.schema import ImageSpec
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.vision.image import pixel_values
 
 def taken(name):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_gguf.bundle.schema import Size
+from acestep_gguf.bundle.image_spec import Size
 from acestep_gguf.errors import BundleError
 from acestep_gguf.vision.token_selection import SPREAD_SHARE, kept_patches, patch_grid
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from acestep_gguf.bundle.schema import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.convert.checkpoint.config import parse_config
 from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.convert.checkpoint.image_processor import read_image_spec

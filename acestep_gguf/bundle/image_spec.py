@@ -1,0 +1,107 @@
+"""How a picture becomes ``pixel_values``, and how many tokens: a part of bundle.json."""
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import Literal
+
+import msgspec
+
+# Bounds far above every known model: they keep sizes computed from a hostile bundle harmless.
+MAX_TILES = 256
+MAX_GRIDS = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A size in pixels."""
+
+    height: int
+    width: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.height <= 16384 and 0 < self.width <= 16384):
+            raise ValueError(f"{self.height} x {self.width} is not a usable picture size")
+
+
+class ClosestAspectTiles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="closest_aspect"):
+    """A picture is stretched over the grid of tiles whose aspect is closest to its own, as for InternVL.
+
+    With more than one tile, the whole picture, scaled to one, comes last. See vision/closest_aspect.py.
+    """
+
+    min_tiles: int
+    max_tiles: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_tiles <= self.max_tiles <= MAX_TILES:
+            raise ValueError(f"{self.min_tiles} to {self.max_tiles} tiles are not usable")
+
+
+class PinpointTiles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="pinpoints"):
+    """A picture is fitted into one of ``grids``, rows and columns of tiles, as for LLaVA-NeXT and OneVision.
+
+    The whole picture, scaled to one tile, comes first. Tokens of the tiles that lie beside the picture are
+    left out, and each row of the others ends with the embedding ``image_newline``. If there are by far more
+    of them than ``max_crops`` tiles have, they are shrunk to so many. With ``square_fill``, each of several
+    pictures is padded to a square of this color instead, and is one tile. See vision/pinpoints.py.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    max_crops: int | None = None
+    square_fill: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.grids) <= MAX_GRIDS:
+            raise ValueError(f"there are {len(self.grids)} grids of tiles")
+        if not all(rows > 0 and columns > 0 and rows * columns <= MAX_TILES for rows, columns in self.grids):
+            raise ValueError("a grid of tiles is empty or too large")
+        if self.max_crops is not None and not 1 <= self.max_crops <= MAX_TILES:
+            raise ValueError(f"max_crops is {self.max_crops}")
+        if self.square_fill is not None and not all(0 <= channel <= 255 for channel in self.square_fill):
+            raise ValueError(f"{self.square_fill} is not a color")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """How a picture becomes ``pixel_values``, in the order of the fields, and what the tower makes of them.
+
+    ``resize`` "shortest_edge" scales the shorter edge to ``resize_to.height`` and keeps the aspect; "exact"
+    scales to ``resize_to``; "longest_edge" keeps the aspect, too, scales to what fits into ``resize_to`` and
+    fills the rest with the color ``fill``. Pixels are then ``(pixel * rescale_factor - mean) / std`` per RGB
+    channel. With ``tiles``, a picture becomes several crops of ``size``, of ``n_image_tokens`` each.
+    """
+
+    pad_to_square: tuple[int, int, int] | None
+    resize: Literal["shortest_edge", "exact", "longest_edge"] | None
+    resize_to: Size | None
+    resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+    center_crop: Size | None
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    size: Size
+    n_image_tokens: int
+    n_embd: int
+    fill: tuple[int, int, int] | None = None
+    tiles: ClosestAspectTiles | PinpointTiles | None = None
+
+    def __post_init__(self) -> None:
+        if self.tiles is not None and (self.resize != "exact" or self.resize_to != self.size):
+            raise ValueError("the tiles of a picture are stretched to the size of one")
+        if self.tiles is not None and isqrt(self.n_image_tokens) ** 2 != self.n_image_tokens:
+            raise ValueError(f"the {self.n_image_tokens} tokens of a tile do not form a square")
+        if (self.resize is None) != (self.resize_to is None):
+            raise ValueError("resize and resize_to go together")
+        if (self.resize == "longest_edge") != (self.fill is not None):
+            raise ValueError("longest_edge and fill go together")
+        for color in filter(None, (self.pad_to_square, self.fill)):
+            if not all(0 <= channel <= 255 for channel in color):
+                raise ValueError(f"{color} is not a color")
+        if not 0 < self.rescale_factor < 1e6:
+            raise ValueError("rescale_factor must lie between 0 and a million")
+        if not all(
+            abs(mean) < 1e6 and 1e-6 < std < 1e6 for mean, std in zip(self.mean, self.std, strict=True)
+        ):
+            raise ValueError("mean and std must be finite and usable, std positive")
+        if self.n_image_tokens <= 0 or self.n_embd <= 0:
+            raise ValueError("n_image_tokens and n_embd must be positive")
