@@ -16,7 +16,7 @@ from acestep_gguf.bundle.names import (
     VisionPrecision,
     decoder_file_name,
 )
-from acestep_gguf.convert.checkpoint.config import LlavaConfig
+from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.gguf_metadata import decoder_metadata
 from acestep_gguf.convert.model import CheckpointModel
 from acestep_gguf.convert.output_folder import OutputFolder
@@ -248,7 +248,7 @@ def _plan_towers(
     model: CheckpointModel, request: ConversionRequest, output: OutputFolder
 ) -> dict[VisionPrecision, PlannedTower]:
     config, image = model.config, model.image
-    if image is None or not isinstance(config, LlavaConfig):
+    if image is None or not isinstance(config, VisionLanguageConfig):
         return {}
     wanted = dict.fromkeys([*request.vision, *output.precisions])
     missing = [precision for precision in wanted if precision not in output.towers]
@@ -267,7 +267,7 @@ def _plan_mmproj(
     missing = [ftype for ftype in wanted if ftype not in output.mmproj]
     if not missing:
         return {}
-    if image is None or not isinstance(config, LlavaConfig):
+    if image is None or not isinstance(config, VisionLanguageConfig):
         raise UsageError("this checkpoint has no vision tower: leave the mmproj file out.")
     return {
         ftype: plan_mmproj(

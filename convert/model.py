@@ -12,8 +12,8 @@ from gguf.utility import model_weight_count_rounded_notation
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.schema import PromptSpec, Source
 from acestep_gguf.convert.checkpoint.config import (
-    LlavaConfig,
     ModelConfig,
+    VisionLanguageConfig,
     parse_config,
     parse_decoder_config,
 )
@@ -80,10 +80,11 @@ def _read_model(
     parse = parse_decoder_config if folder.config["model_type"] in DECODERS else parse_config
     config = parse(folder.config, folder.path / CONFIG_FILE)
     vocabulary = read_vocabulary(folder, config.text_config.vocab_size, config.image_token_index)
-    decoder_family, tower_family = config.text_config.family, None
+    decoder_family = config.text_config.family
+    architecture, vision_model_type = decoder_family.architecture, None
     image = None
-    if isinstance(config, LlavaConfig):
-        tower_family = config.vision_config.family
+    if isinstance(config, VisionLanguageConfig):
+        architecture, vision_model_type = config.family.architecture, config.vision_config.model_type
         check_activations(config)
         image = read_image_spec(folder, config, image_size)
     elif image_size is not None:
@@ -99,8 +100,8 @@ def _read_model(
         image=image,
         prompt=read_prompt_spec(folder, config, vocabulary, stop_ids),
         source=Source(
-            architecture="LlavaForConditionalGeneration" if tower_family else decoder_family.architecture,
-            vision_model_type=tower_family.model_type if tower_family else None,
+            architecture=architecture,
+            vision_model_type=vision_model_type,
             text_model_type=decoder_family.model_type,
             config_sha256=folder.config_sha256,
             weights_sha256=sampled_sha256(weights.stored),

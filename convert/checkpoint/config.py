@@ -13,11 +13,13 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 
 from acestep_gguf.convert.checkpoint.families import (
+    ARCHITECTURES,
     CLIP,
     DECODERS,
-    LLAMA,
+    LLAVA,
     QWEN2,
     TOWERS,
+    ArchitectureFamily,
     DecoderFamily,
     TowerFamily,
 )
@@ -35,16 +37,6 @@ ContextLength = Annotated[int, msgspec.Meta(ge=1, le=2**30)]
 
 # As llama.cpp's own, a signed 32-bit number.
 MAX_CONTEXT_LENGTH: Final = 2**31 - 1
-
-# LlavaConfig's tower when config.json has no vision_config at all.
-DEFAULT_VISION_CONFIG: Final[Mapping[str, Any]] = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,9 +212,13 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LlavaConfig(ModelConfig):
-    """LlavaConfig. ``vision_feature_layer`` counts the embeddings as layer 0, as ``hidden_states`` does."""
+class VisionLanguageConfig(ModelConfig):
+    """LlavaConfig, and by its family's defaults that of others.
 
+    ``vision_feature_layer`` counts the embeddings as layer 0, as ``hidden_states`` does.
+    """
+
+    model_type: str = LLAVA.model_type
     vision_config: VisionConfig
     image_token_index: TokenId = 32000
     projector_hidden_act: str = "gelu"
@@ -238,6 +234,10 @@ class LlavaConfig(ModelConfig):
             )
         if self.image_token_index >= self.text_config.vocab_size:
             raise ValueError(f"the image token {self.image_token_index} is not in the vocabulary")
+
+    @property
+    def family(self) -> ArchitectureFamily:
+        return ARCHITECTURES[self.model_type]
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
@@ -259,20 +259,20 @@ class LlavaConfig(ModelConfig):
 C = TypeVar("C", bound=ModelConfig)
 
 
-def parse_config(raw: dict[str, Any], path: Path) -> LlavaConfig:
+def parse_config(raw: dict[str, Any], path: Path) -> VisionLanguageConfig:
     """Parse config.json of a supported architecture with a vision tower.
 
     Raises:
         CheckpointError: a value is missing, of a wrong type or contradicts another.
         UnsupportedModelError: the values ask for something that llama.cpp or the graph does not do.
     """
-    vision = {"model_type": CLIP.model_type, **(raw.get("vision_config") or DEFAULT_VISION_CONFIG)}
-    vision = {**TOWERS[vision["model_type"]].defaults, **vision}
-    text = _text_config({"model_type": LLAMA.model_type, **(raw.get("text_config") or {})}, path)
-    merged = {**raw, "vision_config": vision, "text_config": text}
-    if "image_token_id" in raw:
-        merged.setdefault("image_token_index", raw["image_token_id"])
-    return _checked(merged, LlavaConfig, path)
+    family = ARCHITECTURES[raw["model_type"]]
+    vision = {"model_type": family.tower.model_type, **(raw.get("vision_config") or family.vision_config)}
+    vision = {**family.towers[vision["model_type"]].defaults, **vision}
+    text = _text_config({"model_type": family.decoder.model_type, **(raw.get("text_config") or {})}, path)
+    token = {"image_token_index": raw["image_token_id"]} if "image_token_id" in raw else {}
+    merged = {**family.defaults, **token, **raw, "vision_config": vision, "text_config": text}
+    return _checked(merged, VisionLanguageConfig, path)
 
 
 def parse_decoder_config(raw: dict[str, Any], path: Path) -> ModelConfig:

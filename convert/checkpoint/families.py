@@ -1,4 +1,4 @@
-"""The families of decoders and towers that are supported, each as one entry of a table.
+"""The kinds of models that are supported, and the decoders and towers in them: each is one entry of a table.
 
 A new family is a new entry; what it needs beyond these fields is a change of code.
 """
@@ -46,6 +46,32 @@ class TowerFamily:
     defaults: Mapping[str, Any]
     tensors: Part
     has_class_token: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchitectureFamily:
+    """How a tower and a decoder are one model: a ``model_type`` at the top of config.json.
+
+    ``defaults`` are those of transformers' config class where they are not VisionLanguageConfig's, and
+    ``tower``, ``vision_config`` and ``decoder`` what it has where config.json says nothing of a part.
+    ``parts`` are the tensors of neither, the projector's first. ``image_processors`` are the kinds that
+    prepare its pictures, the one first that is meant where a folder does not say. ``image_begin`` and
+    ``image_end`` are tokens that its processor writes around each picture.
+    """
+
+    model_type: str
+    name: str
+    architecture: str
+    defaults: Mapping[str, Any]
+    tower: TowerFamily
+    vision_config: Mapping[str, Any]
+    decoder: DecoderFamily
+    towers: Mapping[str, TowerFamily]
+    decoders: Mapping[str, DecoderFamily]
+    parts: tuple[Part, ...]
+    image_processors: tuple[str, ...]
+    image_begin: str | None = None
+    image_end: str | None = None
 
 
 QWEN2: Final = DecoderFamily(
@@ -111,3 +137,32 @@ SIGLIP: Final = TowerFamily(
 # By model_type of text_config and of vision_config.
 DECODERS: Final = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL)}
 TOWERS: Final = {family.model_type: family for family in (CLIP, SIGLIP)}
+
+LLAVA: Final = ArchitectureFamily(
+    model_type="llava",
+    name="LLaVA",
+    architecture="LlavaForConditionalGeneration",
+    defaults={},
+    tower=CLIP,
+    vision_config={
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+    },
+    decoder=LLAMA,
+    towers=TOWERS,
+    decoders=DECODERS,
+    parts=(tensor_tables.PROJECTOR,),
+    image_processors=(
+        "CLIPImageProcessor",
+        "CLIPFeatureExtractor",
+        "LlavaImageProcessor",
+        "SiglipImageProcessor",
+    ),
+)
+
+# By config.json's model_type.
+ARCHITECTURES: Final = {family.model_type: family for family in (LLAVA,)}

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from acestep_gguf.bundle.image_spec import ImageSpec, Size
-from acestep_gguf.convert.checkpoint.config import LlavaConfig
+from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.folder import PROCESSOR_FILE, CheckpointFolder
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError, UsageError
 
@@ -18,12 +18,9 @@ RESAMPLE: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"
 
 MAX_PATCHES_PER_SIDE: Final = 256
 
-# The kinds, and their defaults where they are not CLIPImageProcessor's.
+# Defaults of kinds where they are not CLIPImageProcessor's.
 LLAVA: Final = "LlavaImageProcessor"
 DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "CLIPImageProcessor": {},
-    "CLIPFeatureExtractor": {},
-    LLAVA: {},
     "SiglipImageProcessor": {
         "do_center_crop": False,
         "size": {"height": 224, "width": 224},
@@ -54,7 +51,9 @@ class ImageProcessorConfig:
     do_pad: bool | None = False
 
 
-def read_image_spec(folder: CheckpointFolder, config: LlavaConfig, image_size: int | None) -> ImageSpec:
+def read_image_spec(
+    folder: CheckpointFolder, config: VisionLanguageConfig, image_size: int | None
+) -> ImageSpec:
     """How pictures are prepared, for the checkpoint's picture size or for ``image_size`` instead.
 
     Raises:
@@ -65,28 +64,29 @@ def read_image_spec(folder: CheckpointFolder, config: LlavaConfig, image_size: i
     raw = folder.processor_config.get("image_processor") or folder.read_json(IMAGE_PROCESSOR_FILE)
     if not isinstance(raw, dict):
         raise CheckpointError(f"{folder.path} has no {IMAGE_PROCESSOR_FILE}: get the whole checkpoint.")
-    kind = _kind(raw)
+    kind = _kind(raw, config)
     _check_same_tower(folder.processor_config, config)
     try:
-        processor = msgspec.convert({**DEFAULTS[kind], **raw}, type=ImageProcessorConfig)
+        processor = msgspec.convert({**DEFAULTS.get(kind, {}), **raw}, type=ImageProcessorConfig)
         spec = _image_spec(processor, config, can_pad=kind == LLAVA)
     except ValueError as error:
         raise CheckpointError(f"the image processor's config is damaged ({error}): get it again.") from error
     return spec if image_size in (None, spec.size.height) else _resized(spec, config, image_size)
 
 
-def _kind(raw: Mapping[str, Any]) -> str:
-    name = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "CLIPImageProcessor")
+def _kind(raw: Mapping[str, Any], config: VisionLanguageConfig) -> str:
+    kinds = config.family.image_processors
+    name = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or kinds[0])
     # The suffix names a backend; what it computes is the same within rounding.
     kind = name.removesuffix("Fast").removesuffix("Pil")
-    if kind not in DEFAULTS:
+    if kind not in kinds:
         raise UnsupportedModelError(
-            f"the image processor is a {name}: supported are CLIP's, SigLIP's and LLaVA's."
+            f"the image processor is a {name}: supported for {config.family.name} are {', '.join(kinds)}."
         )
     return kind
 
 
-def _check_same_tower(processor_config: Mapping[str, Any], config: LlavaConfig) -> None:
+def _check_same_tower(processor_config: Mapping[str, Any], config: VisionLanguageConfig) -> None:
     """LlavaProcessor counts image tokens itself; transformers fails on another count than the tower's."""
     expected = {
         "patch_size": config.vision_config.patch_size,
@@ -100,7 +100,7 @@ def _check_same_tower(processor_config: Mapping[str, Any], config: LlavaConfig) 
             )
 
 
-def _image_spec(processor: ImageProcessorConfig, config: LlavaConfig, *, can_pad: bool) -> ImageSpec:
+def _image_spec(processor: ImageProcessorConfig, config: VisionLanguageConfig, *, can_pad: bool) -> ImageSpec:
     side = config.vision_config.image_size
     pads = can_pad and bool(processor.do_pad)
     resize, resize_to = _resize(processor)
@@ -157,7 +157,7 @@ def _background(mean: Rgb) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _resized(spec: ImageSpec, config: LlavaConfig, image_size: int) -> ImageSpec:
+def _resized(spec: ImageSpec, config: VisionLanguageConfig, image_size: int) -> ImageSpec:
     """The spec for pictures of ``image_size``; a margin that is cropped away scales along."""
     patch_size = config.vision_config.patch_size
     if image_size <= 0 or image_size % patch_size:

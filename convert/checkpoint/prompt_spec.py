@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from acestep_gguf.bundle.schema import PromptSpec
-from acestep_gguf.convert.checkpoint.config import ModelConfig
+from acestep_gguf.convert.checkpoint.config import ModelConfig, VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.folder import TOKENIZER_CONFIG_FILE, CheckpointFolder
 from acestep_gguf.convert.checkpoint.tokenizer import TOKENIZER_FILE, Vocabulary
 from acestep_gguf.errors import CheckpointError
@@ -43,8 +43,9 @@ def read_prompt_spec(
         CheckpointError: there is no chat template, or two files disagree about what stands for a picture.
     """
     template_tokens = _template_tokens(folder.tokenizer_config)
-    image_token = None
-    if config.image_token_index is not None:
+    image_token, family = None, None
+    if isinstance(config, VisionLanguageConfig):
+        family = config.family
         image_token = vocabulary.tokens[config.image_token_index]
         _check_image_token(image_token, folder)
     return PromptSpec(
@@ -57,6 +58,8 @@ def read_prompt_spec(
         normalizer=vocabulary.normalizer,
         add_bos=_adds_bos(folder.tokenizer_config, template_tokens, vocabulary),
         space_prefix=vocabulary.space_prefix,
+        image_begin=family.image_begin if family else None,
+        image_end=family.image_end if family else None,
     )
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from acestep_gguf.convert.checkpoint.families import CLIP, DECODERS, LLAMA, TOWERS
+from acestep_gguf.convert.checkpoint.families import ARCHITECTURES, DECODERS
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 SUPPORTED: Final = (
-    "LlavaForConditionalGeneration with a CLIP or SigLIP vision tower and a Qwen2, Qwen3, Llama or Mistral "
+    f"{' or '.join(family.name for family in ARCHITECTURES.values())} with a Qwen2, Qwen3, Llama or Mistral "
     "decoder, or a decoder of these alone"
 )
 
@@ -68,10 +68,11 @@ def check_architecture(config: dict[str, Any], folder: Path) -> None:
         raise UnsupportedModelError(f"{folder} is a {model_type} checkpoint: {SENTENCES[model_type]}")
     if model_type in DECODERS:
         return
-    if model_type != "llava":
+    family = ARCHITECTURES.get(model_type)
+    if family is None:
         raise UnsupportedModelError(f"{folder} is a {model_type} checkpoint: supported is {SUPPORTED}.")
-    _check_part(config, "vision_config", CLIP.model_type, TOWERS, folder)
-    _check_part(config, "text_config", LLAMA.model_type, DECODERS, folder)
+    _check_part(config, "vision_config", family.tower.model_type, family.towers, folder)
+    _check_part(config, "text_config", family.decoder.model_type, family.decoders, folder)
 
 
 def _check_part(
@@ -82,7 +83,9 @@ def _check_part(
         raise CheckpointError(f"{folder}/config.json: {key} is not an object: get an undamaged checkpoint.")
     model_type = (part or {}).get("model_type", default)
     if not isinstance(model_type, str) or model_type not in families:
-        raise UnsupportedModelError(f"{folder} has a {key} of type {model_type}: supported is {SUPPORTED}.")
+        raise UnsupportedModelError(
+            f"{folder} has a {key} of type {model_type}: supported are {', '.join(families)}."
+        )
 
 
 def _is_ace_step(name: object) -> bool:

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from acestep_gguf.convert.checkpoint.config import LlavaConfig, ModelConfig
+from acestep_gguf.convert.checkpoint.config import ModelConfig, VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.rope_factors import ROPE_FACTORS, RopeFactors
 from acestep_gguf.convert.checkpoint.rope_rows import NeighbouringPairs
-from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, PROJECTOR, Part
+from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, Part
 from acestep_gguf.convert.checkpoint.weight import CheckpointWeights, Weight, are_equal
 from acestep_gguf.errors import CheckpointError
 
@@ -40,7 +40,7 @@ def find_tensors(weights: CheckpointWeights, config: ModelConfig) -> ModelTensor
     if not _is_tied(config, found):
         decoder |= _wanted(head_part)
     dims = _dims(config)
-    tower = _wanted_of_tower(config) if isinstance(config, LlavaConfig) else {}
+    tower = _wanted_of_tower(config) if isinstance(config, VisionLanguageConfig) else {}
     computed: dict[str, Weight] = {}
     if config.text_config.rope_parameters.rope_type == "llama3":
         computed[ROPE_FACTORS] = RopeFactors(config.text_config)
@@ -80,9 +80,11 @@ def _wanted(part: Part, n_layers: int = 0) -> dict[str, _Wanted]:
     return {row[0]: _Wanted(part.prefixes[0] + name, row[1]) for name, row in rows() if row}
 
 
-def _wanted_of_tower(config: LlavaConfig) -> dict[str, _Wanted]:
+def _wanted_of_tower(config: VisionLanguageConfig) -> dict[str, _Wanted]:
     # Layers behind the last one that the projector sees are not needed.
-    wanted = _wanted(config.vision_config.family.tensors, max(config.feature_layers)) | _wanted(PROJECTOR)
+    wanted = _wanted(config.vision_config.family.tensors, max(config.feature_layers))
+    for part in config.family.parts:
+        wanted |= _wanted(part)
     if not config.multimodal_projector_bias:
         wanted = {name: row for name, row in wanted.items() if name not in ("mm.1.bias", "mm.2.bias")}
     return wanted
@@ -120,10 +122,10 @@ def _find_all(weights: CheckpointWeights, config: ModelConfig) -> dict[str, Weig
 
 
 def _parts(config: ModelConfig) -> tuple[Part, ...]:
-    """Decoder and output matrix; tower and projector."""
+    """Decoder and output matrix; tower, projector and what else there is."""
     decoder = config.text_config.family.tensors
-    if isinstance(config, LlavaConfig):
-        return decoder, HEAD, config.vision_config.family.tensors, PROJECTOR
+    if isinstance(config, VisionLanguageConfig):
+        return decoder, HEAD, config.vision_config.family.tensors, *config.family.parts
     return replace(decoder, prefixes=BARE_DECODER_PREFIXES), replace(HEAD, prefixes=BARE_HEAD_PREFIXES)
 
 
@@ -155,7 +157,7 @@ def _numbered(template: str, bid: int) -> str:
 
 
 def _n_layers(part: Part, config: ModelConfig) -> int:
-    if isinstance(config, LlavaConfig) and part is config.vision_config.family.tensors:
+    if isinstance(config, VisionLanguageConfig) and part is config.vision_config.family.tensors:
         return config.vision_config.num_hidden_layers
     return config.text_config.num_hidden_layers
 
@@ -170,7 +172,7 @@ def _dims(config: ModelConfig) -> dict[str, int]:
         "n_kv": text.key_value_size,
         "n_ff": text.intermediate_size,
     }
-    if not isinstance(config, LlavaConfig):
+    if not isinstance(config, VisionLanguageConfig):
         return dims
     vision = config.vision_config
     return dims | {

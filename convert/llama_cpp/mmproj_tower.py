@@ -15,7 +15,7 @@ from gguf import Keys
 from numpy.typing import NDArray
 
 from acestep_gguf.bundle.image_spec import ImageSpec, Size
-from acestep_gguf.convert.checkpoint.config import LlavaConfig
+from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.families import CLIP, SIGLIP
 from acestep_gguf.convert.checkpoint.tensor_tables import PROJECTOR, Rows
 from acestep_gguf.convert.checkpoint.weight import Weight
@@ -55,7 +55,7 @@ class MmprojTower:
     Of ``config``, only the parts about the tower and projector mean anything.
     """
 
-    config: LlavaConfig
+    config: VisionLanguageConfig
     image: ImageSpec
     tensors: Mapping[str, Weight]
 
@@ -141,7 +141,7 @@ class _Reader:
             raise self._unsupported("has a projector of the type 'mlp_norm': only 'mlp' is supported")
         return found
 
-    def config(self, tensors: Mapping[str, GgufTensor]) -> LlavaConfig:
+    def config(self, tensors: Mapping[str, GgufTensor]) -> VisionLanguageConfig:
         """What config.json would say of this tower."""
         keys, has_class_token = Keys.ClipVision, "v.class_embd" in tensors
         n_blocks = self._required(keys.BLOCK_COUNT, int)
@@ -166,11 +166,11 @@ class _Reader:
             "vision_feature_layer": self._numbers(FEATURE_LAYERS_KEY) or [n_blocks],
         }
         try:
-            return msgspec.convert(raw, type=LlavaConfig)
+            return msgspec.convert(raw, type=VisionLanguageConfig)
         except msgspec.ValidationError as error:
             raise self._file.damaged(str(error)) from error
 
-    def needed(self, tensors: Mapping[str, GgufTensor], config: LlavaConfig) -> dict[str, Weight]:
+    def needed(self, tensors: Mapping[str, GgufTensor], config: VisionLanguageConfig) -> dict[str, Weight]:
         """The tensors that the tower is built from, each of its right shape."""
         tensors = _unswapped(tensors, config)
         known = dict(_known(config))
@@ -195,7 +195,7 @@ class _Reader:
             needed[table] = _ClassTokenFirst(tensors[table])
         return needed
 
-    def image(self, tensors: Mapping[str, Weight], config: LlavaConfig) -> ImageSpec:
+    def image(self, tensors: Mapping[str, Weight], config: VisionLanguageConfig) -> ImageSpec:
         """How pictures are prepared: as libmtmd does, unless we wrote the file and know it better."""
         n_embd = tensors["mm.2.weight"].shape[0]
         side = config.vision_config.image_size
@@ -257,7 +257,7 @@ class _Reader:
         return UnsupportedModelError(f"{self._file.path} {problem}.")
 
 
-def _known(config: LlavaConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _known(config: VisionLanguageConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every tensor of such a tower and projector, with the names of its dimensions."""
     tower = config.vision_config.family.tensors
     yield from _named(tower.before_layers)
@@ -271,7 +271,7 @@ def _named(rows: Rows) -> Iterator[tuple[str, tuple[str, ...]]]:
     return (row for row in rows.values() if row)
 
 
-def _dims(config: LlavaConfig, n_embd: int) -> dict[str, int]:
+def _dims(config: VisionLanguageConfig, n_embd: int) -> dict[str, int]:
     vision = config.vision_config
     return {
         "n_embd": n_embd,
@@ -284,7 +284,7 @@ def _dims(config: LlavaConfig, n_embd: int) -> dict[str, int]:
     }
 
 
-def _unswapped(tensors: Mapping[str, GgufTensor], config: LlavaConfig) -> dict[str, GgufTensor]:
+def _unswapped(tensors: Mapping[str, GgufTensor], config: VisionLanguageConfig) -> dict[str, GgufTensor]:
     """Old converters gave ffn_up and ffn_down each other's names; clip.cpp tells it by the shape, too."""
 
     def true_name(name: str) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.vision_info import PIXEL_VALUES
-from acestep_gguf.convert.checkpoint.config import LlavaConfig
+from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.tower.graph import ClipGraph, Tensors
 from acestep_gguf.convert.tower.int8 import (
     BAD_ERROR,
@@ -65,7 +65,12 @@ class _Candidate:
 
 
 def calibrate(
-    config: LlavaConfig, image: ImageSpec, tensors: Tensors, pictures: Sequence[Path], *, n_threads: int
+    config: VisionLanguageConfig,
+    image: ImageSpec,
+    tensors: Tensors,
+    pictures: Sequence[Path],
+    *,
+    n_threads: int,
 ) -> Calibration:
     """Find out how to quantize the linear layers of a tower.
 
@@ -93,7 +98,7 @@ def calibrate(
     )
 
 
-def calibration_memory(config: LlavaConfig, image: ImageSpec, n_pictures: int) -> int:
+def calibration_memory(config: VisionLanguageConfig, image: ImageSpec, n_pictures: int) -> int:
     """Bytes that ``calibrate`` takes, about: weights and activations of a layer, and what pictures became."""
     tower = config.vision_config
     hidden, mlp = tower.hidden_size, tower.intermediate_size
@@ -146,7 +151,9 @@ def _choose(tower: "_Tower", statistics: Mapping[str, ChannelStatistics]) -> dic
 class _Tower:
     """A tower that is built and run one layer at a time."""
 
-    def __init__(self, config: LlavaConfig, image: ImageSpec, tensors: Tensors, n_threads: int) -> None:
+    def __init__(
+        self, config: VisionLanguageConfig, image: ImageSpec, tensors: Tensors, n_threads: int
+    ) -> None:
         self._config = config
         self._image = image
         self._tensors = tensors

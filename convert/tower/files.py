@@ -11,7 +11,7 @@ from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import VISION_PRECISIONS, VisionPrecision, vision_file_name
 from acestep_gguf.bundle.schema import FileRecord, Vision, VisionFile
 from acestep_gguf.bundle.vision_info import PIXEL_VALUES
-from acestep_gguf.convert.checkpoint.config import LlavaConfig
+from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.tower.calibration import (
     MAX_FLOAT_SHARE,
     Calibration,
@@ -36,7 +36,7 @@ GOOD_COSINE: Final = 0.99
 class _Tower:
     """What towers of all precisions are made from."""
 
-    config: LlavaConfig
+    config: VisionLanguageConfig
     image: ImageSpec
     tensors: Tensors
 
@@ -119,7 +119,7 @@ class PlannedTower:
 
 
 def plan_tower(
-    config: LlavaConfig,
+    config: VisionLanguageConfig,
     image: ImageSpec,
     tensors: Tensors,
     precision: VisionPrecision,

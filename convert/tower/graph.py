@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from acestep_gguf.convert.checkpoint.config import LlavaConfig, VisionConfig
+from acestep_gguf.convert.checkpoint.config import VisionConfig, VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.weight import Weight
 from acestep_gguf.convert.tower.int8 import Divisors, Int8Inputs, Int8Layer, int8_product
 from acestep_gguf.convert.tower.onnx_graph import MICROSOFT, OnnxGraph
@@ -29,7 +29,7 @@ ACTIVATIONS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 Tensors = Mapping[str, Weight]
 
 
-def check_activations(config: LlavaConfig) -> None:
+def check_activations(config: VisionLanguageConfig) -> None:
     """Refuse activations that the graph has no operator for.
 
     Raises:
@@ -62,7 +62,7 @@ class ClipGraph:
     """
 
     def __init__(
-        self, config: LlavaConfig, tensors: Tensors, image_size: int, int8: Int8Inputs | None = None
+        self, config: VisionLanguageConfig, tensors: Tensors, image_size: int, int8: Int8Inputs | None = None
     ) -> None:
         self.graph = OnnxGraph()
         self.linear_inputs: dict[str, LinearInput] = {}

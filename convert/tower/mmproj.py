@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import LLAMA_FTYPE, MmprojFtype, mmproj_file_name
 from acestep_gguf.bundle.schema import FileRecord
-from acestep_gguf.convert.checkpoint.config import LlavaConfig
+from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.tower.graph import Tensors
 from acestep_gguf.convert.tower.position_embedding import interpolate_positions
 from acestep_gguf.errors import UnsupportedModelError
@@ -61,7 +61,7 @@ class PlannedMmproj:
 
 
 def plan_mmproj(
-    config: LlavaConfig,
+    config: VisionLanguageConfig,
     image: ImageSpec,
     tensors: Tensors,
     *,
@@ -102,7 +102,7 @@ class _Computed:
         return np.ascontiguousarray(rows[start:stop])
 
 
-def _check_computable(config: LlavaConfig, tensors: Tensors) -> None:
+def _check_computable(config: VisionLanguageConfig, tensors: Tensors) -> None:
     has_class_token = "v.class_embd" in tensors
     strategy = config.vision_feature_select_strategy
     if has_class_token != (strategy == "default"):
@@ -125,7 +125,7 @@ def _not_in_llama_cpp(difference: str) -> UnsupportedModelError:
 
 
 def _positions(
-    config: LlavaConfig, image: ImageSpec, tensors: Tensors, *, class_token_last: bool
+    config: VisionLanguageConfig, image: ImageSpec, tensors: Tensors, *, class_token_last: bool
 ) -> TensorSource:
     """Position embeddings for the size of the pictures: llama.cpp does not interpolate them."""
     table = tensors["v.position_embd.weight"]
@@ -137,7 +137,7 @@ def _positions(
     return _Computed(shape, lambda: np.roll(interpolate_positions(table.read(), n_side), shift, axis=0))
 
 
-def _projector(config: LlavaConfig, tensors: Tensors) -> dict[str, TensorSource]:
+def _projector(config: VisionLanguageConfig, tensors: Tensors) -> dict[str, TensorSource]:
     """The two linear layers; llama.cpp counts the activation as layer 1, and adds a bias always."""
     layers: dict[str, TensorSource] = {}
     for number, name in ((0, "mm.1"), (2, "mm.2")):
@@ -177,7 +177,9 @@ def _choose_type(tensor: TensorShape, wanted: QType) -> TypeChoice:
     return TypeChoice(wanted if tensor.shape[-1] % block_size(wanted) == 0 else QType.F16, wanted)
 
 
-def _metadata(config: LlavaConfig, image: ImageSpec, name: str, ftype: MmprojFtype) -> dict[str, bytes]:
+def _metadata(
+    config: VisionLanguageConfig, image: ImageSpec, name: str, ftype: MmprojFtype
+) -> dict[str, bytes]:
     vision, layers = config.vision_config, _ordered(config.feature_layers)
     # llama.cpp's pixels are divided by 255 before they are normalized.
     scale = 255 * image.rescale_factor

@@ -9,7 +9,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from acestep_gguf.convert import plan_conversion
-from acestep_gguf.convert.checkpoint.config import LlavaConfig, RopeParameters, TextConfig, VisionConfig
+from acestep_gguf.convert.checkpoint.config import (
+    RopeParameters,
+    TextConfig,
+    VisionConfig,
+    VisionLanguageConfig,
+)
 from acestep_gguf.convert.checkpoint.image_processor import ImageProcessorConfig
 from acestep_gguf.errors import AceStepError
 from tests.support.tiny_checkpoints import TinyCheckpoint
@@ -21,7 +26,7 @@ NUMBERS = (
 )  # fmt: skip
 # File, and keys from its top.
 PLACES = (
-    *(("config.json", key) for key in LlavaConfig.__dataclass_fields__),
+    *(("config.json", key) for key in VisionLanguageConfig.__dataclass_fields__),
     *(("config.json", "text_config", key) for key in TextConfig.__dataclass_fields__),
     *(("config.json", "text_config", "rope_scaling", key) for key in RopeParameters.__dataclass_fields__),
     *(("config.json", "vision_config", key) for key in VisionConfig.__dataclass_fields__),

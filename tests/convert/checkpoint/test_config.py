@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_gguf.convert.checkpoint.config import (
-    LlavaConfig,
     RopeParameters,
     TextConfig,
     VisionConfig,
+    VisionLanguageConfig,
     parse_config,
 )
 from acestep_gguf.convert.checkpoint.families import LLAMA, MISTRAL, QWEN2, QWEN3, SIGLIP
@@ -37,8 +37,9 @@ def published(name: str) -> dict[str, Any]:
 
 def parse(
     text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, **top: Any
-) -> LlavaConfig:
+) -> VisionLanguageConfig:
     raw = {
+        "model_type": "llava",
         "text_config": {"model_type": "qwen2", **(text or {})},
         "vision_config": vision or {"patch_size": 14},
         **top,
@@ -63,9 +64,11 @@ def test_described_model() -> None:
 
 
 def test_omitted_keys_mean_the_defaults_of_the_config_classes() -> None:
-    assert parse() == LlavaConfig(vision_config=VisionConfig(patch_size=14), text_config=TextConfig())
+    assert parse() == VisionLanguageConfig(
+        vision_config=VisionConfig(patch_size=14), text_config=TextConfig()
+    )
     assert parse().text_config.rope_parameters.rope_theta == 10_000
-    bare = parse_config({"image_token_index": 0}, PATH)
+    bare = parse_config({"model_type": "llava", "image_token_index": 0}, PATH)
     assert bare.vision_config.image_size == 336
     assert bare.vision_config.num_hidden_layers == 24
     assert bare.text_config.family is LLAMA
@@ -254,7 +257,12 @@ def test_sliding_window_that_no_layer_uses_is_fine() -> None:
     ],
 )
 def test_values_that_contradict_each_other_are_an_error(raw: dict[str, Any]) -> None:
-    sound = {"text_config": {}, "vision_config": {"patch_size": 14}, "image_token_index": 0}
+    sound = {
+        "model_type": "llava",
+        "text_config": {},
+        "vision_config": {"patch_size": 14},
+        "image_token_index": 0,
+    }
     parse_config(sound, PATH)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         parse_config(sound | raw, PATH)
@@ -268,7 +276,7 @@ values = (
 @given(
     text=st.dictionaries(st.sampled_from([*TextConfig.__dataclass_fields__, "rope_scaling"]), values),
     vision=st.dictionaries(st.sampled_from([*VisionConfig.__dataclass_fields__]), values),
-    top=st.dictionaries(st.sampled_from([*LlavaConfig.__dataclass_fields__][2:]), values),
+    top=st.dictionaries(st.sampled_from([*VisionLanguageConfig.__dataclass_fields__][2:]), values),
 )
 def test_any_config_is_parsed_or_refused(text: Any, vision: Any, top: Any) -> None:
     raw = {"model_type": "llava", "text_config": text, "vision_config": vision, **top}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from acestep_gguf.convert.checkpoint.config import LlavaConfig
+from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.tower import calibration
 from acestep_gguf.convert.tower.calibration import Calibration, calibrate, find_pictures
@@ -32,7 +32,7 @@ def calibrated(folder: Path, **options: Any) -> Calibration:
     checkpoint = TinyCheckpoint(**options).write(folder / "checkpoint")
     with open_model(checkpoint, None) as model:
         assert model.image is not None
-        assert isinstance(model.config, LlavaConfig)
+        assert isinstance(model.config, VisionLanguageConfig)
         pictures = find_pictures(None, model.image)
         return calibrate(model.config, model.image, model.tensors.tower, pictures, n_threads=2)
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.convert.checkpoint.config import LlavaConfig, parse_config
+from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig, parse_config
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.tower.graph import check_activations
 from acestep_gguf.convert.tower.position_embedding import interpolate_positions
@@ -33,7 +33,7 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         with open_model(folder, None) as model:
-            assert isinstance(model.config, LlavaConfig)
+            assert isinstance(model.config, VisionLanguageConfig)
             self.config = model.config
             tensors = model.tensors.tower
             self.weights = {name: tensor.read().astype(np.float64) for name, tensor in tensors.items()}
