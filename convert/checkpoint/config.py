@@ -225,6 +225,8 @@ class VisionLanguageConfig(ModelConfig):
     vision_feature_select_strategy: Literal["default", "full"] = "default"
     vision_feature_layer: int | list[int] = -2
     multimodal_projector_bias: bool = True
+    image_grid_pinpoints: list[tuple[Dim, Dim]] | None = None
+    vision_aspect_ratio: str | None = None
 
     def __post_init__(self) -> None:
         n_states = self.vision_config.num_hidden_layers + 1

@@ -163,6 +163,45 @@ LLAVA: Final = ArchitectureFamily(
         "SiglipImageProcessor",
     ),
 )
+LLAVA_NEXT: Final = replace(
+    LLAVA,
+    model_type="llava_next",
+    name="LLaVA-NeXT",
+    architecture="LlavaNextForConditionalGeneration",
+    defaults={
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    },
+    parts=(tensor_tables.PROJECTOR, tensor_tables.IMAGE_NEWLINE),
+    image_processors=("LlavaNextImageProcessor",),
+)
+LLAVA_ONEVISION: Final = replace(
+    LLAVA_NEXT,
+    model_type="llava_onevision",
+    name="LLaVA-OneVision",
+    architecture="LlavaOnevisionForConditionalGeneration",
+    defaults={
+        "image_token_index": 151646,
+        "vision_feature_select_strategy": "full",
+        "vision_feature_layer": -1,
+        "image_grid_pinpoints": [
+            [384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)
+        ],
+        "vision_aspect_ratio": "anyres_max_9",
+    },
+    tower=SIGLIP,
+    vision_config={
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    },
+    decoder=QWEN2,
+    towers={SIGLIP.model_type: SIGLIP},
+    decoders={QWEN2.model_type: QWEN2},
+    image_processors=("LlavaOnevisionImageProcessor",),
+)
 
 # By config.json's model_type.
-ARCHITECTURES: Final = {family.model_type: family for family in (LLAVA,)}
+ARCHITECTURES: Final = {family.model_type: family for family in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION)}

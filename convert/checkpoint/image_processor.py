@@ -1,54 +1,21 @@
-"""preprocessor_config.json, or what is nested in processor_config.json instead, as an ImageSpec."""
+"""How the image processor of a checkpoint prepares pictures, as an ImageSpec."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final, Literal
-
-import msgspec
+from dataclasses import replace
+from typing import Any, Final, Literal
 
 from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.folder import PROCESSOR_FILE, CheckpointFolder
-from acestep_gguf.errors import CheckpointError, UnsupportedModelError, UsageError
-
-IMAGE_PROCESSOR_FILE: Final = "preprocessor_config.json"
-
-# Pillow's numbers.
-RESAMPLE: Final = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+from acestep_gguf.convert.checkpoint.image_processor_config import (
+    RESAMPLE,
+    ImageProcessorConfig,
+    read_image_processor,
+)
+from acestep_gguf.convert.checkpoint.image_tiles import TILES
+from acestep_gguf.errors import CheckpointError, UsageError
 
 MAX_PATCHES_PER_SIDE: Final = 256
-
-# Defaults of kinds where they are not CLIPImageProcessor's.
-LLAVA: Final = "LlavaImageProcessor"
-DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "SiglipImageProcessor": {
-        "do_center_crop": False,
-        "size": {"height": 224, "width": 224},
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-}
-
-Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
-Channel = Annotated[float, msgspec.Meta(gt=-1e6, lt=1e6)]
-Rgb = tuple[Channel, Channel, Channel]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageProcessorConfig:
-    """CLIPImageProcessor's config, with its defaults; ``do_pad`` is LlavaImageProcessor's, to a square."""
-
-    do_resize: bool | None = True
-    size: dict[str, Side | None] | Side | None = None
-    resample: Annotated[int, msgspec.Meta(ge=0, lt=len(RESAMPLE))] = 3
-    do_center_crop: bool | None = True
-    crop_size: dict[str, Side | None] | Side | None = None
-    do_rescale: bool | None = True
-    rescale_factor: Annotated[float, msgspec.Meta(ge=1e-6, lt=1e6)] = 1 / 255
-    do_normalize: bool | None = True
-    image_mean: Rgb = (0.48145466, 0.4578275, 0.40821073)
-    image_std: Rgb = (0.26862954, 0.26130258, 0.27577711)
-    do_pad: bool | None = False
 
 
 def read_image_spec(
@@ -58,39 +25,26 @@ def read_image_spec(
 
     Raises:
         CheckpointError: no image processor, or it does not fit the tower.
-        UnsupportedModelError: an image processor of another kind.
+        UnsupportedModelError: an image processor of another kind, or tiles that transformers does not run.
         UsageError: ``image_size`` does not fit the tower.
     """
-    raw = folder.processor_config.get("image_processor") or folder.read_json(IMAGE_PROCESSOR_FILE)
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{folder.path} has no {IMAGE_PROCESSOR_FILE}: get the whole checkpoint.")
-    kind = _kind(raw, config)
-    _check_same_tower(folder.processor_config, config)
+    processor = read_image_processor(folder, config.family)
     try:
-        processor = msgspec.convert({**DEFAULTS.get(kind, {}), **raw}, type=ImageProcessorConfig)
-        spec = _image_spec(processor, config, can_pad=kind == LLAVA)
+        spec = _image_spec(processor, config)
     except ValueError as error:
         raise CheckpointError(f"the image processor's config is damaged ({error}): get it again.") from error
+    _check_same_tower(folder.processor_config, config)
     return spec if image_size in (None, spec.size.height) else _resized(spec, config, image_size)
 
 
-def _kind(raw: Mapping[str, Any], config: VisionLanguageConfig) -> str:
-    kinds = config.family.image_processors
-    name = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or kinds[0])
-    # The suffix names a backend; what it computes is the same within rounding.
-    kind = name.removesuffix("Fast").removesuffix("Pil")
-    if kind not in kinds:
-        raise UnsupportedModelError(
-            f"the image processor is a {name}: supported for {config.family.name} are {', '.join(kinds)}."
-        )
-    return kind
-
-
 def _check_same_tower(processor_config: Mapping[str, Any], config: VisionLanguageConfig) -> None:
-    """LlavaProcessor counts image tokens itself; transformers fails on another count than the tower's."""
+    """Processors count image tokens themselves; transformers fails on another count than the tower's."""
     expected = {
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": int(config.vision_config.family.has_class_token),
+        "num_image_tokens": config.n_image_tokens(config.vision_config.image_size),
+        "vision_aspect_ratio": config.vision_aspect_ratio,
     }
     for key, value in expected.items():
         if processor_config.get(key) not in (None, value):
@@ -100,19 +54,24 @@ def _check_same_tower(processor_config: Mapping[str, Any], config: VisionLanguag
             )
 
 
-def _image_spec(processor: ImageProcessorConfig, config: VisionLanguageConfig, *, can_pad: bool) -> ImageSpec:
+def _image_spec(processor: ImageProcessorConfig, config: VisionLanguageConfig) -> ImageSpec:
     side = config.vision_config.image_size
-    pads = can_pad and bool(processor.do_pad)
+    size = Size(height=side, width=side)
+    read_tiles, pads = TILES.get(processor.kind), processor.pads_to_square
     resize, resize_to = _resize(processor)
     center_crop = _center_crop(processor)
-    if center_crop is not None:
-        is_fixed = center_crop == Size(height=side, width=side)
+    if read_tiles is not None:
+        # Tiles are squares, and the whole picture is stretched to one: nothing is left to be cropped.
+        is_fixed = resize_to == size and center_crop in (None, size)
+        resize, center_crop = "exact", None
+    elif center_crop is not None:
+        is_fixed = center_crop == size
     else:
-        is_fixed = resize_to == Size(height=side, width=side) and (resize == "exact" or pads)
+        is_fixed = resize_to == size and (resize == "exact" or pads)
     if not is_fixed:
         raise ValueError(f"its pictures do not come out as the {side} x {side} that the tower takes")
     return ImageSpec(
-        pad_to_square=_background(processor.image_mean) if pads else None,
+        pad_to_square=processor.background if pads else None,
         resize=resize,
         resize_to=resize_to,
         resample=RESAMPLE[processor.resample],
@@ -120,9 +79,10 @@ def _image_spec(processor: ImageProcessorConfig, config: VisionLanguageConfig, *
         rescale_factor=processor.rescale_factor if processor.do_rescale else 1.0,
         mean=processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0),
         std=processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0),
-        size=Size(height=side, width=side),
+        size=size,
         n_image_tokens=config.n_image_tokens(side),
         n_embd=config.text_config.hidden_size,
+        tiles=read_tiles(config, processor) if read_tiles is not None else None,
     )
 
 
@@ -150,11 +110,6 @@ def _center_crop(processor: ImageProcessorConfig) -> Size | None:
 
 def _given(size: Mapping[str, int | None]) -> dict[str, int]:
     return {key: value for key, value in size.items() if value is not None}
-
-
-def _background(mean: Rgb) -> tuple[int, int, int]:
-    red, green, blue = (int(channel * 255) for channel in mean)
-    return red, green, blue
 
 
 def _resized(spec: ImageSpec, config: VisionLanguageConfig, image_size: int) -> ImageSpec:

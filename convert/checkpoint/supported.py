@@ -8,7 +8,7 @@ from acestep_gguf.convert.checkpoint.families import ARCHITECTURES, DECODERS
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 SUPPORTED: Final = (
-    f"{' or '.join(family.name for family in ARCHITECTURES.values())} with a Qwen2, Qwen3, Llama or Mistral "
+    f"{', '.join(family.name for family in ARCHITECTURES.values())} with a Qwen2, Qwen3, Llama or Mistral "
     "decoder, or a decoder of these alone"
 )
 

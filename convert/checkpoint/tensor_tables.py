@@ -142,6 +142,13 @@ CLIP: Final = replace(
         "post_layernorm.bias": None,
     },
 )
+# What ends each row of a picture's tiles, one more embedding beside those of the vocabulary.
+IMAGE_NEWLINE: Final = Part(
+    prefixes=("", "model."),
+    before_layers={
+        "image_newline": ("model.image_newline", ("n_embd",)),
+    },
+)
 PROJECTOR: Final = Part(
     prefixes=("multi_modal_projector.", "model.multi_modal_projector."),
     before_layers={

@@ -184,6 +184,8 @@ def _build(tower: _Tower, precision: VisionPrecision, int8: Int8Inputs) -> tuple
     # A tower without layers, or without its first patch, has no attention to give.
     if builder.n_blocks and builder.n_patches <= image.n_image_tokens:
         outputs[builder.patch_attention()] = ("B", builder.n_patches)
+    if "model.image_newline" in tower.tensors:
+        outputs[builder.image_newline()] = (image.n_embd,)
     model = builder.graph.to_model(
         inputs={PIXEL_VALUES: ("B", 3, image.size.height, image.size.width)},
         outputs=outputs,

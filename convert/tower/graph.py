@@ -1,7 +1,7 @@
 """The vision tower and projector as an ONNX graph, without torch.
 
 ``pixel_values`` float32 [B, 3, H, W] -> ``image_embeds`` float32 [B, n_image_tokens, n_embd], and
-``patch_attention`` float32 [B, n_patches].
+``patch_attention`` float32 [B, n_patches]; ``image_newline`` float32 [n_embd] of models that have one.
 """
 
 import math
@@ -147,6 +147,10 @@ class ClipGraph:
             return self.graph.node("ReduceMean", [attention, axes], "patch_attention", keepdims=0)
         attention = self.graph.node("ReduceMean", [attention, axes], "v.patch_attn.mean", keepdims=0)
         return self._slice(attention, "patch_attention", axis=1, start=1)
+
+    def image_newline(self) -> str:
+        """What ends a row of a picture's embeds: float32 [n_embd]."""
+        return self.graph.node("Identity", [self._weight("model.image_newline")], "image_newline")
 
     def _embed(self, pixel_values: str) -> str:
         """Patches, with CLS before them if the tower has it, plus their positions."""

@@ -77,6 +77,8 @@ def plan_mmproj(
     Raises:
         UnsupportedModelError: llama.cpp would compute something else.
     """
+    if image.tiles is not None:
+        raise _not_in_llama_cpp(f"cuts pictures for {config.family.name} up in a way of its own")
     _check_computable(config, tensors)
     tower = {tensor: source for tensor, source in tensors.items() if tensor.startswith("v.")}
     class_token_last = "v.class_embd" in tensors and not class_token_first

@@ -15,7 +15,7 @@ from acestep_gguf.convert.checkpoint.config import (
     VisionConfig,
     VisionLanguageConfig,
 )
-from acestep_gguf.convert.checkpoint.image_processor import ImageProcessorConfig
+from acestep_gguf.convert.checkpoint.image_processor_config import ImageProcessorConfig
 from acestep_gguf.errors import AceStepError
 from tests.support.tiny_checkpoints import TinyCheckpoint
 

@@ -1,4 +1,4 @@
-"""Tiny random LLaVA checkpoints of every family and layout that transformers has written, without torch.
+"""Tiny random checkpoints of every family and layout that transformers has written, without torch.
 
 The same options give the same bytes. transformers loads every one of them without missing or unexpected keys.
 """
@@ -12,31 +12,42 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.support.tiny_families import DECODERS, TOWERS, TinyDecoder, TinyTower
+from tests.support.tiny_families import (
+    ARCHITECTURES,
+    DECODERS,
+    TOWERS,
+    TinyArchitecture,
+    TinyDecoder,
+    TinyTower,
+)
+from tests.support.tiny_tokenizer import added_token
 
 Layout = Literal["v4", "v4.52", "v5"]
 Dtype = Literal["BF16", "F16", "F32"]
 Decoder = Literal["qwen2", "qwen3", "llama", "llama3", "mistral"]
 
-# Prefixes of decoder, output matrix, tower and projector.
-PREFIXES: dict[Layout, tuple[str, str, str, str]] = {
+# Prefixes of decoder, output matrix, tower, projector and image_newline.
+PREFIXES: dict[Layout, tuple[str, str, str, str, str]] = {
     "v4": (
         "language_model.model.",
         "language_model.lm_head.",
         "vision_tower.vision_model.",
         "multi_modal_projector.",
+        "",
     ),
     "v4.52": (
         "model.language_model.",
         "lm_head.",
         "model.vision_tower.vision_model.",
         "model.multi_modal_projector.",
+        "model.",
     ),
     "v5": (
         "language_model.model.",
         "language_model.lm_head.",
         "vision_tower.",
         "multi_modal_projector.",
+        "",
     ),
 }
 MISTRAL_WINDOW = 4096  # MistralConfig's default
@@ -45,7 +56,14 @@ TORCH_DTYPE: dict[Dtype, str] = {"BF16": "bfloat16", "F16": "float16", "F32": "f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TinyCheckpoint:
-    """Options of a checkpoint; ``write`` makes it."""
+    """Options of a checkpoint; ``write`` makes it.
+
+    ``grids`` are rows and columns of tiles, of architectures that have such.
+    """
+
+    architecture: Literal["llava", "llava_next", "llava_onevision"] = "llava"
+    grids: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    max_crops: int = 9  # LLaVA-OneVision's
 
     layout: Layout = "v4"
     dtype: Dtype = "BF16"
@@ -90,6 +108,10 @@ class TinyCheckpoint:
         return self._decoder.n_tokens() + self.n_padding_rows
 
     @property
+    def _architecture(self) -> TinyArchitecture:
+        return ARCHITECTURES[self.architecture]
+
+    @property
     def _decoder(self) -> TinyDecoder:
         return DECODERS[self.decoder]
 
@@ -111,7 +133,7 @@ class TinyCheckpoint:
                 "eos_token_id": [*map(self._decoder.token_id, self._decoder.eos_tokens)],
                 "pad_token_id": self._decoder.token_id(self._decoder.pad_token),
             },
-            "tokenizer.json": self._decoder.tokenizer_json(merges_as_pairs=self.is_v5),
+            "tokenizer.json": self._tokenizer_json(merges_as_pairs=self.is_v5),
             "tokenizer_config.json": self.tokenizer_config(),
             **self.processor_files(),
         }
@@ -161,12 +183,14 @@ class TinyCheckpoint:
             **self._tower.config,
         }
         config: dict[str, Any] = {
-            "architectures": ["LlavaForConditionalGeneration"],
-            "model_type": "llava",
+            "architectures": [self._architecture.architecture],
+            "model_type": self._architecture.model_type,
             "text_config": text,
             "vision_config": vision,
             "image_seq_length": self.n_image_tokens,
         }
+        if self._architecture.has_pinpoints:
+            config["image_grid_pinpoints"] = self._pinpoints
         feature_layer = (
             self.feature_layer if isinstance(self.feature_layer, int) else list(self.feature_layer)
         )
@@ -187,6 +211,8 @@ class TinyCheckpoint:
                 "vision_feature_layer": feature_layer,
                 "vision_feature_select_strategy": self.strategy,
             }
+            if self.architecture == "llava_onevision":
+                config["vision_aspect_ratio"] = self._vision_aspect_ratio
             return config
         text |= {"rope_theta": 1e6, "torch_dtype": TORCH_DTYPE[self.dtype]}
         if self.yarn:
@@ -203,22 +229,41 @@ class TinyCheckpoint:
             (text, "tie_word_embeddings", self.tied, False),
             (vision, "hidden_act", self.activation, self._tower.defaults["hidden_act"]),
             (config, "multimodal_projector_bias", self.projector_bias, True),
-            (config, "vision_feature_layer", feature_layer, -2),
-            (config, "vision_feature_select_strategy", self.strategy, "default"),
         )
+        if self.architecture == "llava_onevision" and self.max_crops != 9:
+            config["vision_aspect_ratio"] = self._vision_aspect_ratio
         for part, key, value, default in not_default:
             if value != default:
                 part[key] = value
-        return config
+        given = {"vision_feature_layer": feature_layer, "vision_feature_select_strategy": self.strategy}
+        defaults = self._architecture.defaults
+        return config | {key: value for key, value in given.items() if value != defaults[key]}
+
+    @property
+    def _pinpoints(self) -> list[list[int]]:
+        return [[rows * self.image_size, columns * self.image_size] for rows, columns in self.grids]
+
+    @property
+    def _vision_aspect_ratio(self) -> str:
+        return f"anyres_max_{self.max_crops}"
+
+    def _tokenizer_json(self, *, merges_as_pairs: bool) -> dict[str, Any]:
+        tokenizer = self._decoder.tokenizer_json(merges_as_pairs=merges_as_pairs)
+        tokenizer["added_tokens"] += [
+            added_token(self._decoder.n_tokens() + number, token, special=True)
+            for number, token in enumerate(self._architecture.added_tokens)
+        ]
+        return tokenizer
 
     def tokenizer_config(self) -> dict[str, Any]:
         """tokenizer_config.json."""
         defaults: dict[str, Any]
+        processor_class = {"processor_class": self._architecture.processor_class} if self.has_tower else {}
         if self.is_v5:
             # Version 5 gives Qwen2's tokenizer an unknown token.
             defaults = {"backend": "tokenizers", "add_prefix_space": None, "unk_token": "<|endoftext|>"}
-            return defaults | self._decoder.tokenizer_config
-        tokens = self._decoder.tokenizer_json(merges_as_pairs=False)["added_tokens"]
+            return defaults | self._decoder.tokenizer_config | processor_class
+        tokens = self._tokenizer_json(merges_as_pairs=False)["added_tokens"]
         defaults = {
             "added_tokens_decoder": {str(token.pop("id")): token for token in tokens},
             "clean_up_tokenization_spaces": False,
@@ -226,7 +271,7 @@ class TinyCheckpoint:
             "split_special_tokens": False,
             "unk_token": None,
         }
-        return defaults | self._decoder.tokenizer_config
+        return defaults | self._decoder.tokenizer_config | processor_class
 
     @property
     def _bos_token_id(self) -> int | None:
@@ -249,7 +294,10 @@ class TinyCheckpoint:
             "rescale_factor": 0.00392156862745098,
             "size": {"height": side, "width": side},
             **self._tower.image_processor,
+            **self._architecture.image_processor,
         }
+        if self._architecture.has_pinpoints:
+            image_processor["image_grid_pinpoints"] = self._pinpoints
         if "do_center_crop" in image_processor:
             image_processor["crop_size"] = image_processor["size"]
             image_processor["size"] = {"shortest_edge": side}
@@ -259,9 +307,16 @@ class TinyCheckpoint:
             "image_token": "<image>",
             "num_additional_image_tokens": int(self._tower.has_class_token),
             "patch_size": self.patch_size,
-            "processor_class": "LlavaProcessor",
+            "processor_class": self._architecture.processor_class,
             "vision_feature_select_strategy": self.strategy,
         }
+        if self.architecture == "llava_onevision":
+            processor |= {
+                "num_image_tokens": self.n_image_tokens,
+                "video_token": "<video>",
+                "vision_aspect_ratio": self._vision_aspect_ratio,
+            }
+            del processor["num_additional_image_tokens"], processor["patch_size"]
         if self.is_v5:
             return {"processor_config.json": processor | {"image_processor": image_processor}}
         return {"preprocessor_config.json": image_processor, "processor_config.json": processor}
@@ -283,7 +338,7 @@ class TinyCheckpoint:
     def tensors(self) -> dict[str, NDArray[np.float32]]:
         """All weights by their names in this layout, float32, not yet rounded to ``dtype``."""
         rng = np.random.default_rng(self.seed)
-        decoder, head, tower, projector = PREFIXES[self.layout]
+        decoder, head, tower, projector, newline = PREFIXES[self.layout]
         if not self.has_tower:
             decoder, head = "model.", "lm_head."
         tensors: dict[str, NDArray[np.float32]] = {}
@@ -350,6 +405,8 @@ class TinyCheckpoint:
         n_features = 1 if isinstance(self.feature_layer, int) else len(self.feature_layer)
         linear(f"{projector}linear_1", n_embd, v_embd * n_features, bias=self.projector_bias)
         linear(f"{projector}linear_2", n_embd, n_embd, bias=self.projector_bias)
+        if self._architecture.has_pinpoints:
+            vector(f"{newline}image_newline", n_embd)
         return tensors
 
     def _plant_outliers(self, tensors: dict[str, NDArray[np.float32]], tower: str) -> None:
@@ -377,6 +434,19 @@ class TinyCheckpoint:
             weight_map |= dict.fromkeys(part, file_name)
         index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def tiny_onevision(**options: Any) -> TinyCheckpoint:
+    """A LLaVA-OneVision as its config class has it, but for ``options``."""
+    given: dict[str, Any] = {
+        "architecture": "llava_onevision",
+        "tower": "siglip",
+        "activation": "gelu_pytorch_tanh",
+        "feature_layer": -1,
+        "strategy": "full",
+        **options,
+    }
+    return TinyCheckpoint(**given)
 
 
 def write_safetensors(path: Path, tensors: dict[str, NDArray[np.float32]], dtype: Dtype) -> None:

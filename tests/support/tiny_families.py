@@ -66,6 +66,19 @@ class TinyTower:
     defaults: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TinyArchitecture:
+    """A kind of model: what its files have, but for ``defaults`` of its config class in version 4's."""
+
+    model_type: str
+    architecture: str
+    processor_class: str
+    image_processor: dict[str, Any]
+    defaults: dict[str, Any]
+    added_tokens: tuple[str, ...] = ()
+    has_pinpoints: bool = False
+
+
 QWEN2 = TinyDecoder(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
@@ -82,7 +95,6 @@ QWEN2 = TinyDecoder(
         "pad_token": "<|endoftext|>",
         "model_max_length": 512,
         "tokenizer_class": "Qwen2Tokenizer",
-        "processor_class": "LlavaProcessor",
     },
 )
 LLAMA = TinyDecoder(
@@ -104,7 +116,6 @@ LLAMA = TinyDecoder(
         "pad_token": "<pad>",
         "model_max_length": 512,
         "tokenizer_class": "LlamaTokenizer",
-        "processor_class": "LlavaProcessor",
         "unk_token": "<unk>",
         "use_default_system_prompt": False,
     },
@@ -134,7 +145,6 @@ DECODERS = {
             "unk_token": None,
             "model_max_length": 512,
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "processor_class": "LlavaProcessor",
         },
     ),
     "mistral": replace(
@@ -163,5 +173,32 @@ TOWERS = {
             "image_std": [0.5, 0.5, 0.5],
         },
         defaults={"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    ),
+}
+LLAVA = TinyArchitecture(
+    model_type="llava",
+    architecture="LlavaForConditionalGeneration",
+    processor_class="LlavaProcessor",
+    image_processor={},
+    defaults={"vision_feature_layer": -2, "vision_feature_select_strategy": "default"},
+)
+ARCHITECTURES = {
+    "llava": LLAVA,
+    "llava_next": replace(
+        LLAVA,
+        model_type="llava_next",
+        architecture="LlavaNextForConditionalGeneration",
+        processor_class="LlavaNextProcessor",
+        image_processor={"image_processor_type": "LlavaNextImageProcessor", "do_pad": True},
+        has_pinpoints=True,
+    ),
+    "llava_onevision": TinyArchitecture(
+        model_type="llava_onevision",
+        architecture="LlavaOnevisionForConditionalGeneration",
+        processor_class="LlavaOnevisionProcessor",
+        image_processor={"image_processor_type": "LlavaOnevisionImageProcessor", "do_pad": True},
+        defaults={"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+        added_tokens=("<video>",),
+        has_pinpoints=True,
     ),
 }

@@ -22,7 +22,9 @@ TEXT = {"model_type": "qwen2"}
         ({"model_type": "qwen2_vl"}, "a tower for pictures of any size and M-RoPE"),
         ({"model_type": "qwen2_5_vl", "vision_config": {}}, "M-RoPE"),
         ({"model_type": "qwen3_moe"}, "is a qwen3_moe checkpoint"),
-        ({"model_type": "llava_next", "vision_config": {}}, "is a llava_next checkpoint"),
+        ({"model_type": "llava_next_video", "vision_config": {}}, "is a llava_next_video checkpoint"),
+        ({"model_type": "llava_next", "text_config": {"model_type": "phi3"}}, "text_config of type phi3"),
+        ({"model_type": "llava_onevision", "vision_config": VISION}, "supported are siglip_vision_model"),
         (
             {"model_type": "llava", "vision_config": VISION, "text_config": {"model_type": "mixtral"}},
             "mixtral",

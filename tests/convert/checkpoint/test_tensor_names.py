@@ -34,7 +34,7 @@ def rewrite(folder: Path, weights: Weights) -> Path:
 def test_every_layout_has_the_same_tensors(tmp_path: Path, layout: Layout) -> None:
     tiny = TinyCheckpoint(layout=layout)
     found = find(tiny.write(tmp_path / layout))
-    decoder, head, tower, projector = PREFIXES[layout]
+    decoder, head, tower, projector, _ = PREFIXES[layout]
     assert found["token_embd.weight"] == (f"{decoder}embed_tokens.weight", (tiny.vocab_size, 256))
     assert found["blk.1.attn_output.weight"] == (f"{decoder}layers.1.self_attn.o_proj.weight", (256, 256))
     assert found["output.weight"][0] == f"{head}weight"
@@ -43,6 +43,23 @@ def test_every_layout_has_the_same_tensors(tmp_path: Path, layout: Layout) -> No
     # Two decoder layers of 12 tensors and 3 beside them; two tower layers of 16 and 5 + 4 beside them.
     assert len(found) == 2 * 12 + 3 + 2 * 16 + 5 + 4
     assert find(TinyCheckpoint().write(tmp_path / "other")).keys() == found.keys()
+
+
+@pytest.mark.parametrize("layout", PREFIXES)
+def test_embedding_that_ends_rows_of_tiles(tmp_path: Path, layout: Layout) -> None:
+    tiny = TinyCheckpoint(architecture="llava_next", layout=layout)
+    found = find(tiny.write(tmp_path / "next"))
+    assert found["model.image_newline"] == (f"{PREFIXES[layout][-1]}image_newline", (256,))
+    weights = tiny.tensors()
+    del weights[f"{PREFIXES[layout][-1]}image_newline"]
+    with pytest.raises(CheckpointError, match="tensor image_newline is missing"):
+        find(rewrite(tmp_path / "next", weights))
+
+    other = TinyCheckpoint()
+    llava = other.write(tmp_path / "llava")
+    rewrite(llava, other.tensors() | {"image_newline": np.zeros(256, np.float32)})
+    with pytest.raises(CheckpointError, match="'image_newline' is unknown"):
+        find(llava)
 
 
 def test_tensors_come_layer_by_layer(tmp_path: Path) -> None:

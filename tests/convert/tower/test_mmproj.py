@@ -193,6 +193,12 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     assert not (tmp_path / "bundle").exists()
 
 
+def test_tiles_that_llama_cpp_would_not_arrange_are_refused(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(architecture="llava_next").write(tmp_path / "c")
+    with pytest.raises(UnsupportedModelError, match="for LLaVA-NeXT up in a way of its own: convert without"):
+        convert_checkpoint(checkpoint, tmp_path / "b", ["Q8_0"], mmproj=["F16"])
+
+
 def test_other_types_and_decoders_alone_are_refused(tmp_path: Path) -> None:
     checkpoint = TinyCheckpoint(has_tower=False).write(tmp_path / "checkpoint")
     with pytest.raises(UsageError, match="choose from F16, Q8_0, F32"):
