@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, get_args
 
+from acestep_gguf.bundle.image_spec import MAX_TILES
 from acestep_gguf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class EngineOptions:
         n_parallel: answers that ``batch`` writes together, each in ``n_ctx`` of its own; -1: what fits.
         allow_paging: run even if weights do not fit into memory and are read from disk again and again.
         image_tokens: tokens of a picture at most: those that say most of it are kept. By default all.
+        max_tiles: tiles into which a picture is cut at most, by models that cut pictures up: 1 for none, and
+            few tokens. By default as many as the model was made for.
         spec_type: "ngram-simple" guesses ahead what followed the last tokens before (see speculation.py).
         draft: folder of a smaller bundle of the same vocabulary, which guesses ahead instead.
         draft_max: tokens to guess at a time at most.
@@ -144,6 +147,14 @@ class EngineOptions:
             help="Tokens of a picture at most: those that say most of it. By default all.",
         ),
     ] = None
+    max_tiles: Annotated[
+        int | None,
+        _flag(
+            "--max-tiles",
+            group=PICTURES_AND_PROMPT,
+            help="Tiles of a picture at most, where the model cuts pictures up. By default its own number.",
+        ),
+    ] = None
     spec_type: Annotated[
         SpecType,
         _flag(
@@ -180,6 +191,8 @@ class EngineOptions:
             raise UsageError(f"cache is {self.cache!r}: give True, False or the path of a folder.")
         if self.image_tokens is not None:
             check_integer("image_tokens", self.image_tokens, 1, 2**20)
+        if self.max_tiles is not None:
+            check_integer("max_tiles", self.max_tiles, 1, MAX_TILES)
         if self.spec_type not in SPEC_TYPES:
             raise UsageError(
                 f"spec_type is {self.spec_type!r}: choose from {', '.join(SPEC_TYPES)}.",

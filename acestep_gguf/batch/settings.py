@@ -32,6 +32,7 @@ def settings_of(
     settings = {
         BUNDLE: f"{bundle.name}, {decoder.file}, {hashlib.sha256(facts).hexdigest()[:16]}",
         "image_tokens": engine.image_tokens,
+        "max_tiles": engine.max_tiles,
         "type_k": engine.type_k,
         "type_v": engine.type_v,
         **asdict(answer),

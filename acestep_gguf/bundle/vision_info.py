@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from acestep_gguf.bundle.image_spec import ImageSpec
+from acestep_gguf.bundle.image_spec import ImageSpec, PinpointTiles
 from acestep_gguf.bundle.onnx_file import FLOAT, OnnxFile, Value, read_onnx
 from acestep_gguf.bundle.schema import VisionFile, check_file
 from acestep_gguf.errors import BundleError
@@ -12,6 +12,7 @@ from acestep_gguf.errors import BundleError
 PIXEL_VALUES: Final = "pixel_values"
 IMAGE_EMBEDS: Final = "image_embeds"
 PATCH_ATTENTION: Final = "patch_attention"
+IMAGE_NEWLINE: Final = "image_newline"
 
 
 def check_vision_file(folder: Path, record: VisionFile, image: ImageSpec) -> Path:
@@ -35,9 +36,17 @@ def check_graph(onnx: OnnxFile, record: VisionFile, image: ImageSpec) -> None:
     n_tokens = image.n_image_tokens
     takes = {PIXEL_VALUES: (3, image.size.height, image.size.width)}
     gives = {IMAGE_EMBEDS: (n_tokens, image.n_embd)}
+    newline = {IMAGE_NEWLINE: (image.n_embd,)} if isinstance(image.tiles, PinpointTiles) else {}
     # All tokens are patches, or CLS is among them; towers of schema version 1 have no attention to give.
     with_attention = [gives | {PATCH_ATTENTION: (n_patches,)} for n_patches in (n_tokens, n_tokens - 1)]
-    if _shapes(onnx.inputs) != takes or _shapes(onnx.outputs) not in (gives, *with_attention):
+    ends = [value for value in onnx.outputs if value.name == IMAGE_NEWLINE]
+    given = _shapes(tuple(value for value in onnx.outputs if value not in ends))
+    if (
+        _shapes(onnx.inputs) != takes
+        or given not in (gives, *with_attention)
+        or {value.name: value.shape for value in ends if value.data_type == FLOAT} != newline
+        or len(ends) != len(newline)
+    ):
         raise BundleError(
             f"{onnx.path} does not take and give what bundle.json says: convert the checkpoint again."
         )

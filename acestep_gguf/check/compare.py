@@ -21,7 +21,8 @@ from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import check_integer
 from acestep_gguf.vision.embeds import cosines
-from acestep_gguf.vision.image import pixel_values
+from acestep_gguf.vision.image import crops_of, open_rgb
+from acestep_gguf.vision.tiling import tiling_of
 from acestep_gguf.vision.tower import VisionTower
 
 Floats = npt.NDArray[np.float32]
@@ -147,13 +148,14 @@ def _pairs(bundle: Bundle) -> list[_Pair]:
 
 def _ask_tower(folder: Path, bundle: Bundle, precision: VisionPrecision, paths: Sequence[Path]) -> _Tower:
     _, image = bundle.tower()
-    tower = VisionTower(folder, bundle, precision, n_threads=usable_cpus())
+    tower, tiling = VisionTower(folder, bundle, precision, n_threads=usable_cpus()), tiling_of(image)
     seconds = 0.0
     shown = {}
     for path in paths:
-        pixels = pixel_values(path, image)
+        upright = open_rgb(path, image)
+        crops = crops_of(upright, tiling)
         started = perf_counter()
-        shown[path] = EncodedPicture(path, tower.encode(pixels).embeds)
+        shown[path] = EncodedPicture(path, tower.encode_picture(crops, upright.size, tiling).embeds)
         seconds += perf_counter() - started
     return _Tower(shown, seconds / len(paths))
 

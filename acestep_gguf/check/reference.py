@@ -22,6 +22,9 @@ Floats = npt.NDArray[np.float32]
 # What transformers raises about folders that it cannot read; it documents none of it.
 _LOADING_ERRORS: Final = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError)
 
+# What a processor makes of a picture; the second only where the model cuts pictures up.
+IMAGE_INPUTS: Final = ("pixel_values", "image_sizes")
+
 
 class TransformersAnswerer:
     """A checkpoint in float32 on the CPU, with transformers' own prompts, pictures and numbers.
@@ -37,7 +40,7 @@ class TransformersAnswerer:
     def __init__(self, folder: Path, *, max_tokens: int) -> None:
         try:
             import torch  # noqa: PLC0415 (not everybody has it)
-            from transformers import AutoProcessor, LlavaForConditionalGeneration  # noqa: PLC0415
+            from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise MissingPackageError(error.name or "transformers", extra="reference") from error
         self._torch = torch
@@ -45,7 +48,7 @@ class TransformersAnswerer:
         self.bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         try:
             self._processor: Any = AutoProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-            self._model: Any = LlavaForConditionalGeneration.from_pretrained(
+            self._model: Any = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
             ).eval()
         except _LOADING_ERRORS as error:
@@ -55,8 +58,10 @@ class TransformersAnswerer:
     def image_embeds(self, path: Path) -> Floats:
         """Embeds of the picture at ``path``, float32 [n_image_tokens, n_embd]."""
         with self._torch.inference_mode():
-            found = self._model.get_image_features(pixel_values=self._inputs("", path)["pixel_values"])
-        embeds: Floats = found.pooler_output[0].numpy()
+            seen = {key: value for key, value in self._inputs("", path).items() if key in IMAGE_INPUTS}
+            found = self._model.get_image_features(**seen).pooler_output
+        # Of a picture that is cut up, some give all rows, others those of each tile.
+        embeds: Floats = np.concatenate([rows.numpy() for rows in found])
         return embeds
 
     def write(self, question: str, shown: EncodedPicture) -> GreedyAnswer:
@@ -88,7 +93,7 @@ class TransformersAnswerer:
         messages = [user_message(question, [path])]
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         inputs = self._processor(text=[text], images=[to_rgb(open_image(path))], return_tensors="pt")
-        return {key: inputs[key] for key in ("input_ids", "attention_mask", "pixel_values")}
+        return {key: inputs[key] for key in ("input_ids", "attention_mask", *IMAGE_INPUTS) if key in inputs}
 
 
 @contextmanager

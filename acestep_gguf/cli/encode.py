@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from acestep_gguf.cli.options import BundleFolder, Threads, TowerPrecision, path
+from acestep_gguf.cli.options import BundleFolder, MaxTiles, Threads, TowerPrecision, path
 from acestep_gguf.cli.terminal import for_stdout
 
 
@@ -18,6 +18,7 @@ def encode(
     ],
     vision: TowerPrecision = None,
     threads: Threads = None,
+    max_tiles: MaxTiles = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are in the way.")] = False,
 ) -> None:
     """Turn pictures into files of image embeds.
@@ -26,6 +27,9 @@ def encode(
     """
     from acestep_gguf.vision.encode_pictures import encode_pictures
 
-    for done in encode_pictures(bundle, pictures, out, vision=vision, n_threads=threads, force=force):
+    made = encode_pictures(
+        bundle, pictures, out, vision=vision, n_threads=threads, max_tiles=max_tiles, force=force
+    )
+    for done in made:
         took = "was there already" if done.seconds is None else f"{done.seconds:.2f} s"
         print(f"{for_stdout(str(done.path))}  {done.n_image_tokens} tokens  {took}", flush=True)

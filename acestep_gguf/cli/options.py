@@ -126,6 +126,13 @@ Quiet = Annotated[
 TowerPrecision = Annotated[
     str | None, typer.Option("--vision", help="Tower: float32 or int8. By default the bundle's default.")
 ]
+MaxTiles = Annotated[
+    int | None,
+    typer.Option(
+        "--max-tiles",
+        help="Tiles of a picture at most, where the model cuts pictures up. By default its own.",
+    ),
+]
 EmbedsFiles = Annotated[
     list[Path] | None,
     typer.Option(

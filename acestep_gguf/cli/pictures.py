@@ -5,8 +5,12 @@ import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from acestep_gguf.errors import ImageError, UsageError
+
+if TYPE_CHECKING:
+    from acestep_gguf.bundle.image_spec import ImageSpec
 
 FLAGS = ("-i", "--image")
 STDIN = Path("-")
@@ -61,6 +65,16 @@ def picture_from(path: Path) -> Path | bytes:
             return pipe.read(MAX_IMAGE_BYTES + 1)
     except (OSError, ValueError):
         return path  # whoever opens it says what is wrong
+
+
+def fewer_tiles(image: "ImageSpec", n_pictures: int, n_tokens: int) -> list[str]:
+    """What ``--max-tiles`` would save, on a line, if pictures that took ``n_tokens`` were cut up."""
+    from acestep_gguf.vision.tiling import tiling_of
+
+    n_whole = n_pictures * tiling_of(image, max_tiles=1, n_pictures=n_pictures).most()[1]
+    if image.tiles is None or n_tokens <= n_whole:
+        return []
+    return [f"[pictures took {n_tokens} tokens; --max-tiles 1 would take {n_whole}, and see less detail]"]
 
 
 def _pages(picture: str) -> list[str]:

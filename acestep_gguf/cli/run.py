@@ -20,7 +20,7 @@ from acestep_gguf.cli.options import (
     path,
     text,
 )
-from acestep_gguf.cli.pictures import STDIN, picture_from
+from acestep_gguf.cli.pictures import STDIN, fewer_tiles, picture_from
 from acestep_gguf.cli.status_line import StatusLine
 from acestep_gguf.cli.terminal import (
     for_stdout,
@@ -101,7 +101,10 @@ def run(
         else:
             given = print_chunks(status.until_text(model.stream(asked)))
             if not quiet:
-                print(plan_line(model.plan), statistics(given), sep="\n", file=sys.stderr)
+                told = [plan_line(model.plan), statistics(given)]
+                if model.bundle.image is not None and engine.max_tiles is None:
+                    told += fewer_tiles(model.bundle.image, len(pictures), given.usage.image_tokens)
+                print(*told, sep="\n", file=sys.stderr)
     if not is_piped and has_unread_input():  # not before: it may have come slowly
         print(
             "warning: standard input was not read, because there was a question. Leave the question out to "

@@ -44,6 +44,7 @@ class DraftModel:
         settings: Settings,
         *,
         image_tokens: int | None,
+        max_tiles: int | None,
         cache: DiskCache | None,
         opening_limit: int | None = None,
     ) -> None:
@@ -55,6 +56,7 @@ class DraftModel:
             n_threads=settings.tower_threads,
             precision=settings.vision,
             image_tokens=image_tokens,
+            max_tiles=max_tiles,
             cache=cache,
             opening_limit=opening_limit,
         )
@@ -81,7 +83,7 @@ class DraftModel:
         """
         images = [image.source if isinstance(image, Picture) else image for image in self._prompt.images]
         try:
-            self._pictures = [self._encoder.prepare(image) for image in images]
+            self._pictures = self._encoder.prepare_all(images)
             self._sees_pictures = True
         except ImageError as error:
             self._sees_pictures = False

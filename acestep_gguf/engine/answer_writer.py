@@ -68,16 +68,15 @@ class AnswerWriter:
     def chunks(self, question: Question) -> Generator[Chunk, None, None]:
         """The answer as it is written; the last chunk has the whole of it, and no text."""
         prompt = self._prompts.build_parsed(question.turns)
-        writing = Writing(
-            prompt, self._encoder.n_tokens * len(prompt.images), question.options, self._spelling
-        )
-        self._decoder.check_fits(writing.n_prompt)
         self._stop_flag = StopFlag()
         self._decoder.context.watch(self._stop_flag)
+        with (opening := Stopwatch()):
+            pictures = self._encoder.prepare_all(prompt.images)
+        inputs = [picture.input for picture in pictures]
+        writing = Writing(prompt, inputs, question.options, self._spelling, encoding=opening)
+        self._decoder.check_fits(writing.n_prompt)
         try:
-            with writing.encoding:
-                pictures = [self._encoder.prepare(image) for image in prompt.images]
-            segments = prompt.segments([picture.input for picture in pictures])
+            segments = prompt.segments(inputs)
             with writing.prefilling:
                 writing.n_cached = self._decoder.reuse(segments, exact=question.options.exact)
             self._read(segments, None, writing)  # the tower may still be loading

@@ -8,6 +8,8 @@ from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
 from typing import Any, Self
 
+from PIL import Image
+
 from acestep_gguf.answer import Answer, Chunk
 from acestep_gguf.bundle.decoder_info import check_vocabulary
 from acestep_gguf.bundle.names import vision_precision_from
@@ -97,7 +99,8 @@ class AceStep:
             draft = (
                 None if options.draft is None else open_draft(_folder(options.draft), files, options.quant)
             )
-            self.plan = plan_here(files, options, workload_of(files, first, longest), defaults, draft)
+            workload = workload_of(files, first, longest, options)
+            self.plan = plan_here(files, options, workload, defaults, draft)
             self._cache = _cache(options.cache)
             wanted = None if options.vision is None else vision_precision_from(options.vision)
             self._encoder = ImageEncoder(
@@ -106,6 +109,7 @@ class AceStep:
                 n_threads=self.settings.tower_threads,
                 precision=self.settings.vision or wanted,
                 image_tokens=options.image_tokens,
+                max_tiles=options.max_tiles,
                 cache=self._cache,
                 opening_limit=self.plan.opening_limit,
             )
@@ -114,7 +118,7 @@ class AceStep:
             self._decoders = self._load_decoders(files)
             self._decoder = self._decoders[0]
             self._speculation = Speculation(
-                options.spec_type, options.draft_max, self._load_draft(draft, options.image_tokens)
+                options.spec_type, options.draft_max, self._load_draft(draft, options)
             )
             model = self._decoder.context.model
             self._prompts = PromptBuilder(self.bundle.prompt, model.tokenize, model.token_bytes)
@@ -236,6 +240,14 @@ class AceStep:
         """
         return self._encoder.prepare(source)
 
+    def as_seen(self, picture: Picture) -> Image.Image:
+        """What the model sees of a picture that ``prepare_image`` gave, RGB; its tiles beside one another.
+
+        Raises:
+            ImageError: it was given as image embeds.
+        """
+        return self._encoder.as_seen(picture)
+
     def cancel(self) -> None:
         """End the answer that is being written, if there is one; any thread may, and a signal handler.
 
@@ -292,13 +304,14 @@ class AceStep:
         context = Context(Model(path, loading), params)
         return [Decoder(context, states, sequence=number) for number in range(params.n_seq_max)]
 
-    def _load_draft(self, draft: Draft | None, image_tokens: int | None) -> DraftModel | None:
+    def _load_draft(self, draft: Draft | None, options: EngineOptions) -> DraftModel | None:
         if draft is None or self.plan.draft is None:
             return None
         return DraftModel(
             draft,
             self.plan.draft,
-            image_tokens=image_tokens,
+            image_tokens=options.image_tokens,
+            max_tiles=options.max_tiles,
             cache=self._cache,
             opening_limit=self.plan.opening_limit,
         )

@@ -22,6 +22,7 @@ from acestep_gguf.answer import Chunk, FinishReason
 from acestep_gguf.decoding.decoder import Decoder, append_each
 from acestep_gguf.engine.logprobs import Logprobs
 from acestep_gguf.engine.question import Question
+from acestep_gguf.engine.turns import Stopwatch
 from acestep_gguf.engine.writing import Spelling, Writing
 from acestep_gguf.errors import AceStepError, DecodeError, QueueFullError
 from acestep_gguf.llama.backend import StopFlag
@@ -209,7 +210,7 @@ class Scheduler:
             self._waiting.remove(request)
             if request.prepared is not None:
                 request.prepared.cancel()  # unless it has begun, the tower is spared it
-            nothing = Writing(Prompt((), ()), 0, request.question.options, self._spelling)
+            nothing = Writing(Prompt((), ()), (), request.question.options, self._spelling)
             events.append((request, Chunk(text="", answer=nothing.answer(0))))
         if (reading := self._reading) is not None and reading.request.is_cancelled:
             self._stop_reading(reading)
@@ -234,14 +235,14 @@ class Scheduler:
     def _prepare(self, question: Question) -> _Prepared:
         """Build the prompt and encode its pictures."""
         prompt = self._prompts.build_parsed(question.turns)
-        writing = Writing(
-            prompt, self._encoder.n_tokens * len(prompt.images), question.options, self._spelling
-        )
+        with (opening := Stopwatch()):
+            pictures = self._encoder.prepare_all(prompt.images)
+        inputs = [picture.input for picture in pictures]
+        writing = Writing(prompt, inputs, question.options, self._spelling, encoding=opening)
         self._check_fits(writing.n_prompt)
         with writing.encoding:
-            pictures = [self._encoder.prepare(image) for image in prompt.images]
             embeds = {picture.input.key: self._encoder.rows(picture) for picture in pictures}
-        return _Prepared(prompt, prompt.segments([picture.input for picture in pictures]), embeds, writing)
+        return _Prepared(prompt, prompt.segments(inputs), embeds, writing)
 
     def _begin(self, request: Request) -> list[Event]:
         """Give a question a free sequence that is to read it; an event, if that cannot be."""

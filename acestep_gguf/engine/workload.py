@@ -1,6 +1,7 @@
 """What a plan needs to know of the first question, and the plan for this machine."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 
 from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
@@ -17,15 +18,22 @@ from acestep_gguf.vision.embeds_file import EmbedsFile
 from acestep_gguf.vision.encoder import REMEMBERED, Picture, PictureSource
 from acestep_gguf.vision.image import opening_bytes
 from acestep_gguf.vision.int8_check import vision_precision
+from acestep_gguf.vision.tiling import tiling_of
 
 
-def workload_of(files: BundleModel, first: Question | None, longest: Question | None = None) -> Workload:
+def workload_of(
+    files: BundleModel,
+    first: Question | None,
+    longest: Question | None = None,
+    options: EngineOptions | None = None,
+) -> Workload:
     """What to plan for: the first question; many, of which one is the longest; or any about one picture.
 
     Raises:
         ImageError: a picture is missing, damaged or too large.
         PromptError: the messages are not sound, or the bundle cannot see.
     """
+    options = options or EngineOptions()
     if longest is not None:
         images = len(longest.pictures)
         n_text, n_text_before = _text_tokens(files, longest)
@@ -35,11 +43,16 @@ def workload_of(files: BundleModel, first: Question | None, longest: Question | 
     pictures = first.pictures
     n_text, n_text_before = _text_tokens(files, first)
     opened = [picture for picture in pictures if not isinstance(picture, EmbedsFile | Picture)]
-    sizes = [(picture, opening_bytes(picture, files.bundle.tower()[1])) for picture in opened]
+    sizes = []
+    if opened:
+        _, image = files.bundle.tower()
+        tiling = tiling_of(image, max_tiles=options.max_tiles, n_pictures=len(pictures))
+        sizes = [(picture, opening_bytes(picture, image, tiling)) for picture in opened]
     is_few = 0 < len(pictures) <= REMEMBERED
     return Workload(
         images=len(pictures),
         n_embeds=sum(map(_has_embeds, pictures)),
+        image_tokens=_image_tokens(files, options, pictures),
         n_text=n_text,
         n_text_before=n_text_before,
         opening_ahead=max((size for _, size in sizes), default=0),
@@ -61,6 +74,21 @@ def _opened_later(files: BundleModel, images: int) -> Workload:
         opening_later=PHOTO_BYTES if images else 0,
         may_stage=False,
     )
+
+
+def _image_tokens(
+    files: BundleModel, options: EngineOptions, pictures: Sequence[PictureSource]
+) -> int | None:
+    """Tokens of the pictures together; None if a file of embeds is among them, which is not opened yet."""
+    n_tokens = 0
+    for picture in pictures:
+        if isinstance(picture, EmbedsFile):
+            return None
+        if isinstance(picture, Picture):
+            n_tokens += picture.input.n_tokens
+        else:
+            n_tokens += files.picture_tokens(picture, len(pictures), options)
+    return n_tokens
 
 
 def _text_tokens(files: BundleModel, question: Question) -> tuple[int | None, int]:

@@ -1,5 +1,6 @@
 """An answer while it is written: tokens come in, text goes out, until something ends it."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from acestep_gguf.engine.turns import Stopwatch
 from acestep_gguf.llama.binding import Model
 from acestep_gguf.options import AnswerOptions
 from acestep_gguf.prompt.builder import Prompt
+from acestep_gguf.prompt.segments import ImageInput
 from acestep_gguf.prompt.text_stream import TextStream
 
 if TYPE_CHECKING:
@@ -50,22 +52,30 @@ class Writing:
 
     Args:
         prompt: what it answers.
-        n_image_tokens: positions of the prompt's pictures together.
+        pictures: of the prompt.
         options: when it ends.
         spelling: of its tokens.
+        encoding: time spent on the pictures so far.
     """
 
     def __init__(
-        self, prompt: Prompt, n_image_tokens: int, options: AnswerOptions, spelling: Spelling
+        self,
+        prompt: Prompt,
+        pictures: Sequence[ImageInput],
+        options: AnswerOptions,
+        spelling: Spelling,
+        *,
+        encoding: Stopwatch | None = None,
     ) -> None:
         self.options = options
-        self.n_image_tokens = n_image_tokens
-        self.n_prompt = len(prompt.text_tokens) + n_image_tokens
+        self.n_image_tokens = sum(map(len, pictures))
+        self.n_prompt = len(prompt.text_tokens) + self.n_image_tokens
         self.n_cached = 0  # positions of the prompt that were computed before
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None  # None while it goes on
         self.seed: int | None = None  # of what draws its tokens
-        self.encoding, self.prefilling, self.decoding = Stopwatch(), Stopwatch(), Stopwatch()
+        self.encoding = encoding or Stopwatch()
+        self.prefilling, self.decoding = Stopwatch(), Stopwatch()
         self._spelling = spelling
         # A grammar says itself what an answer begins with.
         strip_space = spelling.strip_space and options.constraint is None

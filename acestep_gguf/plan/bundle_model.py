@@ -8,9 +8,14 @@ from acestep_gguf.bundle.decoder_info import DecoderInfo, decoder_info
 from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, GGUFHeader, TensorType, read_gguf_header
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision, vision_precision_from
 from acestep_gguf.bundle.schema import Bundle, check_file
+from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.decoder_memory import DecoderShape, DecoderWeights, decoder_shape, decoder_weights
 from acestep_gguf.plan.tower_memory import TowerMemory, tower_memory
+from acestep_gguf.vision.blocks import n_tokens
+from acestep_gguf.vision.image import picture_size
+from acestep_gguf.vision.image_file import ImageSource
 from acestep_gguf.vision.int8_check import known_precision
+from acestep_gguf.vision.tiling import tiling_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -106,19 +111,39 @@ class BundleModel:
             self._towers[precision] = tower_memory(check_file(self.folder, record), record, image)
         return self._towers[precision]
 
-    def embeds_bytes(self, n_images: int) -> int:
-        """Memory for the embeds of ``n_images`` pictures, float32."""
+    def most_of_picture(self, n_images: int, max_tiles: int | None) -> tuple[int, int]:
+        """The most crops and tokens that each of ``n_images`` pictures has, whatever their sizes."""
         image = self.bundle.image
-        return 4 * n_images * image.n_image_tokens * image.n_embd if image else 0
+        return (0, 0) if image is None else tiling_of(image, max_tiles=max_tiles, n_pictures=n_images).most()
 
-    def pixel_bytes(self, n_images: int) -> int:
-        """Memory for the pixel_values of ``n_images`` pictures, float32 [3, H, W] each."""
+    def embeds_bytes(self, n_images: int, max_tiles: int | None) -> int:
+        """Memory for the embeds of ``n_images`` pictures at most, float32."""
+        _, most = self.most_of_picture(n_images, max_tiles)
+        return 4 * n_images * most * self.bundle.image.n_embd if self.bundle.image else 0
+
+    def crop_bytes(self, n_images: int, max_tiles: int | None) -> int:
+        """Memory for the crops of ``n_images`` pictures at most, [3, H, W] each.
+
+        They are uint8, and float32 while the tower reads one.
+        """
         image = self.bundle.image
-        return 4 * n_images * 3 * image.size.height * image.size.width if image else 0
+        n_crops, _ = self.most_of_picture(n_images, max_tiles)
+        return 3 * (n_images * n_crops + 4) * image.size.height * image.size.width if image else 0
 
-    def image_tokens(self, n_images: int, most: int | None = None) -> int:
-        """Positions that pictures take in the context, ``most`` at most each."""
-        if self.bundle.image is None:
-            return 0
-        n_tokens = self.bundle.image.n_image_tokens
-        return n_images * (n_tokens if most is None else min(most, n_tokens))
+    def picture_tokens(self, picture: ImageSource, n_images: int, options: EngineOptions) -> int:
+        """Positions that a picture takes, known from its size; it is one of ``n_images`` in its prompt.
+
+        Raises:
+            PromptError: the bundle has no tower.
+            ImageError: it is missing, of another format or too large.
+        """
+        _, image = self.bundle.tower()
+        tiling = tiling_of(image, max_tiles=options.max_tiles, n_pictures=n_images)
+        blocks = tiling.blocks(picture_size(picture, image))
+        return min(n_tokens(blocks), options.image_tokens or n_tokens(blocks))
+
+    def image_tokens(self, n_images: int, options: EngineOptions | None = None) -> int:
+        """Positions that pictures of any size take in the context at most."""
+        options = options or EngineOptions()
+        _, most = self.most_of_picture(n_images, options.max_tiles)
+        return n_images * min(options.image_tokens or most, most)

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from acestep_gguf.bundle.gguf_header import TensorInfo
 from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.llama.params import ContextParams
+from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel, DecoderModel
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
 from acestep_gguf.plan.decoder_memory import kv_layer_bytes, n_bytes, state_bytes
@@ -93,7 +94,7 @@ def plan_memory(
     workload: Workload,
     *,
     n_gpus: int,
-    image_tokens: int | None = None,
+    options: EngineOptions | None = None,
     draft: Draft | None = None,
 ) -> Memory:
     """All parts, of a machine with ``n_gpus`` GPUs.
@@ -103,9 +104,10 @@ def plan_memory(
         settings: how it is run.
         workload: what will be asked.
         n_gpus: GPUs of the machine.
-        image_tokens: tokens of a picture at most; None for all.
+        options: what a picture may cost; by default all that the model was made for.
         draft: what guesses ahead. It opens the pictures again, and keeps its own tower.
     """
+    options = options or EngineOptions()
     opening_later = workload.opening_later
     if draft is not None:
         opening_later = max(opening_later, workload.opening_ahead)
@@ -113,30 +115,34 @@ def plan_memory(
         Part("process", PROCESS_BYTES, phase="process"),
         Part("opening a picture", workload.opening_ahead if workload.images else 0, phase="opening"),
         Part("opening a picture later", opening_later if workload.images else 0),
-        *_model_parts(bundle, settings, workload, n_gpus),
-        Part("chosen image tokens", _chosen_bytes(bundle, workload, image_tokens)),
-        Part("copy of the KV cache", _copied_bytes(bundle, settings, workload, image_tokens)),
+        *_model_parts(bundle, settings, workload, options, n_gpus),
+        Part("chosen image tokens", _chosen_bytes(bundle, workload, options)),
+        Part("copy of the KV cache", _copied_bytes(bundle, settings, workload, options)),
         *(Part("reserve", GPU_RESERVE, gpu, "gpu") for gpu in range(1, n_gpus + 1)),
     ]
     if draft is not None:
         draft_parts = [
-            *_model_parts(draft.bundle, draft.settings(settings.n_ctx), workload, n_gpus),
-            Part("chosen image tokens", _chosen_bytes(draft.bundle, workload, image_tokens)),
+            *_model_parts(draft.bundle, draft.settings(settings.n_ctx), workload, options, n_gpus),
+            Part("chosen image tokens", _chosen_bytes(draft.bundle, workload, options)),
         ]
         parts += [replace(part, name=f"draft: {part.name}", phase="decoder") for part in draft_parts]
     return Memory(tuple(part for part in parts if part.n_bytes), settings.staged)
 
 
-def _model_parts(bundle: BundleModel, settings: Settings, workload: Workload, n_gpus: int) -> Iterator[Part]:
+def _model_parts(
+    bundle: BundleModel, settings: Settings, workload: Workload, options: EngineOptions, n_gpus: int
+) -> Iterator[Part]:
     model = bundle.decoder(settings.quant)
     placement = placement_of(model, settings, n_gpus)
     yield Part("vocabulary", VOCABULARY_BYTES_PER_TOKEN * model.shape.n_vocab)
-    yield from _picture_parts(bundle, settings, workload)
+    yield from _picture_parts(bundle, settings, workload, options.max_tiles)
     yield from _weight_parts(model, settings, placement)
     yield from _buffer_parts(model, settings, placement)
 
 
-def _picture_parts(bundle: BundleModel, settings: Settings, workload: Workload) -> Iterator[Part]:
+def _picture_parts(
+    bundle: BundleModel, settings: Settings, workload: Workload, max_tiles: int | None
+) -> Iterator[Part]:
     if not workload.images:
         return
     if settings.vision is not None:
@@ -145,26 +151,28 @@ def _picture_parts(bundle: BundleModel, settings: Settings, workload: Workload) 
         yield Part("vision tower, activations", tower.activations, phase="tower")
     # Where other questions follow, their pictures are remembered, too.
     n_kept = workload.images if workload.may_stage else max(workload.images, REMEMBERED)
-    yield Part("image embeds", bundle.embeds_bytes(n_kept), phase="process")
+    yield Part("image embeds", bundle.embeds_bytes(n_kept, max_tiles), phase="process")
     if settings.vision is not None:
-        yield Part("pixel values", bundle.pixel_bytes(n_kept), phase="process")
+        yield Part("crops", bundle.crop_bytes(n_kept, max_tiles), phase="process")
 
 
-def _chosen_bytes(bundle: BundleModel, workload: Workload, image_tokens: int | None) -> int:
+def _chosen_bytes(bundle: BundleModel, workload: Workload, options: EngineOptions) -> int:
     """Rows of the embeds that are copied where a picture may cost only so many tokens."""
     image = bundle.bundle.image
-    if image is None or image_tokens is None or image_tokens >= image.n_image_tokens:
+    _, most = bundle.most_of_picture(workload.images, options.max_tiles)
+    if image is None or options.image_tokens is None or options.image_tokens >= most:
         return 0
-    return 4 * image.n_embd * bundle.image_tokens(workload.images, image_tokens)
+    return 4 * image.n_embd * bundle.image_tokens(workload.images, options)
 
 
-def _copied_bytes(
-    bundle: BundleModel, settings: Settings, workload: Workload, image_tokens: int | None
-) -> int:
+def _copied_bytes(bundle: BundleModel, settings: Settings, workload: Workload, options: EngineOptions) -> int:
     """The decoder's state after the last picture, from when it is reached until it is on disk."""
     if not settings.keep_states or not workload.images:
         return 0
-    n_tokens = workload.n_text_before + bundle.image_tokens(workload.images, image_tokens)
+    n_pictures = workload.image_tokens
+    if n_pictures is None:
+        n_pictures = bundle.image_tokens(workload.images, options)
+    n_tokens = workload.n_text_before + n_pictures
     shape = bundle.decoder(settings.quant).shape
     return state_bytes(shape, min(n_tokens, settings.n_ctx), settings.type_k, settings.type_v)
 

@@ -95,7 +95,7 @@ def check_pictures_fit(bundle: BundleModel, options: EngineOptions, n_images: in
         ContextOverflowError: it does not.
     """
     n_ctx = options.n_ctx or bundle.decoder(bundle.quants(options.quant)[0]).shape.n_ctx_train
-    n_tokens, n_each = (bundle.image_tokens(n, options.image_tokens) for n in (n_images, 1))
+    n_tokens, n_each = (bundle.image_tokens(n, options) for n in (n_images, 1))
     if n_tokens >= n_ctx:
         raise ContextOverflowError(
             f"{n_tokens} tokens of pictures do not fit into a context of {n_ctx}: ask about "

@@ -50,7 +50,9 @@ class Task:
     @property
     def n_image_tokens(self) -> int:
         """Positions that the pictures take in the context."""
-        return self.bundle.image_tokens(self.workload.images, self.options.image_tokens)
+        if self.workload.image_tokens is not None:
+            return self.workload.image_tokens
+        return self.bundle.image_tokens(self.workload.images, self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ class Search:
             settings,
             task.workload,
             n_gpus=len(task.machine.gpus),
-            image_tokens=task.options.image_tokens,
+            options=task.options,
             draft=task.draft,
         )
 

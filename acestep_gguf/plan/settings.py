@@ -19,6 +19,7 @@ class Workload:
     Args:
         images: pictures of one question.
         n_embeds: how many of them are given as image embeds, which need no tower.
+        image_tokens: tokens of the pictures together, None if their sizes are not known.
         n_text: tokens of its messages and of the answer together, at most; None if that is not known.
         n_text_before: tokens of text before its last picture, at most.
         opening_ahead: memory in bytes, at most, for opening one of the pictures before anything is loaded.
@@ -28,6 +29,7 @@ class Workload:
 
     images: int = 1
     n_embeds: int = 0
+    image_tokens: int | None = None
     n_text: int | None = None
     n_text_before: int = TEMPLATE_TOKENS
     opening_ahead: int = PHOTO_BYTES

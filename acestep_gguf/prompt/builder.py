@@ -125,8 +125,9 @@ class PromptBuilder:
                 tokens += self._text_tokens(text, before)
                 text, before = "", "control token"
                 if piece.text == self._spec.image_token:
+                    tokens += self._control(self._spec.image_begin)
                     spans += [TokenSpan(tuple(tokens)), ImageSpan(n_images)]
-                    tokens, n_images = [], n_images + 1
+                    tokens, n_images = self._control(self._spec.image_end), n_images + 1
                 else:
                     tokens.append(self._spec.control_tokens[piece.text])
         spans.append(TokenSpan(tuple(tokens + self._text_tokens(text, before))))
@@ -138,6 +139,9 @@ class PromptBuilder:
         if bos is None or pieces[:1] == [Piece(bos, "template", is_control_token=True)]:
             return []
         return [self._spec.control_tokens[bos]]
+
+    def _control(self, token: str | None) -> list[int]:
+        return [] if token is None else [self._spec.control_tokens[token]]
 
     def _spelled(self, tokens: tuple[int, ...]) -> str:
         """The text of an answer's tokens, or nothing if there are control tokens among them.

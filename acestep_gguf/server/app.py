@@ -24,7 +24,6 @@ from acestep_gguf.server.pictures import open_picture
 from acestep_gguf.server.request_models import ChatRequest, PreviewRequest, ResponsesRequest
 from acestep_gguf.server.responses import ModelResponse
 from acestep_gguf.server.settings import ServerSettings
-from acestep_gguf.vision.image import as_seen
 
 PAGE: Final = Path(__file__).parent / "page"
 CLIENT_LEFT: Final = 499  # nginx's, for logs: nobody reads it
@@ -91,9 +90,7 @@ def make_app(models: Models, settings: ServerSettings) -> FastAPI:
 def _preview(url: str, model: AceStep, settings: ServerSettings) -> dict[str, Any]:
     """A picture as the model sees it, and what it costs."""
     picture = open_picture(url, model, settings)
-    _, spec = model.bundle.tower()
-    assert picture.pixels is not None  # noqa: S101 (it was opened from a picture)
-    seen = as_seen(picture.pixels, spec)
+    seen = model.as_seen(picture)
     png = io.BytesIO()
     seen.save(png, "PNG")
     return {

@@ -9,7 +9,7 @@ from PIL import Image
 
 from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec
 from acestep_gguf.vision.blocks import Block
-from acestep_gguf.vision.resizing import check_size, resized, tiles_of
+from acestep_gguf.vision.resizing import resized, resizing_pixels, tiles_of
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -19,6 +19,8 @@ class ClosestAspect:
 
     With more than one tile, the whole picture comes last, scaled to one.
     """
+
+    whole_is_first = False
 
     def __init__(self, spec: ImageSpec, tiles: ClosestAspectTiles, max_tiles: int | None) -> None:
         most = tiles.max_tiles if max_tiles is None else min(max_tiles, tiles.max_tiles)
@@ -37,6 +39,9 @@ class ClosestAspect:
             key=lambda grid: grid[0] * grid[1],
         )
 
+    def n_columns(self, size: tuple[int, int]) -> int:
+        return self._grid(size)[1]
+
     def n_crops(self, size: tuple[int, int]) -> int:
         rows, columns = self._grid(size)
         n_tiles = rows * columns
@@ -45,15 +50,12 @@ class ClosestAspect:
     def blocks(self, size: tuple[int, int]) -> tuple[Block, ...]:
         return (Block(self._side, self._side),) * self.n_crops(size)
 
-    def working_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        rows, columns = self._grid(size)
-        stretched = (columns * self._spec.size.width, rows * self._spec.size.height)
-        check_size(size, stretched)
-        return [stretched]
+    def working_pixels(self, size: tuple[int, int]) -> int:
+        return resizing_pixels(size, self._stretched(size))
 
     def crops(self, image: Image.Image) -> list[Image.Image]:
-        (stretched,) = self.working_sizes(image.size)
-        tiles = tiles_of(resized(image, stretched, self._spec), self._grid(image.size), self._spec.size)
+        stretched = resized(image, self._stretched(image.size), self._spec)
+        tiles = tiles_of(stretched, self._grid(image.size), self._spec.size)
         if len(tiles) == 1:
             return tiles
         whole = (self._spec.size.width, self._spec.size.height)
@@ -65,6 +67,11 @@ class ClosestAspect:
     def most(self) -> tuple[int, int]:
         n_crops = self._most + (self._most > 1)
         return n_crops, n_crops * self._spec.n_image_tokens
+
+    def _stretched(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height of the tiles of a picture together."""
+        rows, columns = self._grid(size)
+        return columns * self._spec.size.width, rows * self._spec.size.height
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the tiles of a picture, as in ``get_optimal_tiled_canvas``.

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.errors import BundleError
-from acestep_gguf.vision.token_selection import kept_patches, patch_grid
+from acestep_gguf.vision.blocks import Block
+from acestep_gguf.vision.token_selection import kept_of_blocks, kept_patches, patch_grid
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -19,20 +20,23 @@ class ImageEmbeds:
     """Image embeds, and what is known of the patches behind them.
 
     Args:
-        embeds: float32 [n_image_tokens, n_embd]; patches in reading order, after tokens that belong to none
-            ([CLS], in models that keep it).
+        embeds: float32 [n_tokens, n_embd]; patches in reading order, after tokens that belong to none
+            ([CLS], in models that keep it). Of a picture that was cut into tiles, what ``blocks`` say.
         patch_attention: float32 [n_patches], attention that each patch receives in the layer that feeds the
             projector: [CLS]'s, or the mean over all patches in a tower without it. Empty in bundles that were
             made before it was written.
+        blocks: grids of patches that follow one another; none where the whole picture is one crop.
     """
 
     embeds: FloatArray
     patch_attention: FloatArray
+    blocks: tuple[Block, ...] = ()
 
     def kept(self, image_tokens: int | None, image: ImageSpec) -> FloatArray:
         """The embeds of at most ``image_tokens`` tokens, in their order, float32 [n, n_embd].
 
-        Tokens that belong to no patch come first and stay. None keeps all.
+        Tokens that belong to no patch come first and stay; of tiles, each gets its share, and the ends of
+        rows are left out. None keeps all.
 
         Raises:
             BundleError: the attention is not known, or so many patches do not form a grid.
@@ -45,6 +49,8 @@ class ImageEmbeds:
                 "this bundle is too old for image_tokens: convert the checkpoint again.",
                 settings=["image_tokens"],
             )
+        if self.blocks:
+            return self.embeds[kept_of_blocks(self.patch_attention, self.blocks, image_tokens)]
         n_others = n_tokens - n_patches
         grid = patch_grid(image.size, n_patches)
         patches = kept_patches(self.patch_attention, grid, max(0, image_tokens - n_others))

@@ -21,12 +21,16 @@ from acestep_gguf.bundle.names import VisionPrecision
 from acestep_gguf.bundle.schema import Bundle, VisionFile
 from acestep_gguf.errors import ImageError
 from acestep_gguf.storage.atomic_file import write_atomically
+from acestep_gguf.vision.blocks import Block, n_tokens
 from acestep_gguf.vision.embeds import ImageEmbeds
+from acestep_gguf.vision.tiling import tiling_of
 
 SUFFIX: Final = ".safetensors"
 FORMAT: Final = "acestep-gguf image embeds 1"
 MAX_HEADER_BYTES: Final = 2**16
 
+# Values of safetensors' metadata are strings; up to 8 digits are more than any picture has.
+Number = Annotated[str, msgspec.Meta(pattern=r"\A([1-9][0-9]{0,7})?\Z")]
 Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
@@ -34,7 +38,8 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     """What the embeds belong to.
 
     ``model`` is ``model_identity``, ``precision`` the tower's; ``pixels_sha256`` is over the picture's
-    ``pixel_values``, ``data_sha256`` is ``ImageEmbeds.sha256``.
+    ``pixel_values``, ``data_sha256`` is ``ImageEmbeds.sha256``. Of a model that cuts pictures up,
+    ``width`` and ``height`` are the picture's, and ``max_tiles`` is into how many it was cut at most.
     """
 
     format: Literal["acestep-gguf image embeds 1"] = FORMAT
@@ -42,6 +47,14 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
     precision: VisionPrecision
     pixels_sha256: Hash
     data_sha256: Hash
+    width: Number = ""
+    height: Number = ""
+    max_tiles: Number = ""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height of the picture, if it was cut up."""
+        return (int(self.width), int(self.height)) if self.width and self.height else None
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -70,9 +83,18 @@ def model_identity(vision: VisionFile, image: ImageSpec) -> str:
 
 
 def write_embeds(
-    path: Path, embeds: ImageEmbeds, *, bundle: Bundle, precision: VisionPrecision, pixels_sha256: str
+    path: Path,
+    embeds: ImageEmbeds,
+    *,
+    bundle: Bundle,
+    precision: VisionPrecision,
+    pixels_sha256: str,
+    size: tuple[int, int] | None = None,
+    max_tiles: int | None = None,
 ) -> None:
     """Write ``embeds``, which the tower of ``bundle`` made in ``precision``, to ``path``.
+
+    ``size`` and ``max_tiles`` tell how the picture was cut up, if it was.
 
     Raises:
         ImageError: it cannot be written.
@@ -84,6 +106,9 @@ def write_embeds(
         precision=precision,
         pixels_sha256=pixels_sha256,
         data_sha256=embeds.sha256,
+        width="" if size is None else str(size[0]),
+        height="" if size is None else str(size[1]),
+        max_tiles="" if size is None or max_tiles is None else str(max_tiles),
     )
     arrays = {"image_embeds": embeds.embeds, "patch_attention": embeds.patch_attention}
     contiguous = {name: np.ascontiguousarray(array, np.float32) for name, array in arrays.items()}
@@ -102,8 +127,8 @@ def read_embeds(path: Path, bundle: Bundle) -> tuple[ImageEmbeds, Metadata]:
         PromptError: the bundle has no vision tower.
     """
     vision, image = bundle.tower()
-    n_tokens = image.n_image_tokens
-    content = _read_file(path, MAX_HEADER_BYTES + 4 * n_tokens * (image.n_embd + 1))
+    _, most_tokens = tiling_of(image).most()
+    content = _read_file(path, MAX_HEADER_BYTES + 4 * most_tokens * (image.n_embd + 1))
     metadata = _read_metadata(path, content)
     made_by = vision.files.get(metadata.precision)
     if made_by is None or metadata.model != model_identity(made_by, image):
@@ -120,18 +145,29 @@ def read_embeds(path: Path, bundle: Bundle) -> tuple[ImageEmbeds, Metadata]:
         "patch_attention": np.float32,
     }:
         raise _damaged(path, "it has other arrays")
-    embeds = ImageEmbeds(arrays["image_embeds"], arrays["patch_attention"])
-    if (
-        embeds.embeds.shape != (n_tokens, image.n_embd)
-        # [CLS] belongs to no patch, and the attention of older bundles is not known.
-        or embeds.patch_attention.shape not in ((n_tokens,), (n_tokens - 1,), (0,))
-    ):
+    blocks = _blocks(path, metadata, image)
+    embeds = ImageEmbeds(arrays["image_embeds"], arrays["patch_attention"], blocks)
+    n_rows = n_tokens(blocks) if blocks else image.n_image_tokens
+    # [CLS] belongs to no patch, and the attention of older bundles is not known.
+    with_attention = [sum(block.n_patches for block in blocks)] if blocks else [n_rows, n_rows - 1]
+    if embeds.embeds.shape != (n_rows, image.n_embd) or embeds.patch_attention.shape not in [
+        (n_patches,) for n_patches in (*with_attention, 0)
+    ]:
         raise _damaged(path, "its arrays do not have this model's shapes")
     if embeds.sha256 != metadata.data_sha256:
         raise _damaged(path, "its hash is wrong")
     if not (np.isfinite(embeds.embeds).all() and np.isfinite(embeds.patch_attention).all()):
         raise _damaged(path, "it has numbers that are not finite")
     return embeds, metadata
+
+
+def _blocks(path: Path, metadata: Metadata, image: ImageSpec) -> tuple[Block, ...]:
+    """What the rows are, of a model that cuts pictures up."""
+    if image.tiles is None:
+        return ()
+    if metadata.size is None:
+        raise _damaged(path, "it does not say how large its picture is")
+    return tiling_of(image, max_tiles=int(metadata.max_tiles or 0) or None).blocks(metadata.size)
 
 
 def _read_file(path: Path, most_bytes: int) -> bytes:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import numpy as np
+
+from acestep_gguf.bundle.image_spec import MAX_TILES, ImageSpec
 from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cpus import usable_cpus
@@ -15,6 +18,7 @@ from acestep_gguf.llama.params import MOST_THREADS
 from acestep_gguf.options import check_integer
 from acestep_gguf.vision.embeds_file import SUFFIX, read_embeds, write_embeds
 from acestep_gguf.vision.encoder import ImageEncoder, Picture
+from acestep_gguf.vision.image import normalized
 from acestep_gguf.vision.image_file import pictures_of
 
 
@@ -34,6 +38,7 @@ def encode_pictures(
     *,
     vision: str | None = None,
     n_threads: int | None = None,
+    max_tiles: int | None = None,
     force: bool = False,
 ) -> Iterator[Encoded]:
     """Write the image embeds of ``pictures`` into the folder ``out``, one file a picture, named after it.
@@ -62,13 +67,15 @@ def encode_pictures(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImageError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
-    encoder = ImageEncoder(folder, bundle, n_threads=n_threads, precision=precision)
+    if max_tiles is not None:
+        check_integer("max_tiles", max_tiles, 1, MAX_TILES)
+    encoder = ImageEncoder(folder, bundle, n_threads=n_threads, precision=precision, max_tiles=max_tiles)
     for source, path in zip(pictures, paths, strict=True):
         picture = encoder.prepare(source)
-        pixels_sha256 = _pixels_sha256(picture)
+        pixels_sha256 = _pixels_sha256(picture, image)
         if os.path.exists(path) and not force:
             _check_is(path, bundle, pixels_sha256, encoder.precision)
-            yield Encoded(path, image.n_image_tokens, None)
+            yield Encoded(path, picture.input.n_tokens, None)
             continue
         start = perf_counter()
         write_embeds(
@@ -77,8 +84,10 @@ def encode_pictures(
             bundle=bundle,
             precision=encoder.precision,
             pixels_sha256=pixels_sha256,
+            size=None if image.tiles is None else picture.size,
+            max_tiles=max_tiles,
         )
-        yield Encoded(path, image.n_image_tokens, perf_counter() - start)
+        yield Encoded(path, picture.input.n_tokens, perf_counter() - start)
 
 
 def _paths(pictures: Sequence[Path], out: Path) -> list[Path]:
@@ -93,9 +102,12 @@ def _paths(pictures: Sequence[Path], out: Path) -> list[Path]:
     return paths
 
 
-def _pixels_sha256(picture: Picture) -> str:
-    assert picture.pixels is not None  # noqa: S101 (it is no file of embeds)
-    return hashlib.sha256(picture.pixels.tobytes()).hexdigest()
+def _pixels_sha256(picture: Picture, image: ImageSpec) -> str:
+    assert picture.crops is not None  # noqa: S101 (it is no file of embeds)
+    hashed = hashlib.sha256()
+    for crop in picture.crops:
+        hashed.update(normalized(crop[np.newaxis], image).data)
+    return hashed.hexdigest()
 
 
 def _check_is(path: Path, bundle: Bundle, pixels_sha256: str, precision: VisionPrecision) -> None:

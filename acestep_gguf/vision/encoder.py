@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
 from acestep_gguf.bundle.schema import NO_TOWER, Bundle, check_file
@@ -24,21 +25,25 @@ from acestep_gguf.prompt.segments import ImageInput
 from acestep_gguf.sizes import show_size
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.storage.file_identity import file_identity
+from acestep_gguf.vision.blocks import Block, n_tokens
 from acestep_gguf.vision.embeds import ImageEmbeds
 from acestep_gguf.vision.embeds_file import EmbedsFile, model_identity, read_embeds
-from acestep_gguf.vision.image import opening_bytes, pixel_values
+from acestep_gguf.vision.image import as_seen, crops_of, open_rgb, opening_bytes
 from acestep_gguf.vision.image_file import ImageSource, picture_name, picture_state
 from acestep_gguf.vision.int8_check import vision_precision
+from acestep_gguf.vision.tiling import Tiling, cuts_only_one, tiling_of
 
 if TYPE_CHECKING:
     from acestep_gguf.vision.tower import VisionTower
 
 FloatArray = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 REMEMBERED: Final = 8
+SHA256_BYTES: Final = 32
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -50,7 +55,9 @@ class Picture:
         input: what it is to the decoder.
         sha256: in hexadecimal, of all that its embeds come from, or of the embeds that were given.
         tower: what encodes it, or made its embeds: ``ImageEncoder.tower_identity`` or ``model_identity``.
-        pixels: its pixel_values, float32 [1, 3, H, W]; None if the embeds were given.
+        n_pictures: how many the prompt has that it was opened for, as far as that matters to the model.
+        size: its width and height.
+        crops: what the tower sees of it, uint8 [n_crops, H, W, 3]; None if the embeds were given.
         embeds: as given, from a file.
     """
 
@@ -58,7 +65,9 @@ class Picture:
     input: ImageInput
     sha256: str
     tower: str
-    pixels: FloatArray | None = None
+    n_pictures: int
+    size: tuple[int, int]
+    crops: UInt8Array | None = None
     embeds: ImageEmbeds | None = None
 
 
@@ -75,6 +84,7 @@ class ImageEncoder:
         n_threads: of the tower.
         precision: of the tower; by default the bundle's default.
         image_tokens: tokens of a picture at most (see token_selection.py); None for all.
+        max_tiles: into which a picture is cut; None for as many as the model was made for.
         cache: where embeds are kept between processes.
         opening_limit: memory in bytes that opening a picture may take; None for any.
     """
@@ -87,6 +97,7 @@ class ImageEncoder:
         n_threads: int,
         precision: VisionPrecision | None = None,
         image_tokens: int | None = None,
+        max_tiles: int | None = None,
         cache: DiskCache | None = None,
         opening_limit: int | None = None,
     ) -> None:
@@ -96,18 +107,14 @@ class ImageEncoder:
         self._wanted = precision
         self._precision: VisionPrecision | None = None
         self._image_tokens = image_tokens
+        self._max_tiles = max_tiles
         self._cache = cache
         self._opening_limit = opening_limit
         self._tower: VisionTower | None = None
         self._loading: Future[VisionTower] | None = None
         self._embeds: OrderedDict[str, ImageEmbeds] = OrderedDict()  # by Picture.sha256
-        self._opened: OrderedDict[tuple[int, ...], Picture] = OrderedDict()  # by picture_state
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of a picture; 0 if the bundle has no tower."""
-        n_tokens = self._bundle.image.n_image_tokens if self._bundle.image else 0
-        return n_tokens if self._image_tokens is None else min(self._image_tokens, n_tokens)
+        # By picture_state, and whether it is alone.
+        self._opened: OrderedDict[tuple[int, ...], Picture] = OrderedDict()
 
     @property
     def precision(self) -> VisionPrecision:
@@ -136,7 +143,7 @@ class ImageEncoder:
         Errors are those of ``prepare``.
         """
         # All are opened before anything is loaded: then their memory is free again.
-        pictures = [self.prepare(source) for source in sources]
+        pictures = self.prepare_all(sources)
         if any(self.recall(picture) is None for picture in pictures):
             thread = ThreadPoolExecutor(1)
             self._loading = thread.submit(self._new_tower)
@@ -149,35 +156,40 @@ class ImageEncoder:
 
     def encode_ahead(self, sources: Sequence[PictureSource], report: Report = report_nothing) -> None:
         """Encode pictures, at most REMEMBERED, and free the tower; errors are those of prepare and load."""
-        for number, picture in enumerate([self.prepare(source) for source in sources]):
+        for number, picture in enumerate(self.prepare_all(sources)):
             report(Progress("encoding", number, len(sources)))
             self.rows(picture)
         self._tower = None
 
-    def prepare(self, source: PictureSource) -> Picture:
-        """Open a picture, unless it is already, and say which one it is, without the tower.
+    def prepare_all(self, sources: Sequence[PictureSource]) -> list[Picture]:
+        """All pictures of a prompt; errors are those of ``prepare``."""
+        return [self.prepare(source, n_pictures=len(sources)) for source in sources]
 
-        A file that was opened lately, and has not changed, is not decoded again.
+    def prepare(self, source: PictureSource, *, n_pictures: int = 1) -> Picture:
+        """Open a picture of a prompt with ``n_pictures``, unless it is already, and say which one it is.
+
+        That needs no tower. A file that was opened lately, and has not changed, is not decoded again.
 
         Raises:
             PromptError: the bundle has no tower.
             ImageError: missing, of another format, damaged or too large; or it was prepared, or its
                 embeds were made, for another tower.
         """
-        self._bundle.tower()
+        _, image = self._bundle.tower()
+        n_pictures = n_pictures if cuts_only_one(image) else 1
         if isinstance(source, Picture):
             self._check_was_prepared_here(source)
-            return source
+            if source.n_pictures == n_pictures or (source.n_pictures > 1 and n_pictures > 1):
+                return source
+            return self.prepare(source.source, n_pictures=n_pictures)
         if isinstance(source, EmbedsFile):
-            embeds, metadata = read_embeds(Path(source.path), self._bundle)
-            sha256 = embeds.sha256
-            return Picture(source, self._input(sha256), sha256, tower=metadata.model, embeds=embeds)
+            return self._read_file(source, n_pictures)
         state = picture_state(Path(source)) if isinstance(source, str | os.PathLike) else None
-        picture = self._opened.get(state) if state is not None else None
-        if picture is None:
-            picture = self._open(source)
-        if state is not None:
-            _remember(self._opened, state, picture)
+        if state is None:
+            return self._open(source, n_pictures)
+        key = (*state, n_pictures == 1)
+        picture = self._opened.get(key) or self._open(source, n_pictures)
+        _remember(self._opened, key, picture)
         return picture
 
     def recall(self, picture: Picture) -> ImageEmbeds | None:
@@ -200,8 +212,7 @@ class ImageEncoder:
         """
         embeds = self.recall(picture)
         if embeds is None:
-            assert picture.pixels is not None  # noqa: S101 (embeds that are given are recalled)
-            embeds = self.load().encode(picture.pixels)
+            embeds = self._encode(picture)
             _remember(self._embeds, picture.sha256, embeds)
             if self._cache is not None:
                 self._cache.put(_entry(picture), embeds.embeds, embeds.patch_attention)
@@ -224,12 +235,26 @@ class ImageEncoder:
         self._embeds.clear()
         self._opened.clear()
 
+    def as_seen(self, picture: Picture) -> Image.Image:
+        """What the model sees of a picture that was opened, RGB; its tiles beside one another."""
+        if picture.crops is None:
+            raise ImageError("of image embeds nobody knows the picture.")
+        return as_seen(picture.crops, picture.size, self._tiling(picture.n_pictures))
+
+    def _encode(self, picture: Picture) -> ImageEmbeds:
+        assert picture.crops is not None  # noqa: S101 (embeds that are given are recalled)
+        return self.load().encode_picture(picture.crops, picture.size, self._tiling(picture.n_pictures))
+
+    def _tiling(self, n_pictures: int) -> Tiling:
+        _, image = self._bundle.tower()
+        return tiling_of(image, max_tiles=self._max_tiles, n_pictures=n_pictures)
+
     @cached_property
     def tower_identity(self) -> str:
         """SHA-256, in hexadecimal, of what decides, beside the pixels, what the embeds of a picture are."""
         file = self._bundle.vision_file(self.precision)
         facts: Any = (
-            "embeds 1",
+            "embeds 2",
             hashlib.sha256((self._folder / BUNDLE_FILE).read_bytes()).hexdigest(),
             [file_identity(check_file(self._folder, record)) for record in (file, file.data)],
             version("onnxruntime"),
@@ -239,16 +264,47 @@ class ImageEncoder:
         )
         return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
 
-    def _open(self, source: ImageSource) -> Picture:
+    def _open(self, source: ImageSource, n_pictures: int) -> Picture:
         _, image = self._bundle.tower()
-        if self._opening_limit is not None and (needed := opening_bytes(source, image)) > self._opening_limit:
+        tiling, limit = self._tiling(n_pictures), self._opening_limit
+        if limit is not None and (needed := opening_bytes(source, image, tiling)) > limit:
             raise ImageError(
                 f"{picture_name(source)} takes {show_size(needed)} of memory to open, and "
-                f"{show_size(self._opening_limit)} are left: give a smaller picture."
+                f"{show_size(limit)} are left: give a smaller picture."
             )
-        pixels = pixel_values(source, image)
-        sha256 = hashlib.sha256(bytes.fromhex(self.tower_identity) + pixels.tobytes()).hexdigest()
-        return Picture(source, self._input(sha256), sha256, tower=self.tower_identity, pixels=pixels)
+        upright = open_rgb(source, image)
+        crops, blocks = crops_of(upright, tiling), tiling.blocks(upright.size)
+        identity = hashlib.sha256(bytes.fromhex(self.tower_identity))
+        identity.update(msgspec.json.encode(blocks))
+        identity.update(crops.data)
+        sha256 = identity.hexdigest()
+        return Picture(
+            source,
+            self._input(sha256, blocks),
+            sha256,
+            tower=self.tower_identity,
+            n_pictures=n_pictures,
+            size=upright.size,
+            crops=crops,
+        )
+
+    def _read_file(self, source: EmbedsFile, n_pictures: int) -> Picture:
+        """What a file of image embeds is; it was made of a picture that is alone in its prompt."""
+        embeds, metadata = read_embeds(Path(source.path), self._bundle)
+        if n_pictures > 1:
+            raise ImageError(
+                f"{source.path} is of a picture that is alone, and this model sees several in another way: "
+                "give the pictures themselves."
+            )
+        return Picture(
+            source,
+            self._input(embeds.sha256, embeds.blocks or (Block(1, len(embeds.embeds)),)),
+            embeds.sha256,
+            tower=metadata.model,
+            n_pictures=1,
+            size=metadata.size or (0, 0),
+            embeds=embeds,
+        )
 
     def _check_was_prepared_here(self, picture: Picture) -> None:
         vision, image = self._bundle.tower()
@@ -256,28 +312,43 @@ class ImageEncoder:
             is_ours = picture.tower == self.tower_identity
         else:
             is_ours = any(picture.tower == model_identity(file, image) for file in vision.files.values())
-        if not is_ours or picture.input.n_tokens != self.n_tokens:
+        if not is_ours or picture.input.key[SHA256_BYTES:] != self._settings_key:
             raise ImageError(
                 "this picture was prepared by another model, or one with other settings: give the picture "
                 "itself, or prepare it with the model that answers."
             )
 
-    def _input(self, sha256: str) -> ImageInput:
-        return ImageInput(bytes.fromhex(sha256) + self.n_tokens.to_bytes(4, "little"), self.n_tokens)
+    def _input(self, sha256: str, blocks: Sequence[Block]) -> ImageInput:
+        most = n_tokens(blocks)
+        if self._image_tokens is not None and self._image_tokens < most:
+            most = min(self._image_tokens, sum(block.n_patches for block in blocks))
+        return ImageInput(bytes.fromhex(sha256) + self._settings_key, most)
+
+    @cached_property
+    def _settings_key(self) -> bytes:
+        """Another one for other settings that a picture's tokens follow from."""
+        settings = (self._image_tokens or 0, self._max_tiles or 0)
+        return b"".join(number.to_bytes(4, "little") for number in settings)
 
     def _read(self, picture: Picture) -> ImageEmbeds | None:
         """Embeds on disk. Their hash was right, but it can be right for anything that somebody put there."""
         _, image = self._bundle.tower()
         assert self._cache is not None  # noqa: S101
         data = self._cache.get(_entry(picture))
-        n_floats = image.n_image_tokens * image.n_embd
-        if data is None or not 4 * n_floats <= len(data) <= 4 * (n_floats + image.n_image_tokens):
+        blocks = self._tiling(picture.n_pictures).blocks(picture.size)
+        n_rows = n_tokens(blocks)
+        n_floats = n_rows * image.n_embd
+        if data is None or not 4 * n_floats <= len(data) <= 4 * (n_floats + n_rows):
             return None
         numbers = data[: len(data) // 4 * 4].view(np.float32)
         if not np.isfinite(numbers).all():
             return None
-        embeds = numbers[:n_floats].reshape(image.n_image_tokens, image.n_embd)
-        return ImageEmbeds(embeds, numbers[n_floats:])
+        embeds, attention = numbers[:n_floats].reshape(n_rows, image.n_embd), numbers[n_floats:]
+        if image.tiles is None:
+            return ImageEmbeds(embeds, attention)
+        if len(attention) not in (0, sum(block.n_patches for block in blocks)):
+            return None
+        return ImageEmbeds(embeds, attention, blocks)
 
 
 def _entry(picture: Picture) -> str:

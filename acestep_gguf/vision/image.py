@@ -3,7 +3,6 @@
 The numbers are those of transformers' ``CLIPImageProcessorPil`` and ``LlavaImageProcessorPil``, bit for bit.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Final
 
@@ -11,48 +10,64 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from acestep_gguf.bundle.image_spec import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.image_file import (
-    MAX_PIXELS,
     PIXEL_BYTES,
     ImageSource,
     open_image,
     refusing_damage,
-    too_many_pixels,
     undecoded,
 )
+from acestep_gguf.vision.tiling import Tiling, tiling_of
 
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 
+COLORS: Final = 3
 WHITE: Final = (255, 255, 255, 255)
 TILE: Final = 512  # side of what is made RGB at a time, since some ways to it take several copies
 # A PDF's page is rendered so much finer than the model sees it: resizing evens out what rendering cuts off.
 PAGE_FINENESS: Final = 2
-
-_RESAMPLE: Final = {
-    "nearest": Image.Resampling.NEAREST,
-    "lanczos": Image.Resampling.LANCZOS,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "box": Image.Resampling.BOX,
-    "hamming": Image.Resampling.HAMMING,
-}
+GAP: Final = 4  # pixels between tiles that are shown
 
 
 def pixel_values(source: ImageSource, spec: ImageSpec) -> FloatArray:
-    """Pixels of a picture as the vision tower takes them, float32 [1, 3, H, W].
+    """Pixels of all crops of a picture as the vision tower takes them, float32 [n_crops, 3, H, W].
 
     Raises:
         ImageError: missing, of another format, damaged or too large.
         MissingPackageError: of a format that an extra reads.
     """
-    return preprocess(to_rgb(open_image(source, page_side=_page_side(spec))), spec)
+    return normalized(crops_of(open_rgb(source, spec), tiling_of(spec)), spec)
 
 
-def opening_bytes(source: ImageSource, spec: ImageSpec) -> int:
-    """Memory that ``pixel_values`` takes at most meanwhile, known without decoding the picture.
+def open_rgb(source: ImageSource, spec: ImageSpec) -> Image.Image:
+    """The picture as a person sees it; errors are those of ``pixel_values``."""
+    return to_rgb(open_image(source, page_side=_page_side(spec)))
+
+
+def crops_of(image: Image.Image, tiling: Tiling) -> UInt8Array:
+    """Crops of an RGB picture, uint8 [n_crops, H, W, 3].
+
+    Raises:
+        ImageError: so long and narrow that it cannot be resized.
+    """
+    return np.stack([np.asarray(crop, np.uint8) for crop in tiling.crops(image)])
+
+
+def normalized(crops: UInt8Array, spec: ImageSpec) -> FloatArray:
+    """Crops, uint8 [n_crops, H, W, 3], as ``pixel_values``, float32 [n_crops, 3, H, W]."""
+    # transformers rescales in float64 and normalizes in float32.
+    scaled = (crops.astype(np.float64) * spec.rescale_factor).astype(np.float32)
+    values = (scaled - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+
+
+def opening_bytes(source: ImageSource, spec: ImageSpec, tiling: Tiling | None = None) -> int:
+    """Memory that opening a picture takes at most meanwhile, known without decoding it.
+
+    ``tiling`` is by default that of ``spec``.
 
     Raises:
         ImageError: missing, of another format, too large, or so long and narrow that it cannot be
@@ -60,23 +75,31 @@ def opening_bytes(source: ImageSource, spec: ImageSpec) -> int:
         MissingPackageError: of a format that an extra reads.
     """
     opened = undecoded(source, page_side=_page_side(spec))
-    width, height = opened.size
-    most = PIXEL_BYTES * width * height
-    if spec.pad_to_square is not None:
-        width = height = max(width, height)
-    padded = most + PIXEL_BYTES * width * height
-    if spec.resize_to is None:
-        return max(opened.decoding_bytes, padded)
-    resized_width, resized_height = _resized_size((width, height), spec, spec.resize_to)
-    # Pillow resizes all rows to their new width first.
-    resized = PIXEL_BYTES * (width * height + resized_width * (height + resized_height))
-    return max(opened.decoding_bytes, padded, resized)
+    tiling = tiling or tiling_of(spec)
+    working = PIXEL_BYTES * tiling.working_pixels(opened.upright_size)
+    crops = tiling.n_crops(opened.upright_size) * COLORS * spec.size.height * spec.size.width
+    return max(opened.decoding_bytes, working + 2 * crops)  # each, and all of them
 
 
-def as_seen(pixels: FloatArray, spec: ImageSpec) -> Image.Image:
-    """The RGB picture that ``pixel_values``, float32 [1, 3, H, W], are of: what the model sees."""
-    scaled = pixels[0].transpose(1, 2, 0) * np.array(spec.std, np.float32) + np.array(spec.mean, np.float32)
-    return Image.fromarray((scaled / spec.rescale_factor).round().clip(0, 255).astype(np.uint8))
+def picture_size(source: ImageSource, spec: ImageSpec) -> tuple[int, int]:
+    """Width and height of a picture as it will be seen, without decoding it; errors as opening_bytes."""
+    return undecoded(source, page_side=_page_side(spec)).upright_size
+
+
+def as_seen(crops: UInt8Array, size: tuple[int, int], tiling: Tiling) -> Image.Image:
+    """What the model sees of a picture of ``size``, RGB: its tiles as they lie, with gaps, then the whole.
+
+    ``crops`` are uint8 [n_crops, H, W, 3].
+    """
+    tiles = [*crops[1:], crops[0]] if tiling.whole_is_first else [*crops]
+    columns = tiling.n_columns(size)
+    height, width = crops.shape[1:3]
+    rows = -(-len(tiles) // columns)
+    seen = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), WHITE[:3])
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        seen.paste(Image.fromarray(tile), (column * (width + GAP), row * (height + GAP)))
+    return seen
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -99,28 +122,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
         for corner, tile in _tiles(image):
             rgb.paste(_tile_to_rgb(tile), corner)
         return rgb
-
-
-def preprocess(image: Image.Image, spec: ImageSpec) -> FloatArray:
-    """An RGB picture as ``pixel_values``, float32 [1, 3, H, W], in the order of the fields of ``spec``.
-
-    Raises:
-        ImageError: so long and narrow that it cannot be resized.
-    """
-    if spec.pad_to_square is not None:
-        image = _pad_to_square(image, spec.pad_to_square)
-    if spec.resize_to is not None:
-        image = _resize(image, spec, spec.resize_to)
-    if spec.center_crop is not None:
-        image = _center_crop(image, spec.center_crop)
-    if image.size != (spec.size.width, spec.size.height):
-        got, wanted = f"{image.width} x {image.height}", f"{spec.size.width} x {spec.size.height}"
-        raise ImageError(f"the picture is {got} pixels, this model takes {wanted}: scale it first.")
-    pixels: UInt8Array = np.asarray(image, np.uint8)  # [H, W, 3]
-    # transformers rescales in float64 and normalizes in float32.
-    scaled = (pixels.astype(np.float64) * spec.rescale_factor).astype(np.float32)
-    normalized = (scaled - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
-    return np.ascontiguousarray(normalized.transpose(2, 0, 1)[None])
 
 
 def _page_side(spec: ImageSpec) -> int:
@@ -178,52 +179,3 @@ def _no_known_range(numbers: str) -> ImageError:
     return ImageError(
         f"a picture of {numbers} does not tell which is white: convert it to 8 bits ('L' or 'RGB') first."
     )
-
-
-def _pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    side = max(image.size)
-    if side * side > MAX_PIXELS:
-        raise too_many_pixels("the picture, padded to a square,")
-    square = Image.new("RGB", (side, side), color)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
-def _resize(image: Image.Image, spec: ImageSpec, to: Size) -> Image.Image:
-    width, height = _resized_size(image.size, spec, to)
-    resized = image.resize((width, height), _RESAMPLE[spec.resample])
-    if spec.fill is None:
-        return resized
-    filled = Image.new("RGB", (to.width, to.height), spec.fill)
-    filled.paste(resized, ((to.width - width) // 2, (to.height - height) // 2))
-    return filled
-
-
-def _resized_size(size: tuple[int, int], spec: ImageSpec, to: Size) -> tuple[int, int]:
-    """Width and height that a picture of ``size`` is resized to."""
-    width, height = to.width, to.height
-    if spec.resize == "shortest_edge":
-        short, long = sorted(size)
-        scaled = int(to.height * long / short)
-        width, height = (to.height, scaled) if size[0] <= size[1] else (scaled, to.height)
-    elif spec.resize == "longest_edge":
-        width, height = _fitting_size(size, to)
-    if width * height > MAX_PIXELS:
-        raise ImageError(f"a picture of {size[0]} x {size[1]} is too long and narrow: crop it first.")
-    return width, height
-
-
-def _fitting_size(size: tuple[int, int], to: Size) -> tuple[int, int]:
-    """Width and height of ``size`` scaled to fit into ``to``: libmtmd's, which computes in float32."""
-    width, height = np.float32(size[0]), np.float32(size[1])
-    scale = min(np.float32(to.width) / width, np.float32(to.height) / height)
-    return min(math.ceil(width * scale), to.width), min(math.ceil(height * scale), to.height)
-
-
-def _center_crop(image: Image.Image, size: Size) -> Image.Image:
-    """Cut a picture to ``size`` around its middle, with zeros where it is smaller.
-
-    Halves are rounded as in transformers.image_transforms.center_crop: down for a cut, up for padding.
-    """
-    left, top = (image.width - size.width) // 2, (image.height - size.height) // 2
-    return image.crop((left, top, left + size.width, top + size.height))

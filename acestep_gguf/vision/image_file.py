@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from acestep_gguf.errors import ImageError, MissingPackageError
 from acestep_gguf.prompt.image_source import MAX_IMAGE_BYTES
@@ -41,6 +41,7 @@ OPENING_BYTES: Final = {
     "PNG": 8, "JPEG": 12, "MPO": 12, "WEBP": 16, "GIF": 8, "BMP": 8, "TIFF": 12, "AVIF": 20, "HEIF": 20
 }  # fmt: skip
 MAX_TILE_PIXELS: Final = 2**20  # of a TIFF's tile that is larger than its picture
+QUARTER_TURNS: Final = (5, 6, 7, 8)  # of EXIF's orientations
 TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 PAGE_SIDE: Final = 1024  # of a PDF's page, in pixels, where nobody says what it is for
 
@@ -61,11 +62,21 @@ _DECODER_ERRORS: Final = (
 
 
 class Undecoded(NamedTuple):
-    """A picture that is not decoded yet: its width and height, and memory in bytes while it becomes RGB."""
+    """A picture that is not decoded yet: its width and height, and memory in bytes while it becomes RGB.
+
+    ``is_turned``, if it lies on its side until it is turned upright.
+    """
 
     size: tuple[int, int]
     decoding_bytes: int
     decode: Callable[[], Image.Image]
+    is_turned: bool = False
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height as a person sees it."""
+        width, height = self.size
+        return (height, width) if self.is_turned else (width, height)
 
 
 def open_image(source: ImageSource, *, page_side: int = PAGE_SIDE) -> Image.Image:
@@ -87,7 +98,9 @@ def undecoded(source: ImageSource, *, page_side: int = PAGE_SIDE) -> Undecoded:
     if isinstance(source, Image.Image):
         _check_size(source.size, "the picture")
         n_pixels = source.width * source.height
-        return Undecoded(source.size, 2 * PIXEL_BYTES * n_pixels, lambda: source)  # upright, and in RGB
+        memory = 2 * PIXEL_BYTES * n_pixels  # upright, and in RGB
+        with refusing_damage("the picture"):
+            return Undecoded(source.size, memory, lambda: source, _is_turned(source))
     if not isinstance(source, str | os.PathLike | bytes):
         raise ImageError(f"a picture is given as {type(source).__name__}: give a path, bytes or a PIL image.")
     name = picture_name(source)
@@ -107,9 +120,10 @@ def undecoded(source: ImageSource, *, page_side: int = PAGE_SIDE) -> Undecoded:
         image = _identified(data, name)
         _check_size(image.size, name)
         _check_tiles(image, name)
+        is_turned = _is_turned(image)
     # libwebp has a copy of the file.
     decoding_bytes = 2 * len(data) + OPENING_BYTES[str(image.format)] * image.width * image.height
-    return Undecoded(image.size, decoding_bytes, lambda: _decoded(image, name))
+    return Undecoded(image.size, decoding_bytes, lambda: _decoded(image, name), is_turned)
 
 
 def picture_name(source: ImageSource) -> str:
@@ -206,6 +220,13 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
         image.load()
         _check_size(image.size, name)  # a HEIC may turn out larger than its head says
     return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether its orientation says so, by EXIF; what a PNG says behind its pixels is not seen here."""
+    if image.format == "PNG" and "exif" not in image.info:
+        return False
+    return image.getexif().get(ExifTags.Base.Orientation) in QUARTER_TURNS
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -14,7 +14,14 @@ from PIL import Image
 from acestep_gguf.bundle.image_spec import ImageSpec, PinpointTiles
 from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.blocks import Block
-from acestep_gguf.vision.resizing import centered, check_size, padded_to_square, resized, tiles_of
+from acestep_gguf.vision.resizing import (
+    centered,
+    check_size,
+    padded_to_square,
+    resized,
+    resizing_pixels,
+    tiles_of,
+)
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -30,6 +37,8 @@ class Pinpoints:
     ends it.
     """
 
+    whole_is_first = True
+
     def __init__(
         self, spec: ImageSpec, tiles: PinpointTiles, max_tiles: int | None, *, is_alone: bool
     ) -> None:
@@ -43,6 +52,9 @@ class Pinpoints:
         is_cut = not is_square and most > 1
         self._grids = [grid for grid in tiles.grids if grid[0] * grid[1] <= most] if is_cut else []
 
+    def n_columns(self, size: tuple[int, int]) -> int:
+        return max(1, self._grid(size)[1])
+
     def n_crops(self, size: tuple[int, int]) -> int:
         rows, columns = self._grid(size)
         return 1 + rows * columns
@@ -54,12 +66,16 @@ class Pinpoints:
         rows, columns = self._shrunk(*self._seen(self._grid(size), size))
         return whole, Block(rows, columns, has_newlines=True)
 
-    def working_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+    def working_pixels(self, size: tuple[int, int]) -> int:
+        whole = (self._spec.size.width, self._spec.size.height)
         if self._square_fill is not None:
-            return [(max(size), max(size))]
-        if not self._grids:
-            return []
-        return [self._fitted(size), self._canvas(size)]
+            side = max(size)
+            return max(size[0] * size[1] + side * side, resizing_pixels((side, side), whole))
+        most = resizing_pixels(size, whole)
+        if self._grids:
+            width, height = self._canvas(size)
+            most = max(most, resizing_pixels(size, self._fitted(size)) + width * height)
+        return most
 
     def crops(self, image: Image.Image) -> list[Image.Image]:
         if self._square_fill is not None:

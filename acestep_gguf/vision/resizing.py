@@ -30,6 +30,11 @@ def resized(image: Image.Image, size: tuple[int, int], spec: ImageSpec) -> Image
     return image.resize(size, _RESAMPLE[spec.resample])
 
 
+def resizing_pixels(size: tuple[int, int], new: tuple[int, int]) -> int:
+    """Pixels in memory while a picture is resized: Pillow resizes all rows to their new width first."""
+    return size[0] * size[1] + new[0] * (size[1] + new[1])
+
+
 def check_size(size: tuple[int, int], new: tuple[int, int]) -> None:
     """Refuse what resizing a picture of ``size`` would make too large, or nothing at all.
 

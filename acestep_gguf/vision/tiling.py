@@ -27,14 +27,19 @@ class Tiling(Protocol):
     for pictures that are so long and narrow that they cannot be cut up.
     """
 
+    whole_is_first: bool  # of several crops; it comes last otherwise
+
+    def n_columns(self, size: tuple[int, int], /) -> int:
+        """Tiles of a picture that lie beside one another."""
+
     def n_crops(self, size: tuple[int, int], /) -> int:
         """How many crops a picture becomes."""
 
     def blocks(self, size: tuple[int, int], /) -> tuple[Block, ...]:
         """What the rows of a picture's embeds are, in their order."""
 
-    def working_sizes(self, size: tuple[int, int], /) -> list[tuple[int, int]]:
-        """Widths and heights in which a picture is in memory on the way to its crops."""
+    def working_pixels(self, size: tuple[int, int], /) -> int:
+        """Pixels that are in memory at most while a picture, its own among them, becomes crops."""
 
     def crops(self, image: Image.Image) -> list[Image.Image]:
         """Crops of an RGB picture, each of the size that the tower takes."""
@@ -44,6 +49,11 @@ class Tiling(Protocol):
 
     def most(self) -> tuple[int, int]:
         """The most crops that any picture has, and the most tokens."""
+
+
+def cuts_only_one(spec: ImageSpec) -> bool:
+    """Whether pictures are cut up only where there is but one in the prompt."""
+    return isinstance(spec.tiles, PinpointTiles) and spec.tiles.square_fill is not None
 
 
 def tiling_of(spec: ImageSpec, *, max_tiles: int | None = None, n_pictures: int = 1) -> Tiling:

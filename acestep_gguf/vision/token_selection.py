@@ -6,6 +6,7 @@ of these is the patch farthest from all that are kept, a rule that leaves no gap
 must be (Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985).
 """
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Final
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from acestep_gguf.bundle.image_spec import Size
 from acestep_gguf.errors import BundleError
+from acestep_gguf.vision.blocks import Block
 
 FloatArray = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
@@ -44,6 +46,28 @@ def kept_patches(attention: FloatArray, grid: tuple[int, int], n_kept: int) -> I
         kept.append(patch)
         gaps = np.minimum(gaps, _squared_distances(places, patch))
     return np.sort(np.array(kept, np.intp))
+
+
+def kept_of_blocks(attention: FloatArray, blocks: Sequence[Block], n_kept: int) -> IndexArray:
+    """Rows of a picture's embeds to keep, ascending, [min(n_kept, n_patches)]: each grid gets its share.
+
+    Args:
+        attention: what each patch receives, float32 [n_patches], of one grid after the other.
+        blocks: the grids.
+        n_kept: how many to keep.
+    """
+    n_patches = sum(block.n_patches for block in blocks)
+    n_kept = min(n_kept, n_patches)
+    kept = []
+    start = first_row = 0
+    for block in blocks:
+        end = start + block.n_patches
+        share = n_kept * end // n_patches - n_kept * start // n_patches
+        patches = kept_patches(attention[start:end], (block.rows, block.columns), share)
+        ends_before = patches // max(block.columns, 1) * block.has_newlines
+        kept.append(first_row + patches + ends_before)
+        start, first_row = end, first_row + block.n_tokens
+    return np.concatenate(kept)
 
 
 def patch_grid(size: Size, n_patches: int) -> tuple[int, int]:

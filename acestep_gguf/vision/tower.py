@@ -1,6 +1,7 @@
 """The vision tower and projector in onnxruntime: pixel_values in, image embeds and attention out."""
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -11,14 +12,28 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from acestep_gguf.bundle.names import VisionPrecision
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.bundle.vision_info import IMAGE_EMBEDS, PATCH_ATTENTION, PIXEL_VALUES, check_vision_file
+from acestep_gguf.bundle.vision_info import (
+    IMAGE_EMBEDS,
+    IMAGE_NEWLINE,
+    PATCH_ATTENTION,
+    PIXEL_VALUES,
+    check_vision_file,
+)
 from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import BundleError, DecodeError
+from acestep_gguf.vision.blocks import packed
 from acestep_gguf.vision.embeds import ImageEmbeds
+from acestep_gguf.vision.image import normalized
+from acestep_gguf.vision.tiling import Tiling
 
 FloatArray = npt.NDArray[np.float32]
+UInt8Array = npt.NDArray[np.uint8]
 
 SEVERITY_ERROR: Final = 3
+DAMAGED: Final = (
+    "the vision tower gave image embeds of another shape, or not finite ones: its weights are damaged, copy "
+    "the bundle again."
+)
 VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
 
 _ORT_ERRORS: Final = (
@@ -64,7 +79,8 @@ class VisionTower:
     def __init__(
         self, folder: Path, bundle: Bundle, precision: VisionPrecision | None = None, *, n_threads: int
     ) -> None:
-        _, image = bundle.tower()
+        _, self._image = bundle.tower()
+        image = self._image
         path = check_vision_file(folder, bundle.vision_file(precision), image)
         options = session_options(n_threads)
         try:
@@ -75,13 +91,15 @@ class VisionTower:
             ) from error
         self._input_shape = (1, 3, image.size.height, image.size.width)
         self._embeds_shape = (1, image.n_image_tokens, image.n_embd)
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        outputs = [output.name for output in self._session.get_outputs()]
+        self._outputs = [name for name in outputs if name != IMAGE_NEWLINE]
+        self._has_newline = IMAGE_NEWLINE in outputs
         self._run = ort.RunOptions()
 
     def encode(self, pixel_values: FloatArray) -> ImageEmbeds:
-        """Image embeds of one picture, float32 [1, 3, H, W], and the attention that its patches get.
+        """Image embeds of one crop, float32 [1, 3, H, W], and the attention that its patches get.
 
-        One picture a call: what a picture becomes must not depend on what else is encoded, and int8 has one
+        One crop a call: what a picture becomes must not depend on what else is encoded, and int8 has one
         step for all of its input. The tower of an older bundle gives no attention; it is empty then.
 
         Raises:
@@ -102,11 +120,52 @@ class VisionTower:
             array.dtype == np.float32 and np.isfinite(array).all() for array in (embeds, attention)
         )
         if embeds.shape != self._embeds_shape or not is_finite:
-            raise DecodeError(
-                "the vision tower gave image embeds of another shape, or not finite ones: its weights are "
-                "damaged, copy the bundle again."
-            )
+            raise DecodeError(DAMAGED)
         return ImageEmbeds(embeds[0], attention[0])
+
+    def encode_picture(self, crops: UInt8Array, size: tuple[int, int], tiling: Tiling) -> ImageEmbeds:
+        """Image embeds of a picture of ``size`` from its crops, uint8 [n_crops, H, W, 3].
+
+        Raises:
+            DecodeError: wrong shape, or the tower gave numbers that are not finite.
+        """
+        found = [self.encode(normalized(crop[np.newaxis], self._image)) for crop in crops]
+        if self._image.tiles is None:
+            return found[0]
+        blocks = tiling.blocks(size)
+
+        def rows(features: list[FloatArray], newline: FloatArray | None) -> FloatArray:
+            return packed(tiling.grids(np.stack(features), size), blocks, newline)
+
+        embeds = rows([crop.embeds for crop in found], self.image_newline)
+        attention = found[0].patch_attention
+        if attention.size:
+            attention = rows([crop.patch_attention[:, np.newaxis] for crop in found], None)[:, 0]
+        return ImageEmbeds(embeds, attention, blocks)
+
+    @cached_property
+    def image_newline(self) -> FloatArray | None:
+        """The embedding that ends rows of tiles, float32 [n_embd]; None in models that have none.
+
+        Raises:
+            DecodeError: the tower's weights are damaged.
+        """
+        if not self._has_newline:
+            return None
+        alone = ort.RunOptions()
+        alone.only_execute_path_to_fetches = True
+        nothing = {PIXEL_VALUES: np.zeros(self._input_shape, np.float32)}
+        try:
+            newline: FloatArray = self._session.run([IMAGE_NEWLINE], nothing, alone)[0]
+        except _ORT_ERRORS as error:
+            raise DecodeError(f"onnxruntime failed on the tower ({_first_line(error)}).") from error
+        if (
+            newline.dtype != np.float32
+            or newline.shape != (self._image.n_embd,)
+            or not np.isfinite(newline).all()
+        ):
+            raise DecodeError(DAMAGED)
+        return newline
 
     def stop(self) -> None:
         """Let the picture that is being encoded fail with a DecodeError; any thread may."""

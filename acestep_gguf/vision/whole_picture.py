@@ -10,7 +10,14 @@ from PIL import Image
 from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.blocks import Block
-from acestep_gguf.vision.resizing import center_cropped, centered, check_size, padded_to_square, resized
+from acestep_gguf.vision.resizing import (
+    center_cropped,
+    centered,
+    check_size,
+    padded_to_square,
+    resized,
+    resizing_pixels,
+)
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -18,8 +25,13 @@ FloatArray = npt.NDArray[np.float32]
 class WholePicture:
     """One crop a picture; see ``Tiling``."""
 
+    whole_is_first = True
+
     def __init__(self, spec: ImageSpec) -> None:
         self._spec = spec
+
+    def n_columns(self, _: tuple[int, int]) -> int:
+        return 1
 
     def n_crops(self, _: tuple[int, int]) -> int:
         return 1
@@ -28,14 +40,15 @@ class WholePicture:
         """One row of tokens: those that belong to no patch may be among them."""
         return (Block(1, self._spec.n_image_tokens),)
 
-    def working_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        sizes = []
+    def working_pixels(self, size: tuple[int, int]) -> int:
+        most = size[0] * size[1]
         if self._spec.pad_to_square is not None:
-            size = (max(size), max(size))
-            sizes.append(size)
+            side = max(size)
+            most, size = most + side * side, (side, side)
         if self._spec.resize_to is not None:
-            sizes.append(_resized_size(size, self._spec, self._spec.resize_to))
-        return sizes
+            new = _resized_size(size, self._spec, self._spec.resize_to)
+            most = max(most, resizing_pixels(size, new))
+        return most
 
     def crops(self, image: Image.Image) -> list[Image.Image]:
         spec = self._spec

@@ -10,17 +10,23 @@ import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, TiffTags
 
 from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.errors import ImageError, MissingPackageError
 from acestep_gguf.vision import image_file as image_file_module
-from acestep_gguf.vision.image import opening_bytes, pixel_values, preprocess, to_rgb
+from acestep_gguf.vision.image import crops_of, normalized, opening_bytes, pixel_values, to_rgb
 from acestep_gguf.vision.image_file import TILE_LENGTH, TILE_WIDTH, ImageSource, open_image
+from acestep_gguf.vision.tiling import tiling_of
 
 pillow_heif.register_heif_opener()  # Pillow writes it then
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
+
+
+def preprocess(image: Image.Image, spec: ImageSpec) -> NDArray[np.float32]:
+    return normalized(crops_of(image, tiling_of(spec)), spec)
 
 
 def spec(**changes: Any) -> ImageSpec:
