@@ -70,6 +70,8 @@ class AnswerWriter:
         prompt = self._prompts.build_parsed(question.turns)
         self._stop_flag = StopFlag()
         self._decoder.context.watch(self._stop_flag)
+        # Before pictures are opened that cannot fit anyway.
+        self._decoder.check_fits(len(prompt.text_tokens) + len(prompt.images) * self._encoder.least_tokens)
         with (opening := Stopwatch()):
             pictures = self._encoder.prepare_all(prompt.images)
         inputs = [picture.input for picture in pictures]

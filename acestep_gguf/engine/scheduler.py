@@ -235,6 +235,8 @@ class Scheduler:
     def _prepare(self, question: Question) -> _Prepared:
         """Build the prompt and encode its pictures."""
         prompt = self._prompts.build_parsed(question.turns)
+        # Before pictures are opened that cannot fit anyway.
+        self._check_fits(len(prompt.text_tokens) + len(prompt.images) * self._encoder.least_tokens)
         with (opening := Stopwatch()):
             pictures = self._encoder.prepare_all(prompt.images)
         inputs = [picture.input for picture in pictures]

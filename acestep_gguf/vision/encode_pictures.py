@@ -9,7 +9,7 @@ from time import perf_counter
 
 import numpy as np
 
-from acestep_gguf.bundle.image_spec import MAX_TILES, ImageSpec
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cpus import usable_cpus
@@ -68,7 +68,7 @@ def encode_pictures(
     except OSError as error:
         raise ImageError(f"{out} cannot be made ({error.strerror}): choose another folder.") from error
     if max_tiles is not None:
-        check_integer("max_tiles", max_tiles, 1, MAX_TILES)
+        check_integer("max_tiles", max_tiles, 1, 2**20)
     encoder = ImageEncoder(folder, bundle, n_threads=n_threads, precision=precision, max_tiles=max_tiles)
     for source, path in zip(pictures, paths, strict=True):
         picture = encoder.prepare(source)

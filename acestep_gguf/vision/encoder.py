@@ -117,6 +117,12 @@ class ImageEncoder:
         self._opened: OrderedDict[tuple[int, ...], Picture] = OrderedDict()
 
     @property
+    def least_tokens(self) -> int:
+        """Tokens that every picture has at least; 0 if the bundle has no tower."""
+        n_tokens = self._bundle.image.n_image_tokens if self._bundle.image else 0
+        return n_tokens if self._image_tokens is None else min(self._image_tokens, n_tokens)
+
+    @property
     def precision(self) -> VisionPrecision:
         """Precision of the tower that makes the embeds; see ``vision_precision`` for errors."""
         if self._precision is None:

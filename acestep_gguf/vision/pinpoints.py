@@ -12,7 +12,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from acestep_gguf.bundle.image_spec import ImageSpec, PinpointTiles
-from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.blocks import Block
 from acestep_gguf.vision.resizing import (
     centered,
@@ -119,7 +118,7 @@ class Pinpoints:
         if not self._grids:
             return 0, 0
         width, height = size
-        best, best_kept, least_wasted = None, 0, math.inf
+        best, best_kept, least_wasted = self._grids[0], 0, math.inf
         for grid in self._grids:
             canvas_height, canvas_width = self._pixels(grid)
             scale = min(canvas_width / width, canvas_height / height)
@@ -127,8 +126,6 @@ class Pinpoints:
             wasted = canvas_width * canvas_height - kept
             if kept > best_kept or (kept == best_kept and wasted < least_wasted):
                 best, best_kept, least_wasted = grid, kept, wasted
-        if best is None:
-            raise ImageError(f"a picture of {width} x {height} is too long and narrow: crop it first.")
         return best
 
     def _pixels(self, grid: tuple[int, int]) -> tuple[int, int]:
