@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    ProcessorMixin,
+)
+from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
 
-from tests.support.fidelity import ANSWER_TOKENS, Arrays, conversations, images_of, pictures
+from tests.support.fidelity import ANSWER_TOKENS, Arrays, conversations, has_tiles, images_of, pictures
 from tests.support.texts import TEXTS
 
 Floats = NDArray[np.float32]
@@ -30,31 +38,35 @@ class Reference:
     """A checkpoint in transformers."""
 
     def __init__(self, checkpoint: Path) -> None:
-        # "pil" names the reference also where torchvision is installed.
-        self.processor = AutoProcessor.from_pretrained(checkpoint, backend="pil")
+        self.processor = read_processor(checkpoint)
         self.tokenizer = self.processor.tokenizer
-        self.model, report = LlavaForConditionalGeneration.from_pretrained(
+        self.model, report = AutoModelForImageTextToText.from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True
         )
         assert not any(report.values()), f"transformers itself does not read {checkpoint} whole: {report}"
         self.model.eval()
 
     def pixel_values(self, picture: Image.Image) -> Floats:
-        """float32 [1, 3, H, W], normalized."""
-        pixels: Floats = self.processor.image_processor(picture, return_tensors="np")["pixel_values"]
-        return pixels.astype(np.float32)
+        """float32 [n_crops, 3, H, W] of a picture that is alone in its prompt, normalized."""
+        pixels: Floats = self._inputs([picture])["pixel_values"].numpy()
+        return pixels[0] if pixels.ndim == 5 else pixels
 
-    def image_embeds(self, pixel_values: Floats) -> Floats:
-        """float32 [n_image_tokens, n_embd] of one picture."""
+    def image_embeds(self, shown: list[Image.Image]) -> list[Floats]:
+        """float32 [n_tokens, n_embd] of each picture of a prompt."""
         with torch.inference_mode():
-            features = self.model.get_image_features(pixel_values=torch.from_numpy(pixel_values))
-        embeds: Floats = features.pooler_output[0].numpy()
-        return embeds
+            features = self.model.get_image_features(**self._inputs(shown))
+        return [embeds.numpy() for embeds in features.pooler_output]
+
+    def _inputs(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """What the model takes of the pictures of one prompt; some want a list for each prompt."""
+        inputs = dict(self.processor.image_processor([shown], return_tensors="pt"))
+        return inputs | {"pixel_values": inputs["pixel_values"].float()}
 
     def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:
         """Ids of the rendered messages, each ``<image>`` repeated as often as a picture has image tokens."""
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return list(self.processor(text=[text], images=images_of(messages) or None)["input_ids"][0])
+        shown = images_of(messages)
+        return list(self.processor(text=[text], images=[shown] if shown else None)["input_ids"][0])
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of text that a user typed: no control token in it is one."""
@@ -64,11 +76,13 @@ class Reference:
         """The answer that token ids spell."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
-    def greedy(self, ids: list[int], pictures: list[Floats], max_tokens: int, *, stop: bool = True) -> Greedy:
+    def greedy(
+        self, ids: list[int], shown: list[Image.Image], max_tokens: int, *, stop: bool = True
+    ) -> Greedy:
         """Greedy decoding; without ``stop`` it always goes on to ``max_tokens``."""
         inputs: dict[str, Any] = {"input_ids": torch.tensor([ids])}
-        if pictures:
-            inputs["pixel_values"] = torch.from_numpy(np.concatenate(pictures))
+        if shown:
+            inputs |= self._inputs(shown)
         with torch.inference_mode():
             output = self.model.generate(
                 **inputs,
@@ -85,6 +99,31 @@ class Reference:
         return Greedy(answer, torch.cat(output.logits).float().numpy())
 
 
+def read_processor(checkpoint: Path) -> Any:
+    """transformers' own; "pil" names the reference also where torchvision is installed.
+
+    That of LLaVA-OneVision has a part for videos, which is nothing without torchvision: it goes without one.
+    """
+    config = json.loads((checkpoint / "config.json").read_text())
+    if config["model_type"] != "llava_onevision":
+        return AutoProcessor.from_pretrained(checkpoint, backend="pil")
+
+    class ForPictures(LlavaOnevisionProcessor):  # type: ignore[misc]  # transformers has no types
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name == "video_processor":
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    said, _ = ProcessorMixin.get_processor_dict(checkpoint)
+    names = ("num_image_tokens", "vision_feature_select_strategy", "vision_aspect_ratio", "chat_template")
+    return ForPictures(
+        image_processor=AutoImageProcessor.from_pretrained(checkpoint, backend="pil"),
+        tokenizer=AutoTokenizer.from_pretrained(checkpoint),
+        video_processor=None,
+        **{name: said[name] for name in names if name in said},
+    )
+
+
 def expected_arrays(name: str, checkpoint: Path) -> Arrays:
     """All that fidelity.assert_same compares, by transformers."""
     reference = Reference(checkpoint)
@@ -92,12 +131,13 @@ def expected_arrays(name: str, checkpoint: Path) -> Arrays:
     arrays: Arrays = {}
     for i, image in enumerate(images):
         arrays[f"pixels.{i}"] = reference.pixel_values(image)
-        arrays[f"embeds.{i}"] = reference.image_embeds(arrays[f"pixels.{i}"])
+        (arrays[f"embeds.{i}"],) = reference.image_embeds([image])
     for i, text in enumerate(TEXTS):
         arrays[f"text.{i}"] = np.array(reference.text_ids(text), np.int32)
-    for i, conversation in enumerate(conversations(images)):
-        ids = reference.prompt_ids(conversation)
-        shown = [reference.pixel_values(image) for image in images_of(conversation)]
+    for i, conversation in enumerate(conversations(name, images)):
+        ids, shown = reference.prompt_ids(conversation), images_of(conversation)
+        if len(shown) > 1 and has_tiles(name):
+            arrays |= {f"shown.{i}.{k}": rows for k, rows in enumerate(reference.image_embeds(shown))}
         greedy = reference.greedy(ids, shown, ANSWER_TOKENS, stop=False)
         arrays[f"prompt.{i}"] = np.array(ids, np.int32)
         arrays[f"answer.{i}"] = np.array(greedy.ids, np.int32)

@@ -10,11 +10,13 @@ from PIL import Image, ImageDraw
 
 from tests.support.stages import Stages, assert_same_embeds, assert_same_logits, assert_same_pixels
 from tests.support.texts import TEXTS
-from tests.support.tiny_checkpoints import MISTRAL_WINDOW, TinyCheckpoint
+from tests.support.tiny_checkpoints import MISTRAL_WINDOW, TinyCheckpoint, tiny_onevision
 
 DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
 ANSWER_TOKENS = 6
+SIZES = ((90, 61), (40, 133), (56, 56), (17, 23))
 
+GRIDS_OF_9 = tuple((rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3))
 TINY = {
     "gelu-v4": TinyCheckpoint(activation="gelu", image_size=56),
     "quick-gelu-tied-v5": TinyCheckpoint(
@@ -76,6 +78,30 @@ TINY = {
         image_size=48,
         seed=17,
     ),
+    "llava-next-vicuna-v4": TinyCheckpoint(
+        architecture="llava_next",
+        decoder="llama",
+        activation="quick_gelu",
+        image_size=42,
+        dtype="F16",
+        seed=18,
+    ),
+    "llava-next-mistral-v4.52": TinyCheckpoint(
+        architecture="llava_next", decoder="mistral", layout="v4.52", grids=((1, 1), (2, 3), (3, 2)), seed=19
+    ),
+    "llava-next-tied-v5": TinyCheckpoint(
+        architecture="llava_next",
+        layout="v5",
+        tied=True,
+        image_size=42,
+        grids=((1, 2), (3, 1), (2, 2)),
+        seed=20,
+    ),
+    "llava-onevision-v4": tiny_onevision(image_size=48, grids=GRIDS_OF_9, tied=True, seed=21),
+    # So few tokens that most of a picture's are shrunk.
+    "llava-onevision-shrunk-v5": tiny_onevision(
+        layout="v5", image_size=48, grids=GRIDS_OF_9, max_crops=2, seed=22
+    ),
 }
 
 Arrays = dict[str, NDArray[Any]]
@@ -86,6 +112,11 @@ def write_checkpoint(name: str, folder: Path) -> Path:
     return DEMO if name == "demo" else TINY[name].write(folder / name)
 
 
+def has_tiles(name: str) -> bool:
+    """Whether pictures are cut up for the model of a case."""
+    return name != "demo" and TINY[name].architecture != "llava"
+
+
 def pictures(name: str) -> list[Image.Image]:
     """Pictures of several aspects; the demo's own for the demo."""
     if name == "demo":
@@ -93,7 +124,8 @@ def pictures(name: str) -> list[Image.Image]:
             path for path in (DEMO / "pictures").iterdir() if path.suffix in {".png", ".jpg", ".webp"}
         )
         return [Image.open(path).convert("RGB") for path in paths]
-    return [drawing(size, seed) for seed, size in enumerate(((90, 61), (40, 133), (56, 56), (17, 23)))]
+    sizes = ((61, 90), (133, 40), (56, 56), (1, 1), (400, 9)) if has_tiles(name) else SIZES
+    return [drawing(size, seed) for seed, size in enumerate(sizes)]
 
 
 def drawing(size: tuple[int, int], seed: int) -> Image.Image:
@@ -109,13 +141,18 @@ def drawing(size: tuple[int, int], seed: int) -> Image.Image:
     return image
 
 
-def conversations(images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
-    """One picture and one question; several pictures, turns and a system message."""
+def conversations(name: str, images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
+    """A picture and a question; several pictures, turns and a system message; none; one that comes late."""
 
     def user(text: str, *shown: Image.Image) -> dict[str, Any]:
         parts = [{"type": "image", "image": image} for image in shown]
         return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
+    late = [
+        user("Wait for it."),
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+        user("What is this?", images[1]),
+    ]
     return [
         [user("Describe this image in detail", images[0])],
         [
@@ -125,6 +162,7 @@ def conversations(images: Sequence[Image.Image]) -> list[list[dict[str, Any]]]:
             user("Compare the two pictures 🎉.", images[2], images[0]),
         ],
         [user("How many? é")],
+        *([late] if has_tiles(name) else []),
     ]
 
 
@@ -138,13 +176,17 @@ def assert_same(stages: Stages, name: str, expected: Arrays) -> None:
     """Compare each stage of our side with ``expected``, which reference.expected_arrays made."""
     images = pictures(name)
     for i, image in enumerate(images):
-        pixels = stages.pixel_values(image)
-        assert_same_pixels(pixels, expected[f"pixels.{i}"], stages.bundle)
-        assert_same_embeds(stages.image_embeds(pixels), expected[f"embeds.{i}"])
+        assert_same_pixels(stages.pixel_values(image), expected[f"pixels.{i}"], stages.bundle)
+        assert_same_embeds(stages.image_embeds(image), expected[f"embeds.{i}"])
     for i, text in enumerate(TEXTS):
         assert stages.text_ids(text) == expected[f"text.{i}"].tolist(), repr(text)
-    for i, conversation in enumerate(conversations(images)):
-        assert stages.prompt_ids(conversation) == expected[f"prompt.{i}"].tolist()
-        embeds = [stages.image_embeds(stages.pixel_values(image)) for image in images_of(conversation)]
+    for i, conversation in enumerate(conversations(name, images)):
+        shown = images_of(conversation)
+        embeds = [stages.image_embeds(image, n_pictures=len(shown)) for image in shown]
+        for k, rows in enumerate(embeds):
+            if f"shown.{i}.{k}" in expected:
+                assert_same_embeds(rows, expected[f"shown.{i}.{k}"])
+        n_tokens = [len(rows) for rows in embeds]
+        assert stages.prompt_ids(conversation, n_tokens) == expected[f"prompt.{i}"].tolist()
         logits = stages.logits(conversation, embeds, expected[f"answer.{i}"].tolist())
         assert_same_logits(logits, expected[f"logits.{i}"])

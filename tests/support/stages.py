@@ -14,7 +14,8 @@ from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.prompt.builder import ImageSpan, PromptBuilder
 from acestep_gguf.prompt.segments import ImageInput
-from acestep_gguf.vision.image import pixel_values
+from acestep_gguf.vision.image import crops_of, pixel_values
+from acestep_gguf.vision.tiling import tiling_of
 from acestep_gguf.vision.tower import VisionTower
 
 Floats = NDArray[np.float32]
@@ -46,24 +47,25 @@ class Stages:
         self._model.close()
 
     def pixel_values(self, picture: Image.Image) -> Floats:
-        """float32 [1, 3, H, W]."""
+        """float32 [n_crops, 3, H, W]."""
         return pixel_values(picture, self.bundle.tower()[1])
 
-    def image_embeds(self, pixels: Floats) -> Floats:
-        """float32 [n_image_tokens, n_embd]."""
-        return self._tower.encode(pixels).embeds
+    def image_embeds(self, picture: Image.Image, *, n_pictures: int = 1) -> Floats:
+        """float32 [n_tokens, n_embd] of a picture in a prompt with ``n_pictures``."""
+        tiling = tiling_of(self.bundle.tower()[1], n_pictures=n_pictures)
+        return self._tower.encode_picture(crops_of(picture, tiling), picture.size, tiling).embeds
 
     def text_ids(self, text: str) -> list[int]:
         """Ids of text that a user typed."""
         return self._prompts._text_tokens(text)
 
-    def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Ids of the prompt, with the image token as often as a picture has image tokens."""
+    def prompt_ids(self, messages: Sequence[dict[str, Any]], n_tokens: Sequence[int]) -> list[int]:
+        """Ids of the prompt, with the image token as often as each picture has tokens."""
         image_token = self.bundle.prompt.control_tokens[self.bundle.prompt.image_token or ""]
         ids: list[int] = []
         for span in self._prompts.build(messages).spans:
             if isinstance(span, ImageSpan):
-                ids += [image_token] * self.bundle.tower()[1].n_image_tokens
+                ids += [image_token] * n_tokens[span.image]
             else:
                 ids += span.tokens
         return ids
