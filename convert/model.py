@@ -1,11 +1,11 @@
 """A checkpoint, read and checked, its weights open to be read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from gguf.utility import model_weight_count_rounded_notation
 
@@ -17,15 +17,24 @@ from acestep_gguf.convert.checkpoint.config import (
     parse_config,
     parse_decoder_config,
 )
-from acestep_gguf.convert.checkpoint.families import DECODERS
+from acestep_gguf.convert.checkpoint.families import ARCHITECTURES, DECODERS
 from acestep_gguf.convert.checkpoint.folder import CONFIG_FILE, CheckpointFolder
 from acestep_gguf.convert.checkpoint.identity import sampled_sha256
 from acestep_gguf.convert.checkpoint.image_processor import read_image_spec
 from acestep_gguf.convert.checkpoint.prequantized.formats import read_format
-from acestep_gguf.convert.checkpoint.prompt_spec import read_prompt_spec, read_stop_ids
+from acestep_gguf.convert.checkpoint.prompt_spec import (
+    picture_mark_ids,
+    read_prompt_spec,
+    read_stop_ids,
+)
 from acestep_gguf.convert.checkpoint.supported import check_architecture
 from acestep_gguf.convert.checkpoint.tensor_names import ModelTensors, find_tensors
-from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from acestep_gguf.convert.checkpoint.tokenizer import (
+    Vocabulary,
+    added_token_id,
+    read_tokenizer,
+    read_vocabulary,
+)
 from acestep_gguf.convert.checkpoint.weight import CheckpointWeights
 from acestep_gguf.convert.checkpoint.weight_files import open_weights
 from acestep_gguf.convert.tower.graph import check_activations
@@ -77,9 +86,9 @@ def open_model(path: Path, image_size: int | None) -> Iterator[CheckpointModel]:
 def _read_model(
     folder: CheckpointFolder, weights: CheckpointWeights, image_size: int | None
 ) -> CheckpointModel:
-    parse = parse_decoder_config if folder.config["model_type"] in DECODERS else parse_config
-    config = parse(folder.config, folder.path / CONFIG_FILE)
-    vocabulary = read_vocabulary(folder, config.text_config.vocab_size, config.image_token_index)
+    tokenizer = read_tokenizer(folder)
+    config = _read_config(folder, tokenizer)
+    vocabulary = read_vocabulary(tokenizer, config.text_config.vocab_size, config.image_token_index)
     decoder_family = config.text_config.family
     architecture, vision_model_type = decoder_family.architecture, None
     image = None
@@ -90,7 +99,7 @@ def _read_model(
     elif image_size is not None:
         raise UsageError(f"{folder.path} has no vision tower: leave the image size out.")
     stop_ids = read_stop_ids(folder, config, vocabulary)
-    vocabulary = vocabulary.with_control_tokens(stop_ids)
+    vocabulary = vocabulary.with_control_tokens([*stop_ids, *picture_mark_ids(config, vocabulary)])
     return CheckpointModel(
         path=folder.path,
         config=config,
@@ -108,3 +117,13 @@ def _read_model(
             quantization=weights.quantization,
         ),
     )
+
+
+def _read_config(folder: CheckpointFolder, tokenizer: Mapping[str, Any]) -> ModelConfig:
+    path, model_type = folder.path / CONFIG_FILE, folder.config["model_type"]
+    if model_type in DECODERS:
+        return parse_decoder_config(folder.config, path)
+    image_token = ARCHITECTURES[model_type].image_token
+    if image_token is None:
+        return parse_config(folder.config, path)
+    return parse_config(folder.config | {"image_token_id": added_token_id(tokenizer, image_token)}, path)

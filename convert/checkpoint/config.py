@@ -21,6 +21,7 @@ from acestep_gguf.convert.checkpoint.families import (
     TOWERS,
     ArchitectureFamily,
     DecoderFamily,
+    LeftOut,
     TowerFamily,
 )
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
@@ -53,6 +54,9 @@ class VisionConfig:
     patch_size: Dim = 32
     hidden_act: str = "quick_gelu"
     layer_norm_eps: Positive = 1e-5
+    attention_bias: bool = True
+    use_qk_norm: bool = False
+    norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
@@ -69,6 +73,11 @@ class VisionConfig:
         return TOWERS[self.model_type]
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Ends of the names of tensors that this tower does not have."""
+        return _left_out(self, self.family.left_out)
+
+    @property
     def patches_per_side(self) -> int:
         """Patches along one side of the picture."""
         return self.image_size // self.patch_size
@@ -76,7 +85,10 @@ class VisionConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeParameters:
-    """Rotary position embedding: its base, and how it is stretched to longer contexts."""
+    """Rotary position embedding: its base, and how it is stretched to longer contexts.
+
+    The type "dynamic" changes nothing within ``max_position_embeddings``, which is as far as we go.
+    """
 
     rope_type: str = "default"
     rope_theta: Positive = 10_000.0
@@ -227,6 +239,10 @@ class VisionLanguageConfig(ModelConfig):
     multimodal_projector_bias: bool = True
     image_grid_pinpoints: list[tuple[Dim, Dim]] | None = None
     vision_aspect_ratio: str | None = None
+    downsample_ratio: Positive = 1.0
+    force_image_size: Dim | None = None
+    min_dynamic_patch: int = 1
+    max_dynamic_patch: int = 12
 
     def __post_init__(self) -> None:
         n_states = self.vision_config.num_hidden_layers + 1
@@ -236,10 +252,28 @@ class VisionLanguageConfig(ModelConfig):
             )
         if self.image_token_index >= self.text_config.vocab_size:
             raise ValueError(f"the image token {self.image_token_index} is not in the vocabulary")
+        factor = self.shuffle_factor
+        if factor * self.downsample_ratio != 1 or self.vision_config.patches_per_side % factor:
+            raise ValueError(f"downsample_ratio {self.downsample_ratio} does not fit the tower's patches")
 
     @property
     def family(self) -> ArchitectureFamily:
         return ARCHITECTURES[self.model_type]
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Ends of the names of tensors that there are not beside the tower and the decoder."""
+        return _left_out(self, self.family.left_out)
+
+    @property
+    def shuffle_factor(self) -> int:
+        """Patches along each side of the square of patches whose features become one token."""
+        return max(1, round(1 / self.downsample_ratio))
+
+    @property
+    def feature_size(self) -> int:
+        """Features that the projector takes of a token."""
+        return self.vision_config.hidden_size * len(self.feature_layers) * self.shuffle_factor**2
 
     @property
     def feature_layers(self) -> tuple[int, ...]:
@@ -253,7 +287,7 @@ class VisionLanguageConfig(ModelConfig):
 
     def n_image_tokens(self, image_size: int) -> int:
         """Tokens of one picture: patches and CLS, without the first of them under the strategy "default"."""
-        n_patches = (image_size // self.vision_config.patch_size) ** 2
+        n_patches = (image_size // self.vision_config.patch_size // self.shuffle_factor) ** 2
         is_cut = self.vision_feature_select_strategy == "default"
         return n_patches + self.vision_config.family.has_class_token - is_cut
 
@@ -269,12 +303,41 @@ def parse_config(raw: dict[str, Any], path: Path) -> VisionLanguageConfig:
         UnsupportedModelError: the values ask for something that llama.cpp or the graph does not do.
     """
     family = ARCHITECTURES[raw["model_type"]]
+    raw = {**family.defaults, **_renamed(raw, family.keys)}
+    _check_required(raw, family.required, path)
     vision = {"model_type": family.tower.model_type, **(raw.get("vision_config") or family.vision_config)}
-    vision = {**family.towers[vision["model_type"]].defaults, **vision}
+    tower = family.towers[vision["model_type"]]
+    vision = {**tower.defaults, **_renamed(vision, tower.keys)}
+    _check_required(vision, tower.required, path)
+    vision |= {key: _side(vision[key]) for key in ("image_size", "patch_size") if key in vision}
     text = _text_config({"model_type": family.decoder.model_type, **(raw.get("text_config") or {})}, path)
-    token = {"image_token_index": raw["image_token_id"]} if "image_token_id" in raw else {}
-    merged = {**family.defaults, **token, **raw, "vision_config": vision, "text_config": text}
-    return _checked(merged, VisionLanguageConfig, path)
+    return _checked({**raw, "vision_config": vision, "text_config": text}, VisionLanguageConfig, path)
+
+
+def _renamed(raw: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """The same under the names of VisionLanguageConfig, which go first where both are there."""
+    return {keys[key]: value for key, value in raw.items() if key in keys} | {
+        key: value for key, value in raw.items() if key not in keys
+    }
+
+
+def _check_required(raw: Mapping[str, Any], required: Mapping[str, Any], path: Path) -> None:
+    for key, value in required.items():
+        if raw.get(key, value) != value:
+            raise UnsupportedModelError(f"{path}: {key} {raw[key]!r} is not supported, only {value!r} is.")
+
+
+def _side(size: Any) -> Any:
+    """The side of a square, which may be written as height and width."""
+    match size:
+        case [height, width] if height == width:
+            return height
+    return size
+
+
+def _left_out(config: object, left_out: LeftOut) -> tuple[str, ...]:
+    found = (names for (key, value), names in left_out.items() if getattr(config, key) == value)
+    return tuple(name for names in found for name in names)
 
 
 def parse_decoder_config(raw: dict[str, Any], path: Path) -> ModelConfig:
@@ -316,7 +379,7 @@ def _rope_parameters(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _check_runnable(text: TextConfig, path: Path) -> None:
     """Refuse what llama.cpp's decoders of these families do not compute."""
     rope = text.rope_parameters
-    known = ("default", "linear", "yarn", *(("llama3",) if text.family.has_rope_factors else ()))
+    known = ("default", "dynamic", "linear", "yarn", *(("llama3",) if text.family.has_rope_factors else ()))
     if rope.rope_type not in known:
         raise UnsupportedModelError(f"{path}: rope type {rope.rope_type!r} is not among {', '.join(known)}.")
     if rope.rope_type != "default" and rope.factor is None:

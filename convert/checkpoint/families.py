@@ -4,11 +4,15 @@ A new family is a new entry; what it needs beyond these fields is a change of co
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from acestep_gguf.convert.checkpoint import tensor_tables
+from acestep_gguf.convert.checkpoint.chat_templates import INTERNVL2_5
 from acestep_gguf.convert.checkpoint.tensor_tables import Part
+
+# (key, value) of a config -> ends of the names of tensors that a model then does not have.
+LeftOut = Mapping[tuple[str, Any], tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,13 +43,17 @@ class TowerFamily:
     """A kind of vision tower.
 
     ``defaults`` are those of transformers' config class where they are not VisionConfig's. Which tensors
-    there are decides which steps the graph has: see tower/graph.py.
+    there are decides which steps the graph has: see tower/graph.py. For ``keys``, ``required`` and
+    ``left_out``, see ArchitectureFamily.
     """
 
     model_type: str
     defaults: Mapping[str, Any]
     tensors: Part
     has_class_token: bool
+    keys: Mapping[str, str] = field(default_factory=dict)
+    required: Mapping[str, Any] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +65,11 @@ class ArchitectureFamily:
     ``parts`` are the tensors of neither, the projector's first. ``image_processors`` are the kinds that
     prepare its pictures, the one first that is meant where a folder does not say. ``image_begin`` and
     ``image_end`` are tokens that its processor writes around each picture.
+
+    ``keys`` are names in its config.json that are others in VisionLanguageConfig, and ``required`` the values
+    of keys that are the only ones supported. ``left_out`` are the ends of names of tensors that a model with
+    a value of a key does not have. ``image_token`` stands for a picture where config.json has no id of it;
+    ``image_processor`` and ``chat_template`` are those of its own code, whatever the files in a folder say.
     """
 
     model_type: str
@@ -72,6 +85,12 @@ class ArchitectureFamily:
     image_processors: tuple[str, ...]
     image_begin: str | None = None
     image_end: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict)
+    required: Mapping[str, Any] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=dict)
+    image_token: str | None = None
+    image_processor: Mapping[str, Any] | None = None
+    chat_template: str | None = None
 
 
 QWEN2: Final = DecoderFamily(
@@ -133,10 +152,52 @@ SIGLIP: Final = TowerFamily(
     tensors=tensor_tables.SIGLIP,
     has_class_token=False,
 )
+INTERN_VIT: Final = TowerFamily(
+    model_type="internvl_vision",
+    defaults={
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 448,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "attention_bias": False,
+    },
+    tensors=tensor_tables.INTERN_VIT,
+    has_class_token=True,
+    required={"use_absolute_position_embeddings": True, "use_mean_pooling": True},
+    left_out={
+        ("attention_bias", False): (".attn_q.bias", ".attn_k.bias", ".attn_v.bias", ".attn_qkv.bias"),
+        ("use_qk_norm", False): (".attn_q_norm.weight", ".attn_k_norm.weight"),
+        ("norm_type", "rms_norm"): (".ln1.bias", ".ln2.bias"),
+    },
+)
+INTERN_VIT_6B: Final = replace(
+    INTERN_VIT,
+    model_type="intern_vit_6b",
+    defaults={
+        "hidden_size": 3200,
+        "intermediate_size": 12800,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 25,
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "attention_bias": False,
+        "use_qk_norm": True,
+        "norm_type": "rms_norm",
+    },
+    tensors=tensor_tables.INTERN_VIT_6B,
+    keys={"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm"},
+    required={},
+)
 
 # By model_type of text_config and of vision_config.
 DECODERS: Final = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL)}
-TOWERS: Final = {family.model_type: family for family in (CLIP, SIGLIP)}
+TOWERS: Final = {family.model_type: family for family in (CLIP, SIGLIP, INTERN_VIT, INTERN_VIT_6B)}
 
 LLAVA: Final = ArchitectureFamily(
     model_type="llava",
@@ -153,9 +214,11 @@ LLAVA: Final = ArchitectureFamily(
         "patch_size": 14,
     },
     decoder=LLAMA,
-    towers=TOWERS,
+    towers={family.model_type: family for family in (CLIP, SIGLIP)},
     decoders=DECODERS,
     parts=(tensor_tables.PROJECTOR,),
+    keys={"image_token_id": "image_token_index"},
+    left_out={("multimodal_projector_bias", False): ("mm.1.bias", "mm.2.bias")},
     image_processors=(
         "CLIPImageProcessor",
         "CLIPFeatureExtractor",
@@ -202,6 +265,68 @@ LLAVA_ONEVISION: Final = replace(
     decoders={QWEN2.model_type: QWEN2},
     image_processors=("LlavaOnevisionImageProcessor",),
 )
+INTERNVL: Final = ArchitectureFamily(
+    model_type="internvl",
+    name="InternVL",
+    architecture="InternVLForConditionalGeneration",
+    defaults={
+        "image_token_index": 151667,
+        "downsample_ratio": 0.5,
+        "vision_feature_layer": -1,
+        "tie_word_embeddings": True,
+    },
+    tower=INTERN_VIT,
+    vision_config={},
+    decoder=QWEN2,
+    towers={INTERN_VIT.model_type: INTERN_VIT},
+    decoders={family.model_type: family for family in (QWEN2, QWEN3, LLAMA)},
+    parts=(tensor_tables.INTERNVL_PROJECTOR,),
+    image_processors=("GotOcr2ImageProcessor",),
+    image_begin="<img>",
+    image_end="</img>",
+    keys={"image_token_id": "image_token_index"},
+    required={"vision_feature_select_strategy": "default"},
+)
+# The same in the layout of InternVL's own code.
+INTERNVL_CHAT: Final = replace(
+    INTERNVL,
+    model_type="internvl_chat",
+    name="InternVLChat",
+    architecture="InternVLChatModel",
+    defaults={
+        "downsample_ratio": 0.5,
+        "vision_feature_layer": -1,
+        "max_dynamic_patch": 6,
+        "ps_version": "v1",
+        "template": None,
+        "dynamic_image_size": False,
+        "use_thumbnail": False,
+    },
+    tower=INTERN_VIT_6B,
+    towers={INTERN_VIT_6B.model_type: INTERN_VIT_6B},
+    parts=(tensor_tables.INTERNVL_CHAT_PROJECTOR,),
+    keys={
+        **INTERNVL.keys,
+        "llm_config": "text_config",
+        "select_layer": "vision_feature_layer",
+    },
+    required={
+        "ps_version": "v2",
+        "template": "internvl2_5",
+        "dynamic_image_size": True,
+        "use_thumbnail": True,
+        "pad2square": False,
+    },
+    image_token="<IMG_CONTEXT>",  # noqa: S106 (no password)
+    image_processor={
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    },
+    chat_template=INTERNVL2_5,
+)
 
 # By config.json's model_type.
-ARCHITECTURES: Final = {family.model_type: family for family in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION)}
+ARCHITECTURES: Final = {
+    family.model_type: family for family in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, INTERNVL, INTERNVL_CHAT)
+}

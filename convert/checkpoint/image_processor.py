@@ -28,12 +28,13 @@ def read_image_spec(
         UnsupportedModelError: an image processor of another kind, or tiles that transformers does not run.
         UsageError: ``image_size`` does not fit the tower.
     """
-    processor = read_image_processor(folder, config.family)
+    processor = read_image_processor(folder, config)
     try:
         spec = _image_spec(processor, config)
     except ValueError as error:
         raise CheckpointError(f"the image processor's config is damaged ({error}): get it again.") from error
     _check_same_tower(folder.processor_config, config)
+    image_size = config.force_image_size if image_size is None else image_size
     return spec if image_size in (None, spec.size.height) else _resized(spec, config, image_size)
 
 
@@ -43,6 +44,7 @@ def _check_same_tower(processor_config: Mapping[str, Any], config: VisionLanguag
         "patch_size": config.vision_config.patch_size,
         "vision_feature_select_strategy": config.vision_feature_select_strategy,
         "num_additional_image_tokens": int(config.vision_config.family.has_class_token),
+        "image_seq_length": config.n_image_tokens(config.vision_config.image_size),
         "num_image_tokens": config.n_image_tokens(config.vision_config.image_size),
         "vision_aspect_ratio": config.vision_aspect_ratio,
     }
@@ -115,10 +117,11 @@ def _given(size: Mapping[str, int | None]) -> dict[str, int]:
 def _resized(spec: ImageSpec, config: VisionLanguageConfig, image_size: int) -> ImageSpec:
     """The spec for pictures of ``image_size``; a margin that is cropped away scales along."""
     patch_size = config.vision_config.patch_size
-    if image_size <= 0 or image_size % patch_size:
+    step = patch_size * config.shuffle_factor
+    if image_size <= 0 or image_size % step:
         raise UsageError(
-            f"image size {image_size} does not fit the tower: give a positive multiple of the patch size "
-            f"{patch_size}, such as {8 * patch_size}."
+            f"image size {image_size} does not fit the tower: give a positive multiple of {step}, such as "
+            f"{8 * step}."
         )
     if image_size > MAX_PATCHES_PER_SIDE * patch_size:
         raise UsageError(

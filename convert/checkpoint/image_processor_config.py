@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from acestep_gguf.convert.checkpoint.config import Dim
+from acestep_gguf.convert.checkpoint.config import Dim, VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.families import ArchitectureFamily
 from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
@@ -28,6 +28,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     },
+    "GotOcr2ImageProcessor": {"do_center_crop": False, "size": {"height": 384, "width": 384}},
     "LlavaOnevisionImageProcessor": {"do_center_crop": False, "size": {"height": 384, "width": 384}},
 }
 
@@ -37,7 +38,7 @@ class ImageProcessorConfig:
     """CLIPImageProcessor's config, with its defaults, and what other kinds have besides.
 
     ``do_pad`` is LlavaImageProcessor's, to a square. ``image_grid_pinpoints`` are heights and widths of
-    tiles together, in pixels.
+    tiles together, in pixels. GotOcr2ImageProcessor calls tiles patches.
     """
 
     kind: str
@@ -53,6 +54,8 @@ class ImageProcessorConfig:
     image_std: Rgb = (0.26862954, 0.26130258, 0.27577711)
     do_pad: bool | None = False
     image_grid_pinpoints: list[tuple[Dim, Dim]] | None = None
+    min_patches: int = 1
+    max_patches: int = 12
 
     @property
     def pads_to_square(self) -> bool:
@@ -66,21 +69,31 @@ class ImageProcessorConfig:
         return red, green, blue
 
 
-def read_image_processor(folder: CheckpointFolder, family: ArchitectureFamily) -> ImageProcessorConfig:
-    """What the image processor of a model of ``family`` does.
+def read_image_processor(folder: CheckpointFolder, config: VisionLanguageConfig) -> ImageProcessorConfig:
+    """What the image processor of a model does.
 
     Raises:
         CheckpointError: there is none, or its config is damaged.
         UnsupportedModelError: it is of another kind.
     """
-    raw = folder.processor_config.get("image_processor") or folder.read_json(IMAGE_PROCESSOR_FILE)
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{folder.path} has no {IMAGE_PROCESSOR_FILE}: get the whole checkpoint.")
-    kind = _kind(raw, family)
+    raw = _read(folder, config)
+    kind = _kind(raw, config.family)
     try:
         return msgspec.convert({**DEFAULTS.get(kind, {}), **raw, "kind": kind}, type=ImageProcessorConfig)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"the image processor's config is damaged ({error}): get it again.") from error
+
+
+def _read(folder: CheckpointFolder, config: VisionLanguageConfig) -> Mapping[str, Any]:
+    own = config.family.image_processor
+    if own is not None:
+        side = config.vision_config.image_size
+        patches = {"min_patches": config.min_dynamic_patch, "max_patches": config.max_dynamic_patch}
+        return {**own, "size": {"height": side, "width": side}, **patches}
+    raw = folder.processor_config.get("image_processor") or folder.read_json(IMAGE_PROCESSOR_FILE)
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{folder.path} has no {IMAGE_PROCESSOR_FILE}: get the whole checkpoint.")
+    return raw
 
 
 def _kind(raw: Mapping[str, Any], family: ArchitectureFamily) -> str:

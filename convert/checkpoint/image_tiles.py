@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from acestep_gguf.bundle.image_spec import PinpointTiles
+from acestep_gguf.bundle.image_spec import ClosestAspectTiles, PinpointTiles
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.image_processor_config import ImageProcessorConfig
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
-TilesReader = Callable[[VisionLanguageConfig, ImageProcessorConfig], PinpointTiles]
+TilesReader = Callable[[VisionLanguageConfig, ImageProcessorConfig], ClosestAspectTiles | PinpointTiles]
 
 
 def _next_tiles(config: VisionLanguageConfig, processor: ImageProcessorConfig) -> PinpointTiles:
@@ -26,6 +26,11 @@ def _onevision_tiles(config: VisionLanguageConfig, processor: ImageProcessorConf
     return PinpointTiles(
         grids=_grids(config, processor), max_crops=int(max_crops[1]), square_fill=processor.background
     )
+
+
+def _internvl_tiles(_: VisionLanguageConfig, processor: ImageProcessorConfig) -> ClosestAspectTiles:
+    """InternVL's processor cuts pictures up whatever the file's crop_to_patches says."""
+    return ClosestAspectTiles(min_tiles=processor.min_patches, max_tiles=processor.max_patches)
 
 
 def _grids(config: VisionLanguageConfig, processor: ImageProcessorConfig) -> tuple[tuple[int, int], ...]:
@@ -55,6 +60,7 @@ def _grids(config: VisionLanguageConfig, processor: ImageProcessorConfig) -> tup
 
 # By the kind of image processor.
 TILES: Final[Mapping[str, TilesReader]] = {
+    "GotOcr2ImageProcessor": _internvl_tiles,
     "LlavaNextImageProcessor": _next_tiles,
     "LlavaOnevisionImageProcessor": _onevision_tiles,
 }

@@ -4,22 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from acestep_gguf.bundle.schema import PromptSpec
+from acestep_gguf.convert.checkpoint.chat_templates import BY_DECODER
 from acestep_gguf.convert.checkpoint.config import ModelConfig, VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.folder import TOKENIZER_CONFIG_FILE, CheckpointFolder
 from acestep_gguf.convert.checkpoint.tokenizer import TOKENIZER_FILE, Vocabulary
 from acestep_gguf.errors import CheckpointError
-
-# LLaVA-1.5 was trained on Vicuna's format. Its first published folders have no chat template.
-VICUNA: Final = (
-    "{%- for message in messages -%}"
-    "{%- if message['role'] != 'system' -%}{{- message['role'] | upper + ': ' -}}{%- endif -%}"
-    "{%- for part in message['content'] if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endfor -%}"
-    "{%- for part in message['content'] if part['type'] == 'text' -%}{{- part['text'] + ' ' -}}{%- endfor -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
-)
-# By the beginning of the decoder's name (text_config's _name_or_path), for folders that have none.
-CHAT_TEMPLATES: Final = {"lmsys/vicuna-": VICUNA}
 
 # What transformers hands to a chat template beside the messages.
 TEMPLATE_TOKENS: Final = (
@@ -50,7 +39,7 @@ def read_prompt_spec(
         _check_image_token(image_token, folder)
     return PromptSpec(
         image_token=image_token,
-        chat_template=_chat_template(folder),
+        chat_template=(family and family.chat_template) or _chat_template(folder),
         template_tokens=template_tokens,
         control_tokens=vocabulary.control,
         user_defined_tokens=vocabulary.user_defined,
@@ -61,6 +50,22 @@ def read_prompt_spec(
         image_begin=family.image_begin if family else None,
         image_end=family.image_end if family else None,
     )
+
+
+def picture_mark_ids(config: ModelConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Ids of the tokens around each picture, if the model has such tokens.
+
+    Raises:
+        CheckpointError: one is not in the vocabulary.
+    """
+    if not isinstance(config, VisionLanguageConfig):
+        return ()
+    ids = []
+    for mark in filter(None, (config.family.image_begin, config.family.image_end)):
+        if (token_id := vocabulary.id(mark)) is None:
+            raise CheckpointError(f"the tokenizer has no token {mark}: get the files of one model.")
+        ids.append(token_id)
+    return tuple(ids)
 
 
 def read_stop_ids(folder: CheckpointFolder, config: ModelConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
@@ -97,7 +102,7 @@ def _chat_template(folder: CheckpointFolder) -> str:
         if isinstance(template, str) and template:
             return template
     decoder_name = str((folder.config.get("text_config") or {}).get("_name_or_path"))
-    for beginning, template in CHAT_TEMPLATES.items():
+    for beginning, template in BY_DECODER.items():
         if decoder_name.startswith(beginning):
             return template
     raise CheckpointError(f"{folder.path} has no chat template: add a chat_template.jinja to the checkpoint.")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acestep_gguf.convert.checkpoint.weight import Weight
+from acestep_gguf.convert.checkpoint.weight import DerivedWeight
 
 
 @dataclass(frozen=True, slots=True)
-class NeighbouringPairs:
+class NeighbouringPairs(DerivedWeight):
     """A query or key projection whose heads' rows are reordered, read row by row.
 
     transformers rotates row i of a head together with row i + head_size / 2, llama.cpp's Llama rotates rows
@@ -17,28 +17,7 @@ class NeighbouringPairs:
     in llama.cpp's conversion package.
     """
 
-    tensor: Weight
     head_size: int
-
-    @property
-    def name(self) -> str:
-        return self.tensor.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.tensor.shape
-
-    @property
-    def stamp(self) -> str:
-        return self.tensor.stamp
-
-    def check(self) -> None:
-        """Find what can be known to be wrong without reading the weights. Raises the same as Weight."""
-        self.tensor.check()
-
-    def read(self) -> NDArray[np.float32]:
-        """The whole tensor as float32. Raises the same as ``read_rows``."""
-        return self.read_rows(0, self.shape[0])
 
     def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Rows ``start`` to ``stop`` as float32 [stop - start, shape[-1]]. Thread-safe.

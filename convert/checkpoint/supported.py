@@ -71,8 +71,10 @@ def check_architecture(config: dict[str, Any], folder: Path) -> None:
     family = ARCHITECTURES.get(model_type)
     if family is None:
         raise UnsupportedModelError(f"{folder} is a {model_type} checkpoint: supported is {SUPPORTED}.")
+    names_here = {name: key for key, name in family.keys.items()}
+    text_key = names_here.get("text_config", "text_config")
     _check_part(config, "vision_config", family.tower.model_type, family.towers, folder)
-    _check_part(config, "text_config", family.decoder.model_type, family.decoders, folder)
+    _check_part(config, text_key, family.decoder.model_type, family.decoders, folder)
 
 
 def _check_part(

@@ -9,6 +9,7 @@ from acestep_gguf.convert.checkpoint.config import ModelConfig, VisionLanguageCo
 from acestep_gguf.convert.checkpoint.rope_factors import ROPE_FACTORS, RopeFactors
 from acestep_gguf.convert.checkpoint.rope_rows import NeighbouringPairs
 from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, Part
+from acestep_gguf.convert.checkpoint.tower_weights import as_built
 from acestep_gguf.convert.checkpoint.weight import CheckpointWeights, Weight, are_equal
 from acestep_gguf.errors import CheckpointError
 
@@ -46,7 +47,7 @@ def find_tensors(weights: CheckpointWeights, config: ModelConfig) -> ModelTensor
         computed[ROPE_FACTORS] = RopeFactors(config.text_config)
     return ModelTensors(
         decoder=_as_llama_cpp_rotates(_pick(decoder, found, dims), config) | computed,
-        tower=_pick(tower, found, dims),
+        tower=as_built(_pick(tower, found, dims)),
     )
 
 
@@ -85,9 +86,8 @@ def _wanted_of_tower(config: VisionLanguageConfig) -> dict[str, _Wanted]:
     wanted = _wanted(config.vision_config.family.tensors, max(config.feature_layers))
     for part in config.family.parts:
         wanted |= _wanted(part)
-    if not config.multimodal_projector_bias:
-        wanted = {name: row for name, row in wanted.items() if name not in ("mm.1.bias", "mm.2.bias")}
-    return wanted
+    left_out = (*config.left_out, *config.vision_config.left_out)
+    return {name: row for name, row in wanted.items() if not name.endswith(left_out)}
 
 
 def _pick(
@@ -146,10 +146,10 @@ def _name_here(hf_name: str, config: ModelConfig, *, is_zero_bias: bool) -> str 
 
 def _template(name: str) -> tuple[str, int]:
     """A name's template in the table, and its layer; -1 for a tensor outside of the layers."""
-    match = re.search(r"(?<=\blayers\.)(?:0|[1-9]\d{0,3})(?=\.)", name)
+    match = re.search(r"\blayers?\.(0|[1-9]\d{0,3})(?=\.)", name)
     if match is None:
         return name, -1
-    return name[: match.start()] + "{bid}" + name[match.end() :], int(match[0])
+    return name[: match.start(1)] + "{bid}" + name[match.end(1) :], int(match[1])
 
 
 def _numbered(template: str, bid: int) -> str:
@@ -176,12 +176,14 @@ def _dims(config: ModelConfig) -> dict[str, int]:
         return dims
     vision = config.vision_config
     return dims | {
+        "one": 1,
         "rgb": vision.num_channels,
         "v_embd": vision.hidden_size,
+        "v_qkv": 3 * vision.hidden_size,
         "v_ff": vision.intermediate_size,
         "v_patch": vision.patch_size,
         "v_positions": vision.patches_per_side**2 + vision.family.has_class_token,
-        "v_features": vision.hidden_size * len(config.feature_layers),
+        "v_features": config.feature_size,
     }
 
 

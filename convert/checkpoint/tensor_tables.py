@@ -26,7 +26,12 @@ class Part:
 
 
 LLAMA: Final = Part(
-    prefixes=("language_model.model.", "model.language_model.", "language_model."),
+    prefixes=(
+        "language_model.model.",
+        "model.language_model.",
+        "language_model.",
+        "model.language_model.model.",
+    ),
     before_layers={
         "embed_tokens.weight": ("token_embd.weight", ("n_vocab", "n_embd")),
     },
@@ -70,7 +75,7 @@ QWEN3: Final = replace(
     },
 )
 HEAD: Final = Part(
-    prefixes=("language_model.lm_head.", "lm_head."),
+    prefixes=("language_model.lm_head.", "lm_head.", "model.language_model.lm_head."),
     before_layers={
         "weight": ("output.weight", ("n_vocab", "n_embd")),
     },
@@ -149,6 +154,74 @@ IMAGE_NEWLINE: Final = Part(
         "image_newline": ("model.image_newline", ("n_embd",)),
     },
 )
+# InternVL's, as transformers has it.
+INTERN_VIT: Final = replace(
+    SIGLIP,
+    before_layers={
+        "embeddings.cls_token": ("v.class_embd", ("one", "one", "v_embd")),
+        "embeddings.patch_embeddings.projection.weight": (
+            "v.patch_embd.weight",
+            ("v_embd", "rgb", "v_patch", "v_patch"),
+        ),
+        "embeddings.patch_embeddings.projection.bias": ("v.patch_embd.bias", ("v_embd",)),
+        "embeddings.position_embeddings": ("v.position_embd.weight", ("one", "v_positions", "v_embd")),
+        "embeddings.mask_token": None,  # for training
+    },
+    layer={
+        "encoder.layer.{bid}.layernorm_before.weight": ("v.blk.{bid}.ln1.weight", ("v_embd",)),
+        "encoder.layer.{bid}.layernorm_before.bias": ("v.blk.{bid}.ln1.bias", ("v_embd",)),
+        "encoder.layer.{bid}.attention.q_proj.weight": ("v.blk.{bid}.attn_q.weight", ("v_embd", "v_embd")),
+        "encoder.layer.{bid}.attention.q_proj.bias": ("v.blk.{bid}.attn_q.bias", ("v_embd",)),
+        "encoder.layer.{bid}.attention.k_proj.weight": ("v.blk.{bid}.attn_k.weight", ("v_embd", "v_embd")),
+        "encoder.layer.{bid}.attention.k_proj.bias": ("v.blk.{bid}.attn_k.bias", ("v_embd",)),
+        "encoder.layer.{bid}.attention.v_proj.weight": ("v.blk.{bid}.attn_v.weight", ("v_embd", "v_embd")),
+        "encoder.layer.{bid}.attention.v_proj.bias": ("v.blk.{bid}.attn_v.bias", ("v_embd",)),
+        "encoder.layer.{bid}.attention.q_norm.weight": ("v.blk.{bid}.attn_q_norm.weight", ("v_embd",)),
+        "encoder.layer.{bid}.attention.k_norm.weight": ("v.blk.{bid}.attn_k_norm.weight", ("v_embd",)),
+        "encoder.layer.{bid}.attention.projection_layer.weight": (
+            "v.blk.{bid}.attn_out.weight",
+            ("v_embd", "v_embd"),
+        ),
+        "encoder.layer.{bid}.attention.projection_layer.bias": ("v.blk.{bid}.attn_out.bias", ("v_embd",)),
+        "encoder.layer.{bid}.lambda_1": ("v.blk.{bid}.ls1", ("v_embd",)),
+        "encoder.layer.{bid}.layernorm_after.weight": ("v.blk.{bid}.ln2.weight", ("v_embd",)),
+        "encoder.layer.{bid}.layernorm_after.bias": ("v.blk.{bid}.ln2.bias", ("v_embd",)),
+        "encoder.layer.{bid}.mlp.fc1.weight": ("v.blk.{bid}.ffn_up.weight", ("v_ff", "v_embd")),
+        "encoder.layer.{bid}.mlp.fc1.bias": ("v.blk.{bid}.ffn_up.bias", ("v_ff",)),
+        "encoder.layer.{bid}.mlp.fc2.weight": ("v.blk.{bid}.ffn_down.weight", ("v_embd", "v_ff")),
+        "encoder.layer.{bid}.mlp.fc2.bias": ("v.blk.{bid}.ffn_down.bias", ("v_embd",)),
+        "encoder.layer.{bid}.lambda_2": ("v.blk.{bid}.ls2", ("v_embd",)),
+    },
+    after_layers={},
+)
+# The same in InternVL's own code, with queries, keys and values as one matrix.
+INTERN_VIT_6B: Final = Part(
+    prefixes=("vision_model.",),
+    before_layers={
+        "embeddings.class_embedding": ("v.class_embd", ("one", "one", "v_embd")),
+        "embeddings.patch_embedding.weight": ("v.patch_embd.weight", ("v_embd", "rgb", "v_patch", "v_patch")),
+        "embeddings.patch_embedding.bias": ("v.patch_embd.bias", ("v_embd",)),
+        "embeddings.position_embedding": ("v.position_embd.weight", ("one", "v_positions", "v_embd")),
+    },
+    layer={
+        "encoder.layers.{bid}.norm1.weight": ("v.blk.{bid}.ln1.weight", ("v_embd",)),
+        "encoder.layers.{bid}.norm1.bias": ("v.blk.{bid}.ln1.bias", ("v_embd",)),
+        "encoder.layers.{bid}.attn.qkv.weight": ("v.blk.{bid}.attn_qkv.weight", ("v_qkv", "v_embd")),
+        "encoder.layers.{bid}.attn.qkv.bias": ("v.blk.{bid}.attn_qkv.bias", ("v_qkv",)),
+        "encoder.layers.{bid}.attn.q_norm.weight": ("v.blk.{bid}.attn_q_norm.weight", ("v_embd",)),
+        "encoder.layers.{bid}.attn.k_norm.weight": ("v.blk.{bid}.attn_k_norm.weight", ("v_embd",)),
+        "encoder.layers.{bid}.attn.proj.weight": ("v.blk.{bid}.attn_out.weight", ("v_embd", "v_embd")),
+        "encoder.layers.{bid}.attn.proj.bias": ("v.blk.{bid}.attn_out.bias", ("v_embd",)),
+        "encoder.layers.{bid}.ls1": ("v.blk.{bid}.ls1", ("v_embd",)),
+        "encoder.layers.{bid}.norm2.weight": ("v.blk.{bid}.ln2.weight", ("v_embd",)),
+        "encoder.layers.{bid}.norm2.bias": ("v.blk.{bid}.ln2.bias", ("v_embd",)),
+        "encoder.layers.{bid}.mlp.fc1.weight": ("v.blk.{bid}.ffn_up.weight", ("v_ff", "v_embd")),
+        "encoder.layers.{bid}.mlp.fc1.bias": ("v.blk.{bid}.ffn_up.bias", ("v_ff",)),
+        "encoder.layers.{bid}.mlp.fc2.weight": ("v.blk.{bid}.ffn_down.weight", ("v_embd", "v_ff")),
+        "encoder.layers.{bid}.mlp.fc2.bias": ("v.blk.{bid}.ffn_down.bias", ("v_embd",)),
+        "encoder.layers.{bid}.ls2": ("v.blk.{bid}.ls2", ("v_embd",)),
+    },
+)
 PROJECTOR: Final = Part(
     prefixes=("multi_modal_projector.", "model.multi_modal_projector."),
     before_layers={
@@ -156,5 +229,24 @@ PROJECTOR: Final = Part(
         "linear_1.bias": ("mm.1.bias", ("n_embd",)),
         "linear_2.weight": ("mm.2.weight", ("n_embd", "n_embd")),
         "linear_2.bias": ("mm.2.bias", ("n_embd",)),
+    },
+)
+INTERNVL_PROJECTOR: Final = replace(
+    PROJECTOR,
+    before_layers={
+        "layer_norm.weight": ("mm.norm.weight", ("v_features",)),
+        "layer_norm.bias": ("mm.norm.bias", ("v_features",)),
+        **PROJECTOR.before_layers,
+    },
+)
+INTERNVL_CHAT_PROJECTOR: Final = Part(
+    prefixes=("mlp1.",),
+    before_layers={
+        "0.weight": ("mm.norm.weight", ("v_features",)),
+        "0.bias": ("mm.norm.bias", ("v_features",)),
+        "1.weight": ("mm.1.weight", ("n_embd", "v_features")),
+        "1.bias": ("mm.1.bias", ("n_embd",)),
+        "3.weight": ("mm.2.weight", ("n_embd", "n_embd")),
+        "3.bias": ("mm.2.bias", ("n_embd",)),
     },
 )

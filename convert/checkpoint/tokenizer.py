@@ -72,8 +72,32 @@ class Vocabulary:
         )
 
 
-def read_vocabulary(folder: CheckpointFolder, vocab_size: int, image_token_id: int | None) -> Vocabulary:
-    """Read tokenizer.json; rows of the embeddings beyond its tokens become unused tokens, as in llama.cpp.
+def read_tokenizer(folder: CheckpointFolder) -> dict[str, Any]:
+    """tokenizer.json, or what says the same.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    raw = folder.read_json(TOKENIZER_FILE)
+    if raw is None:
+        raise CheckpointError(f"{folder.path} has no {TOKENIZER_FILE}: save the tokenizer as a fast one.")
+    return raw
+
+
+def added_token_id(tokenizer: Mapping[str, Any], text: str) -> int:
+    """The id of the added token ``text``.
+
+    Raises:
+        CheckpointError: there is no such token.
+    """
+    for added in _added_tokens(tokenizer):
+        if added.content == text:
+            return added.id
+    raise CheckpointError(f"the tokenizer has no token {text}: get the files of one model.")
+
+
+def read_vocabulary(raw: Mapping[str, Any], vocab_size: int, image_token_id: int | None) -> Vocabulary:
+    """The tokenizer ``raw``; rows of the embeddings beyond its tokens are unused tokens, as in llama.cpp.
 
     The image placeholder is a control token whatever tokenizer.json says: text that a user typed must not
     become one.
@@ -82,9 +106,6 @@ def read_vocabulary(folder: CheckpointFolder, vocab_size: int, image_token_id: i
         CheckpointError: missing, or it contradicts itself or ``vocab_size``.
         UnsupportedModelError: a tokenizer that llama.cpp would not follow exactly.
     """
-    raw = folder.read_json(TOKENIZER_FILE)
-    if raw is None:
-        raise CheckpointError(f"{folder.path} has no {TOKENIZER_FILE}: save the tokenizer as a fast one.")
     model = raw.get("model")
     if not isinstance(model, dict):
         raise _damaged("it has no model")

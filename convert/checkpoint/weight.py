@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Final, Protocol
 
 import numpy as np
@@ -43,6 +44,34 @@ class Weight(Protocol):
         Raises:
             CheckpointError: a weight is NaN or infinite, or the file ended early or cannot be read.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedWeight:
+    """A weight that is computed from ``tensor`` row by row; by itself, the same."""
+
+    tensor: Weight
+
+    @property
+    def name(self) -> str:
+        return self.tensor.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape
+
+    @property
+    def stamp(self) -> str:
+        return self.tensor.stamp
+
+    def check(self) -> None:
+        self.tensor.check()
+
+    def read(self) -> NDArray[np.float32]:
+        return self.read_rows(0, prod(self.shape[:-1])).reshape(self.shape)
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        return self.tensor.read_rows(start, stop)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

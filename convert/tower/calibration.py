@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.vision_info import PIXEL_VALUES
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
-from acestep_gguf.convert.tower.graph import ClipGraph, Tensors
+from acestep_gguf.convert.tower.graph import Tensors, TowerGraph
 from acestep_gguf.convert.tower.int8 import (
     BAD_ERROR,
     ChannelStatistics,
@@ -110,7 +110,7 @@ def calibration_memory(config: VisionLanguageConfig, image: ImageSpec, n_picture
     hidden, mlp = tower.hidden_size, tower.intermediate_size
     n_rows = (image.size.height // tower.patch_size) ** 2 + 1
     n_crops = n_pictures * min(MAX_CROPS, tiling_of(image).most()[0]) + 1
-    projector = image.n_embd * (hidden * len(config.feature_layers) + image.n_embd)
+    projector = image.n_embd * (config.feature_size + image.n_embd)
     weights = 2 * max(4 * hidden**2 + 2 * hidden * mlp, projector)  # as they are read, and transposed
     activations = n_rows * (6 * hidden + 4 * mlp) + tower.num_attention_heads * n_rows**2
     states = (len(config.feature_layers) + 2) * n_crops * n_rows * hidden
@@ -208,11 +208,11 @@ class _Tower:
         features = [{name: kept[name] for name in needed} for kept in states]
         return [output[0] for output in self._run(builder, embeds, features, observe)]
 
-    def _builder(self, int8: Int8Inputs) -> ClipGraph:
-        return ClipGraph(self._config, self._tensors, self._image.size.height, int8)
+    def _builder(self, int8: Int8Inputs) -> TowerGraph:
+        return TowerGraph(self._config, self._tensors, self._image.size.height, int8)
 
     def _run(
-        self, builder: ClipGraph, output: str, inputs: Sequence[Mapping[str, Floats]], observe: OnInput
+        self, builder: TowerGraph, output: str, inputs: Sequence[Mapping[str, Floats]], observe: OnInput
     ) -> list[Floats]:
         """``output`` [1, rows, channels] of what was built, for each of ``inputs``."""
         names = [output, *builder.linear_inputs]

@@ -18,7 +18,7 @@ from acestep_gguf.convert.tower.calibration import (
     calibrate,
     calibration_memory,
 )
-from acestep_gguf.convert.tower.graph import ClipGraph, Tensors
+from acestep_gguf.convert.tower.graph import Tensors, TowerGraph
 from acestep_gguf.convert.tower.int8 import Int8Input, Int8Inputs, max_outliers
 from acestep_gguf.convert.tower.onnx_graph import OnnxGraph
 from acestep_gguf.quantize.conversion_events import PlannedFile
@@ -130,7 +130,7 @@ def plan_tower(
     int8: Int8Inputs = {}
     float_bytes = 0
     if precision == "int8":
-        builder = ClipGraph(config, tensors, image.size.height)
+        builder = TowerGraph(config, tensors, image.size.height)
         builder.build()
         sizes = {
             name: [tensors[f"{layer}.weight"].shape for layer in source.layers]
@@ -179,11 +179,11 @@ def _widest(n_channels: int) -> Int8Input:
 
 def _build(tower: _Tower, precision: VisionPrecision, int8: Int8Inputs) -> tuple[OnnxGraph, bytes]:
     image = tower.image
-    builder = ClipGraph(tower.config, tower.tensors, image.size.height, int8)
+    builder = TowerGraph(tower.config, tower.tensors, image.size.height, int8)
     outputs: dict[str, Sequence[str | int]] = {builder.build(): ("B", image.n_image_tokens, image.n_embd)}
     # A tower without layers, or without its first patch, has no attention to give.
-    if builder.n_blocks and builder.n_patches <= image.n_image_tokens:
-        outputs[builder.patch_attention()] = ("B", builder.n_patches)
+    if builder.n_blocks and builder.n_scores <= image.n_image_tokens:
+        outputs[builder.patch_attention()] = ("B", builder.n_scores)
     if "model.image_newline" in tower.tensors:
         outputs[builder.image_newline()] = (image.n_embd,)
     model = builder.graph.to_model(

@@ -1,11 +1,12 @@
 """The vision tower and projector as an ONNX graph, without torch.
 
 ``pixel_values`` float32 [B, 3, H, W] -> ``image_embeds`` float32 [B, n_image_tokens, n_embd], and
-``patch_attention`` float32 [B, n_patches]; ``image_newline`` float32 [n_embd] of models that have one.
+``patch_attention`` float32 [B, n_patches], or one for each token where several patches are one;
+``image_newline`` float32 [n_embd] of models that have one.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -25,6 +26,10 @@ ACTIVATIONS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
     "quick_gelu": ("QuickGelu", {"domain": MICROSOFT, "alpha": 1.702}),
 }
+
+# Constants in transformers' code, whatever config.json says.
+QK_NORM_EPS: Final = 1e-6
+PROJECTOR_NORM_EPS: Final = 1e-5
 
 Tensors = Mapping[str, Weight]
 
@@ -51,10 +56,11 @@ class LinearInput:
     layers: list[str] = field(default_factory=list)
 
 
-class ClipGraph:
-    """CLIPVisionModel or SiglipVisionModel, and LlavaMultiModalProjector, node by node.
+class TowerGraph:
+    """CLIPVisionModel, SiglipVisionModel or InternVLVisionModel, and the projector, node by node.
 
-    They differ in what stands before the first layer: which tensors there are tells.
+    Which tensors there are tells which steps there are: a class token, biases, norms and where they stand. A
+    norm without a bias is an RMS norm.
 
     Linear layers whose input is among ``int8`` compute in int8, the rest in float32. ``linear_inputs`` fills
     up with what such layers take as they are built, but for the projector's: it always computes in float32,
@@ -71,6 +77,8 @@ class ClipGraph:
         self._tensors = tensors
         self._n_side = image_size // config.vision_config.patch_size
         self._int8 = int8 or {}
+        # As attention takes them, by the name of the layer.
+        self._queries_and_keys: dict[str, tuple[str, str]] = {}
 
     @property
     def n_blocks(self) -> int:
@@ -78,9 +86,9 @@ class ClipGraph:
         return max(self._config.feature_layers)
 
     @property
-    def n_patches(self) -> int:
-        """Patches of a picture."""
-        return self._n_side**2
+    def n_scores(self) -> int:
+        """Patches of a picture, or squares of them, which ``patch_attention`` has a number for."""
+        return (self._n_side // self._config.shuffle_factor) ** 2
 
     def build(self) -> str:
         """The whole tower and projector: image embeds [B, n_image_tokens, n_embd]."""
@@ -93,7 +101,7 @@ class ClipGraph:
     def embed(self, pixel_values: str) -> str:
         """Hidden states before the first layer, [B, n_patches, hidden_size], one more with CLS."""
         hidden = self._embed(pixel_values)
-        return self._layer_norm(hidden, "v.pre_ln") if "v.pre_ln.weight" in self._tensors else hidden
+        return self._norm(hidden, "v.pre_ln") if "v.pre_ln.weight" in self._tensors else hidden
 
     def block(self, hidden: str, bid: int) -> str:
         """Hidden states after the layer ``bid``."""
@@ -105,21 +113,24 @@ class ClipGraph:
         features = (
             self.graph.node("Concat", selected, "v.features", axis=2) if len(selected) > 1 else selected[0]
         )
-        if self._config.vision_feature_select_strategy == "full":
-            return features
-        return self._slice(features, "v.patches", axis=1, start=1)
+        if self._config.vision_feature_select_strategy == "default":
+            features = self._slice(features, "v.patches", axis=1, start=1)
+        return features if self._config.shuffle_factor == 1 else self._pixel_shuffle(features)
 
     def project(self, features: str) -> str:
         """Image embeds [B, n_image_tokens, n_embd]."""
+        if "mm.norm.weight" in self._tensors:
+            features = self._norm(features, "mm.norm", PROJECTOR_NORM_EPS)
         hidden = self._linear(features, "mm.1", "mm.1.out")
         hidden = self._activation(self._config.projector_hidden_act, hidden, "mm.act")
         return self._linear(hidden, "mm.2", "image_embeds")
 
     def patch_attention(self) -> str:
-        """Attention that each patch gets in the last layer, the mean of its heads: float32 [B, n_patches].
+        """Attention that each patch gets in the last layer, the mean of its heads: float32 [B, n_scores].
 
         It is CLS that attends, as in FasterVLM (arXiv 2412.01818); in a tower without CLS, the mean of all
-        patches. A key's bias adds the same to all scores of a query, so it does not matter.
+        patches. A key's bias adds the same to all scores of a query, so it does not matter. A square of
+        patches that becomes one token gets their mean.
         """
         block = f"v.blk.{self.n_blocks - 1}"
         has_cls = "v.class_embd" in self._tensors
@@ -131,22 +142,46 @@ class ClipGraph:
             "v.patch_attn.scale", (1,), lambda: np.array([1 / math.sqrt(head_size)], np.float32)
         )
 
-        queries = f"{block}.attn_q"
+        queries, keys = self._queries_and_keys[block]
         if has_cls:
             queries = self._slice(queries, "v.patch_attn.cls", axis=1, start=0, end=1)
-        bias = self._weight(f"{block}.attn_q.bias")
-        queries = self.graph.node("Add", [queries, bias], "v.patch_attn.q_biased")
+        if f"{block}.attn_q.bias" in self._tensors and not self._has_qk_norm(block):
+            bias = self._weight(f"{block}.attn_q.bias")
+            queries = self.graph.node("Add", [queries, bias], "v.patch_attn.q_biased")
         queries = self.graph.node("Mul", [queries, scale], "v.patch_attn.q_scaled")
         queries = self.graph.node("Reshape", [queries, heads], "v.patch_attn.q_heads")
         queries = self.graph.node("Transpose", [queries], "v.patch_attn.q", perm=[0, 2, 1, 3])
-        keys = self.graph.node("Reshape", [f"{block}.attn_k", heads], "v.patch_attn.k_heads")
+        keys = self.graph.node("Reshape", [keys, heads], "v.patch_attn.k_heads")
         keys = self.graph.node("Transpose", [keys], "v.patch_attn.k", perm=[0, 2, 3, 1])
         scores = self.graph.node("MatMul", [queries, keys], "v.patch_attn.scores")
         attention = self.graph.node("Softmax", [scores], "v.patch_attn.softmax", axis=-1)
         if not has_cls:
             return self.graph.node("ReduceMean", [attention, axes], "patch_attention", keepdims=0)
         attention = self.graph.node("ReduceMean", [attention, axes], "v.patch_attn.mean", keepdims=0)
-        return self._slice(attention, "patch_attention", axis=1, start=1)
+        if (factor := self._config.shuffle_factor) == 1:
+            return self._slice(attention, "patch_attention", axis=1, start=1)
+        attention = self._slice(attention, "v.patch_attn.patches", axis=1, start=1)
+        n_rows = self._n_side // factor
+        squares = self.graph.constant("v.patch_attn.squares", [0, n_rows, factor, n_rows, factor])
+        attention = self.graph.node("Reshape", [attention, squares], "v.patch_attn.in_squares")
+        axes = self.graph.constant("v.patch_attn.square_axes", [2, 4])
+        attention = self.graph.node("ReduceMean", [attention, axes], "v.patch_attn.of_squares", keepdims=0)
+        flat = self.graph.constant("v.patch_attn.tokens", [0, -1])
+        return self.graph.node("Reshape", [attention, flat], "patch_attention")
+
+    def _pixel_shuffle(self, features: str) -> str:
+        """Features [B, n_patches, n] as [B, n_tokens, n * patches a token]: InternVL's ``pixel_shuffle``."""
+        factor, side = self._config.shuffle_factor, self._n_side
+        n_features = self._config.feature_size // factor**2
+        n_rows = side // factor
+        for step, shape in enumerate(
+            ([0, side, n_rows, factor * n_features], [0, n_rows, n_rows, factor**2 * n_features])
+        ):
+            axes = self.graph.constant(f"v.shuffle.{step}.shape", shape)
+            features = self.graph.node("Reshape", [features, axes], f"v.shuffle.{step}.rows")
+            features = self.graph.node("Transpose", [features], f"v.shuffle.{step}", perm=[0, 2, 1, 3])
+        axes = self.graph.constant("v.shuffle.shape", [0, n_rows**2, factor**2 * n_features])
+        return self.graph.node("Reshape", [features, axes], "v.shuffled")
 
     def image_newline(self) -> str:
         """What ends a row of a picture's embeds: float32 [n_embd]."""
@@ -182,22 +217,29 @@ class ClipGraph:
         return positions[np.newaxis]
 
     def _attention(self, hidden: str, block: str) -> str:
-        normed = self._linear_input(self._layer_norm(hidden, f"{block}.ln1"), is_foldable=True)
-        names = [f"{block}.attn_{projection}" for projection in "qkv"]
+        normed = self._linear_input(self._norm(hidden, f"{block}.ln1"), is_foldable=True)
         # What CLS and patches attend with is a mean of values, so values can be divided for attn_out.
         value_divisors = self._divisors(f"{block}.attn")
-        projected = [
-            self._product(normed, name, name, divisors=value_divisors if name.endswith("v") else None)
-            for name in names
-        ]
-        bias = self.graph.weight(
-            f"{block}.attn_qkv.bias",
-            (3 * self._vision.hidden_size,),
-            lambda: self._load_qkv_bias(names, value_divisors),
-        )
+        names = [f"{block}.attn_{projection}" for projection in "qk"]
+        if has_qk_norm := self._has_qk_norm(block):
+            projected = [
+                self._norm(self._linear(normed, name), f"{name}_norm", QK_NORM_EPS) for name in names
+            ]
+        else:
+            projected = [self._product(normed, name, name) for name in names]
+        self._queries_and_keys[block] = (projected[0], projected[1])
+        value = self._product(normed, f"{block}.attn_v", f"{block}.attn_v", divisors=value_divisors)
+        inputs = [*projected, value]
+        if f"{block}.attn_v.bias" in self._tensors:
+            bias = self.graph.weight(
+                f"{block}.attn_qkv.bias",
+                (3 * self._vision.hidden_size,),
+                lambda: self._load_qkv_bias(block, value_divisors, has_qk_norm=has_qk_norm),
+            )
+            inputs.append(bias)
         attended = self.graph.node(
             "MultiHeadAttention",
-            [*projected, bias],
+            inputs,
             f"{block}.attn",
             domain=MICROSOFT,
             num_heads=self._vision.num_attention_heads,
@@ -205,12 +247,20 @@ class ClipGraph:
         source = self._linear_input(attended, is_foldable=True)
         return self._add(hidden, self._linear(source, f"{block}.attn_out"), f"{block}.attn_residual")
 
-    def _load_qkv_bias(self, names: Sequence[str], value_divisors: Divisors | None) -> NDArray[np.float32]:
-        query, key, value = (self._tensors[f"{name}.bias"].read() for name in names)
+    def _has_qk_norm(self, block: str) -> bool:
+        return f"{block}.attn_q_norm.weight" in self._tensors
+
+    def _load_qkv_bias(
+        self, block: str, value_divisors: Divisors | None, *, has_qk_norm: bool
+    ) -> NDArray[np.float32]:
+        """Biases of queries, keys and values; zeros for the first two where they came before a norm."""
+        query, key, value = (self._tensors[f"{block}.attn_{projection}.bias"].read() for projection in "qkv")
+        if has_qk_norm:
+            query, key = np.zeros_like(query), np.zeros_like(key)
         return np.concatenate([query, key, _divided(value, value_divisors)])
 
     def _mlp(self, hidden: str, block: str) -> str:
-        normed = self._linear_input(self._layer_norm(hidden, f"{block}.ln2"), is_foldable=True)
+        normed = self._linear_input(self._norm(hidden, f"{block}.ln2"), is_foldable=True)
         up = self._linear(normed, f"{block}.ffn_up")
         activated = self._linear_input(self._activation(self._vision.hidden_act, up, f"{block}.ffn_act"))
         return self._add(hidden, self._linear(activated, f"{block}.ffn_down"), f"{block}.out")
@@ -256,10 +306,14 @@ class ClipGraph:
         """What the step that computes ``x`` divides its channels by."""
         return self._int8[x].divisors if x in self._int8 else None
 
-    def _layer_norm(self, x: str, name: str) -> str:
-        divisors = self._divisors(name)
-        weights = [self._weight(f"{name}.weight", divisors), self._weight(f"{name}.bias", divisors)]
-        return self.graph.node("LayerNormalization", [x, *weights], name, epsilon=self._vision.layer_norm_eps)
+    def _norm(self, x: str, name: str, eps: float | None = None) -> str:
+        """A layer norm, or an RMS norm, which has no bias."""
+        divisors, eps = self._divisors(name), eps or self._vision.layer_norm_eps
+        scale = self._weight(f"{name}.weight", divisors)
+        if f"{name}.bias" not in self._tensors:
+            return self.graph.node("SimplifiedLayerNormalization", [x, scale], name, epsilon=eps)
+        bias = self._weight(f"{name}.bias", divisors)
+        return self.graph.node("LayerNormalization", [x, scale, bias], name, epsilon=eps)
 
     def _activation(self, activation: str, x: str, name: str) -> str:
         op, attributes = ACTIVATIONS[activation]

@@ -105,6 +105,8 @@ class _Computed:
 
 
 def _check_computable(config: VisionLanguageConfig, tensors: Tensors) -> None:
+    if config.shuffle_factor > 1:
+        raise _not_in_llama_cpp("has another file for a tower with pixel shuffle, not written yet")
     has_class_token = "v.class_embd" in tensors
     strategy = config.vision_feature_select_strategy
     if has_class_token != (strategy == "default"):

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from acestep_gguf.convert.checkpoint.prompt_spec import VICUNA
+from acestep_gguf.convert.checkpoint.chat_templates import VICUNA
 from tests.support import tiny_llama3, tiny_sentencepiece, tiny_tokenizer
 
 QWEN2_TEMPLATE = (

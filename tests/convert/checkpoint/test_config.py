@@ -193,7 +193,7 @@ def test_yarn_attention_factor_is_transformers() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "longrope"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "llama3"),
         ({"model_type": "qwen3", "rope_scaling": LLAMA3_ROPE}, "llama3"),
         ({"rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24]}}, "mrope_section"),
@@ -213,6 +213,11 @@ def test_yarn_attention_factor_is_transformers() -> None:
 def test_what_llama_cpp_does_not_compute_is_refused(text: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         parse(text, image_token_index=0)
+
+
+def test_dynamic_rope_changes_nothing_within_the_context() -> None:
+    config = parse({"rope_scaling": {"type": "dynamic", "factor": 2.0}, "max_position_embeddings": 4096})
+    assert config.text_config.context_length == 4096
 
 
 def test_sliding_window_that_no_layer_uses_is_fine() -> None:
@@ -248,7 +253,7 @@ def test_sliding_window_that_no_layer_uses_is_fine() -> None:
         {"text_config": {"rope_scaling": {"type": "yarn", "factor": 2, "mscale": 1e308}}},
         {"vision_config": {"patch_size": 14, "image_size": 7}},
         {"vision_config": {"patch_size": 14, "num_channels": 1}},
-        {"vision_config": {"patch_size": 14, "image_size": [336, 336]}},
+        {"vision_config": {"patch_size": 14, "image_size": [336, 448]}},
         {"vision_feature_layer": 14},
         {"vision_feature_layer": -14},
         {"vision_feature_layer": []},

@@ -158,9 +158,9 @@ def test_other_picture_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image_size", "message"),
     [
-        (0, "give a positive multiple of the patch size 14, such as 112"),
-        (-14, "give a positive multiple of the patch size 14, such as 112"),
-        (50, "give a positive multiple of the patch size 14, such as 112"),
+        (0, "give a positive multiple of 14, such as 112"),
+        (-14, "give a positive multiple of 14, such as 112"),
+        (50, "give a positive multiple of 14, such as 112"),
         (14 * 300, "more than 256 patches a side: give at most 3584"),
     ],
 )

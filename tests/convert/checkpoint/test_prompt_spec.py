@@ -5,10 +5,11 @@ from typing import Any, Literal
 import pytest
 
 from acestep_gguf.bundle.schema import PromptSpec
+from acestep_gguf.convert.checkpoint.chat_templates import VICUNA
 from acestep_gguf.convert.checkpoint.config import parse_config
 from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
-from acestep_gguf.convert.checkpoint.prompt_spec import VICUNA, read_prompt_spec, read_stop_ids
-from acestep_gguf.convert.checkpoint.tokenizer import read_vocabulary
+from acestep_gguf.convert.checkpoint.prompt_spec import read_prompt_spec, read_stop_ids
+from acestep_gguf.convert.checkpoint.tokenizer import read_tokenizer, read_vocabulary
 from acestep_gguf.errors import CheckpointError
 from acestep_gguf.prompt.chat_template import ChatTemplate
 from tests.support.tiny_checkpoints import TinyCheckpoint
@@ -19,7 +20,9 @@ from tests.support.tiny_tokenizer import token_id
 def read(folder: Path) -> PromptSpec:
     checkpoint = CheckpointFolder(folder)
     config = parse_config(checkpoint.config, folder / "config.json")
-    vocabulary = read_vocabulary(checkpoint, config.text_config.vocab_size, config.image_token_index)
+    vocabulary = read_vocabulary(
+        read_tokenizer(checkpoint), config.text_config.vocab_size, config.image_token_index
+    )
     stop_ids = read_stop_ids(checkpoint, config, vocabulary)
     return read_prompt_spec(checkpoint, config, vocabulary.with_control_tokens(stop_ids), stop_ids)
 

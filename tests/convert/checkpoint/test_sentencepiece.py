@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.convert.checkpoint.sentencepiece import BYTE_TOKENS, scores, space_prefix
-from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_tokenizer, read_vocabulary
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from acestep_gguf.llama.binding import Model
 from tests.support.texts import TEXTS
@@ -82,7 +82,7 @@ def test_bytes_of_tokens(model: Model) -> None:
 
 
 def read(folder: Path) -> Vocabulary:
-    return read_vocabulary(CheckpointFolder(folder), TINY.vocab_size, None)
+    return read_vocabulary(read_tokenizer(CheckpointFolder(folder)), TINY.vocab_size, None)
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

@@ -7,7 +7,7 @@ import pytest
 from gguf import TokenType
 
 from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
-from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary, read_tokenizer, read_vocabulary
 from acestep_gguf.errors import AceStepError, CheckpointError, UnsupportedModelError
 from tests.support import tiny_llama3
 from tests.support.tiny_checkpoints import Layout, TinyCheckpoint
@@ -17,7 +17,7 @@ TINY = TinyCheckpoint()
 
 
 def read(folder: Path, *, vocab_size: int = TINY.vocab_size, image_token: str = "<image>") -> Vocabulary:
-    return read_vocabulary(CheckpointFolder(folder), vocab_size, token_id(image_token))
+    return read_vocabulary(read_tokenizer(CheckpointFolder(folder)), vocab_size, token_id(image_token))
 
 
 def changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -143,7 +143,9 @@ def llama3(tmp_path: Path) -> Path:
 
 
 def read_llama3(folder: Path) -> Vocabulary:
-    return read_vocabulary(CheckpointFolder(folder), TinyCheckpoint(decoder="llama3").vocab_size, None)
+    return read_vocabulary(
+        read_tokenizer(CheckpointFolder(folder)), TinyCheckpoint(decoder="llama3").vocab_size, None
+    )
 
 
 def test_llama_3s_tokenizer(llama3: Path) -> None:
