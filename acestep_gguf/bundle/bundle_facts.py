@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from acestep_gguf.bundle.decoder_info import decoder_info
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.schema import Bundle, Vision, check_file
@@ -46,6 +48,7 @@ def bundle_facts(folder: Path) -> dict[str, Any]:
             "height": bundle.image.size.height,
             "width": bundle.image.size.width,
             "tokens": bundle.image.n_image_tokens,
+            "tiles": bundle.image.tiles and msgspec.to_builtins(bundle.image.tiles),
         },
     }
 

@@ -40,11 +40,7 @@ def table(facts: dict[str, Any]) -> str:
         ),
         ("", f"vocabulary of {facts['vocabulary']} tokens, context of {facts['context_length']} tokens"),
         ("tower", facts["vision_model_type"] or "none: it answers questions about text only"),
-        *(
-            [("pictures", f"{image['width']} x {image['height']} pixels, {image['tokens']} tokens each")]
-            if image
-            else []
-        ),
+        *([("pictures", f"{_sides(image)} pixels, {image['tokens']} tokens each")] if image else []),
         ("", ""),
         *(
             (file["ftype"], _file(file, f"{file['bits_per_weight']:.2f} bits/weight"))
@@ -58,6 +54,11 @@ def table(facts: dict[str, Any]) -> str:
         ("settings", facts["settings_reason"]),
     ]
     return "\n".join(f"{label:<10}{text}".rstrip() for label, text in rows)
+
+
+def _sides(image: dict[str, Any]) -> str:
+    sides = f"{image['width']} x {image['height']}"
+    return f"in tiles of {sides}" if image["tiles"] else sides
 
 
 def _file(file: dict[str, Any], quality: str) -> str:

@@ -16,6 +16,7 @@ from acestep_gguf.server.errors import ApiError, api_error, log_failure
 from acestep_gguf.server.metrics import Metrics
 from acestep_gguf.server.model_thread import ModelThread
 from acestep_gguf.server.settings import ServerSettings
+from acestep_gguf.vision.tiling import tiling_of
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,14 @@ class Models:
     def described(self, name: str) -> dict[str, Any]:
         """A model as /v1/models lists it."""
         served = self.bundles[name]
-        image = served.bundle.image
+        image, most = served.bundle.image, 0
+        if image is not None:
+            _, most = tiling_of(image, max_tiles=self._options.max_tiles).most()
         return {
             "id": name,
             "object": "model",
             "created": served.created,
             "owned_by": "acestep-gguf",
             "loaded": name in self.threads,
-            "image_tokens": 0 if image is None else image.n_image_tokens,
+            "image_tokens": most,
         }

@@ -14,7 +14,7 @@ def test_info_as_table_and_as_json(tiny_bundle: Path) -> None:
         assert word in table
     facts = json.loads(acestep("info", tiny_bundle, "--json").stdout)
     assert facts["context_length"] == 512
-    assert facts["image"] == {"height": 28, "width": 28, "tokens": 4}
+    assert facts["image"] == {"height": 28, "width": 28, "tokens": 4, "tiles": None}
     assert {decoder["ftype"]: decoder["default"] for decoder in facts["decoders"]} == {
         "Q4_K_M": True,
         "Q8_0": False,

@@ -270,3 +270,22 @@ def test_any_text_of_a_user_stays_text(
     pieces: list[str], builder: PromptBuilder, spec: PromptSpec, weights: Model
 ) -> None:
     check_is_plain("".join(pieces), builder, spec, weights)
+
+
+def test_control_tokens_stand_around_each_picture(spec: PromptSpec, weights: Model) -> None:
+    begin, end = "<|im_start|>", "<|im_end|>"  # for want of others in this vocabulary
+    plain = PromptBuilder(spec, weights.tokenize, weights.token_bytes)
+    marked = PromptBuilder(
+        replace(spec, image_begin=begin, image_end=end), weights.tokenize, weights.token_bytes
+    )
+    messages = [user_message("What?", ["a.png", "b.png"])]
+    expected: list[Any] = []
+    for span in plain.build(messages).spans:
+        if isinstance(span, ImageSpan):
+            expected += [spec.control_tokens[begin], span, spec.control_tokens[end]]
+        else:
+            expected += span.tokens
+    got: list[Any] = []
+    for span in marked.build(messages).spans:
+        got += [span] if isinstance(span, ImageSpan) else span.tokens
+    assert got == expected

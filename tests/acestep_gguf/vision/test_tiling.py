@@ -1,5 +1,6 @@
 """Crops, rows and token counts of tiled pictures; tests/parity compares them with transformers."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -161,3 +162,22 @@ def test_of_a_thread_only_the_whole_is_left() -> None:
     whole, seen = tiling_of(spec(NEXT)).blocks((50_000, 1))
     assert whole.n_tokens == 4
     assert seen.n_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "tiles", "side", "n_tile"),
+    [
+        ("InternVL2.5, 3, 3.5", INTERNVL, 448, 256),
+        ("LLaVA-NeXT", NEXT, 336, 576),
+        ("LLaVA-OneVision", ONEVISION, 384, 729),
+    ],
+)
+def test_the_page_about_tiles_has_these_counts(
+    family: str, tiles: ClosestAspectTiles | PinpointTiles, side: int, n_tile: int
+) -> None:
+    size = Size(height=side, width=side)
+    tiling = tiling_of(spec(tiles, size=size, resize_to=size, n_image_tokens=n_tile))
+    page = (Path(__file__).parents[3] / "docs/tiles.md").read_text()
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| {family} |"))
+    counts = [cell.strip().replace(",", "") for cell in row.split("|")[-3:-1]]
+    assert counts == [str(n_tokens(tiling.blocks(picture))) for picture in ((640, 480), (1920, 1080))]
