@@ -68,6 +68,11 @@ class TinyInternVL(TinyCheckpoint):
     rope: dict[str, Any] | None = None
 
     @property
+    def has_tiles(self) -> bool:
+        """Whether pictures are cut up."""
+        return True
+
+    @property
     def _decoder(self) -> TinyDecoder:
         decoder = super(TinyInternVL, self)._decoder
         return replace(
