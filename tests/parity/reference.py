@@ -147,6 +147,14 @@ def read_processor(checkpoint: Path) -> Any:
     )
 
 
+def internvl_token_counts(checkpoint: Path, sizes: list[tuple[int, int]]) -> list[int]:
+    """Tokens of pictures of ``sizes``, width and height, without the two around each."""
+    processor = read_processor(checkpoint)
+    turned = [(height, width) for width, height in sizes]
+    counts = processor._get_num_multimodal_tokens(image_sizes=turned)["num_image_tokens"]
+    return [count - 2 for count in counts]
+
+
 def expected_arrays(name: str, checkpoint: Path) -> Arrays:
     """All that fidelity.assert_same compares, by transformers."""
     reference = Reference(checkpoint)
