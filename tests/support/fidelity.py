@@ -125,7 +125,9 @@ TINY: dict[str, TinyCheckpoint] = {
     "internvl-biases-under-norms-v4": TinyInternVL(
         **TINY_VIT, has_qk_norm=True, has_biases=True, min_patches=2, max_patches=4, dtype="F32", seed=27
     ),
-    "internvl-one-tile-v4": TinyInternVL(patch_size=7, image_size=42, max_patches=1, seed=28),
+    "internvl-one-tile-v4": TinyInternVL(
+        patch_size=7, image_size=42, max_patches=1, has_tokenizer_json=False, seed=28
+    ),
 }
 
 Arrays = dict[str, NDArray[Any]]
@@ -148,10 +150,9 @@ def pictures(name: str) -> list[Image.Image]:
             path for path in (DEMO / "pictures").iterdir() if path.suffix in {".png", ".jpg", ".webp"}
         )
         return [Image.open(path).convert("RGB") for path in paths]
+    sizes: tuple[tuple[int, int], ...] = TILED_SIZES if has_tiles(name) else SIZES
     if isinstance(TINY[name], TinyInternVL):
         sizes = INTERNVL_SIZES
-    else:
-        sizes = TILED_SIZES if has_tiles(name) else SIZES
     return [drawing(size, seed) for seed, size in enumerate(sizes)]
 
 
