@@ -40,14 +40,14 @@ class TransformersAnswerer:
     def __init__(self, folder: Path, *, max_tokens: int) -> None:
         try:
             import torch  # noqa: PLC0415 (not everybody has it)
-            from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415
+            from transformers import AutoModelForImageTextToText  # noqa: PLC0415
         except ModuleNotFoundError as error:
             raise MissingPackageError(error.name or "transformers", extra="reference") from error
         self._torch = torch
         self._max_tokens = max_tokens
         self.bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         try:
-            self._processor: Any = AutoProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+            self._processor = read_processor(folder)
             self._model: Any = AutoModelForImageTextToText.from_pretrained(
                 folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
             ).eval()
@@ -94,6 +94,20 @@ class TransformersAnswerer:
         text = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         inputs = self._processor(text=[text], images=[to_rgb(open_image(path))], return_tensors="pt")
         return {key: inputs[key] for key in ("input_ids", "attention_mask", *IMAGE_INPUTS) if key in inputs}
+
+
+def read_processor(folder: Path) -> Any:
+    """transformers' processor of the checkpoint in ``folder``, without the part for videos that some have.
+
+    That part needs torchvision, and there are no videos. Of two backends, PIL's is the reference.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING  # noqa: PLC0415
+
+    kind: Any = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(folder, local_files_only=True))]
+    parts = [part for part in kind.get_attributes() if part != "video_processor"]
+    without_videos: Any = type(kind.__name__, (kind,), {"get_attributes": staticmethod(lambda: parts)})
+    return without_videos.from_pretrained(folder, backend="pil", local_files_only=True)
 
 
 @contextmanager

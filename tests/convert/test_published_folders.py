@@ -12,17 +12,30 @@ from typing import Any
 
 import pytest
 
-from acestep_gguf.bundle.image_spec import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ImageSpec, PinpointTiles, Size
 from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.convert.model import CheckpointModel, open_model
 from acestep_gguf.convert.pipeline import plan_conversion
+from acestep_gguf.vision.blocks import n_tokens
+from acestep_gguf.vision.tiling import tiling_of
 from tests.support import tiny_sentencepiece, tiny_tokenizer
-from tests.support.tiny_families import DECODERS, QWEN2_TEMPLATE
+from tests.support.tiny_families import DECODERS
 
 PUBLISHED = Path(__file__).parent / "published_configs"
 
 LLAVA_1_5 = "llava-1.5-7b-hf"
 INTERLEAVE = "llava-interleave-qwen-0.5b-hf"
+NEXT_VICUNA = "llava-v1.6-vicuna-7b-hf"
+NEXT_MISTRAL = "llava-v1.6-mistral-7b-hf"
+ONEVISION = "llava-onevision-qwen2-7b-ov-hf"
+# What text_config leaves out: defaults of its config class.
+OMITTED = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+QWEN2_TOKENS = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<image>": 151646}
 
 
 def with_fillers(tokenizer: dict[str, Any], n_tokens: int, added: dict[str, int]) -> dict[str, Any]:
@@ -41,15 +54,19 @@ def with_fillers(tokenizer: dict[str, Any], n_tokens: int, added: dict[str, int]
 
 def decoder_shapes(text: dict[str, Any], *, bias: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     n_embd, n_ff, n_vocab = text["hidden_size"], text["intermediate_size"], text["vocab_size"]
+    n_kv = (
+        n_embd // text["num_attention_heads"] * text.get("num_key_value_heads", text["num_attention_heads"])
+    )
     yield "language_model.model.embed_tokens.weight", (n_vocab, n_embd)
     for bid in range(text["num_hidden_layers"]):
         layer = f"language_model.model.layers.{bid}."
         for name in ("input_layernorm", "post_attention_layernorm"):
             yield f"{layer}{name}.weight", (n_embd,)
         for name in "qkvo":
-            yield f"{layer}self_attn.{name}_proj.weight", (n_embd, n_embd)
+            n_rows = n_kv if name in "kv" else n_embd
+            yield f"{layer}self_attn.{name}_proj.weight", (n_rows, n_embd)
             if bias and name != "o":
-                yield f"{layer}self_attn.{name}_proj.bias", (n_embd,)
+                yield f"{layer}self_attn.{name}_proj.bias", (n_rows,)
         for name, shape in (("gate", (n_ff, n_embd)), ("up", (n_ff, n_embd)), ("down", (n_embd, n_ff))):
             yield f"{layer}mlp.{name}_proj.weight", shape
     yield "language_model.model.norm.weight", (n_embd,)
@@ -102,21 +119,24 @@ def write_folder(folder: Path, name: str) -> Path:
     for file in ("config.json", "preprocessor_config.json"):
         (folder / file).write_text((PUBLISHED / f"{name}.{file}").read_text())
     config = json.loads((folder / "config.json").read_text())
-    text, is_llava_1_5 = config["text_config"], name == LLAVA_1_5
+    text = OMITTED | config["text_config"]
     family = DECODERS[text["model_type"]]
-    if is_llava_1_5:
-        text |= {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32}
+    if text["model_type"] == "qwen2":
+        added = QWEN2_TOKENS | ({"<video>": 151647} if name == ONEVISION else {})
+        tokenizer = with_fillers(tiny_tokenizer.tokenizer_json(merges_as_pairs=False), 151643, added)
+    else:
         tokenizer = with_fillers(
             tiny_sentencepiece.tokenizer_json(), 32000, {"<image>": 32000, "<pad>": 32001}
         )
-    else:
-        added = {"<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<image>": 151646}
-        tokenizer = with_fillers(tiny_tokenizer.tokenizer_json(merges_as_pairs=False), 151643, added)
-        (folder / "chat_template.json").write_text(json.dumps({"chat_template": QWEN2_TEMPLATE}))
+    if name not in (LLAVA_1_5, NEXT_VICUNA):
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": family.chat_template}))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps(family.tokenizer_config))
     shapes = dict(decoder_shapes(text, bias=family.has_bias))
-    shapes |= dict(tower_shapes(config["vision_config"], text["hidden_size"], is_clip=is_llava_1_5))
+    is_clip = config["vision_config"]["model_type"] == "clip_vision_model"
+    shapes |= dict(tower_shapes(config["vision_config"], text["hidden_size"], is_clip=is_clip))
+    if name in (NEXT_VICUNA, NEXT_MISTRAL, ONEVISION):
+        shapes["image_newline"] = (text["hidden_size"],)
     write_sparse(
         folder / "model.safetensors", shapes, {"float16": "F16", "bfloat16": "BF16"}[config["torch_dtype"]]
     )
@@ -175,6 +195,53 @@ def test_llava_interleave(tmp_path: Path) -> None:
     assert (model.prompt.add_bos, model.prompt.space_prefix) == (False, "never")
     assert max(int(name.split(".")[2]) for name in model.tensors.tower if ".blk." in name) == 25
     assert model.tensors.tower["v.blk.0.ffn_up.weight"].shape == (4304, 1152)
+
+
+NEXT_IMAGE = ImageSpec(
+    pad_to_square=None,
+    resize="exact",
+    resize_to=Size(height=336, width=336),
+    resample="bicubic",
+    center_crop=None,
+    rescale_factor=0.00392156862745098,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    size=Size(height=336, width=336),
+    n_image_tokens=576,
+    n_embd=4096,
+    tiles=PinpointTiles(grids=((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "decoder", "label"), [(NEXT_VICUNA, "llama", "6.7B"), (NEXT_MISTRAL, "mistral", "7.2B")]
+)
+def test_llava_next(tmp_path: Path, name: str, decoder: str, label: str) -> None:
+    model = read(write_folder(tmp_path / "c", name))
+    assert model.source.architecture == "LlavaNextForConditionalGeneration"
+    assert (model.source.vision_model_type, model.source.text_model_type) == ("clip_vision_model", decoder)
+    assert (model.size_label, model.image) == (label, NEXT_IMAGE)
+    assert model.tensors.tower["model.image_newline"].shape == (4096,)
+    # Mistral 7B v0.2 has no window any more.
+    assert model.config.text_config.context_length == {"llama": 4096, "mistral": 32768}[decoder]
+    assert tiling_of(NEXT_IMAGE).most() == (5, 2928)
+    assert ("ASSISTANT:" in model.prompt.chat_template) == (name == NEXT_VICUNA)
+
+
+def test_llava_onevision(tmp_path: Path) -> None:
+    model = read(write_folder(tmp_path / "c", ONEVISION))
+    assert model.source.architecture == "LlavaOnevisionForConditionalGeneration"
+    assert (model.source.vision_model_type, model.source.text_model_type) == ("siglip_vision_model", "qwen2")
+    assert model.size_label == "7.6B"
+    assert model.image is not None
+    assert (model.image.n_image_tokens, model.image.n_embd, model.image.resize) == (729, 3584, "exact")
+    assert isinstance(model.image.tiles, PinpointTiles)
+    assert (model.image.tiles.max_crops, model.image.tiles.square_fill) == (9, (127, 127, 127))
+    assert len(model.image.tiles.grids) == 36
+    assert n_tokens(tiling_of(model.image, n_pictures=2).blocks((640, 480))) == 730
+    assert model.tensors.tower["model.image_newline"].shape == (3584,)
+    assert max(int(name.split(".")[2]) for name in model.tensors.tower if ".blk." in name) == 25
+    assert model.prompt.control_tokens["<video>"] == 151647
 
 
 @pytest.mark.parametrize(("ftype", "bits"), [("Q4_K_M", 4.85), ("Q8_0", 8.5)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    ProcessorMixin,
-)
-from transformers.models.internvl.processing_internvl import InternVLProcessor
-from transformers.models.llava_onevision.processing_llava_onevision import LlavaOnevisionProcessor
+from transformers import AutoModelForImageTextToText
 
+from acestep_gguf.check.reference import read_processor
 from tests.support.fidelity import ANSWER_TOKENS, Arrays, conversations, has_tiles, images_of, pictures
 from tests.support.texts import TEXTS
 
 Floats = NDArray[np.float32]
-
-# By model_type, the processors that take videos, too.
-FOR_VIDEOS = {"llava_onevision": LlavaOnevisionProcessor, "internvl": InternVLProcessor}
 
 
 @dataclass(frozen=True)
@@ -58,24 +47,12 @@ class Reference:
     def image_embeds(self, shown: list[Image.Image]) -> list[Floats]:
         """float32 [n_tokens, n_embd] of each picture of a prompt."""
         with torch.inference_mode():
-            features = self.model.get_image_features(**self._inputs(shown)).pooler_output
-        if n_crops := self._n_crops(shown):
-            features = [embeds.flatten(0, 1) for embeds in torch.split(features, n_crops)]
-        return [embeds.numpy() for embeds in features]
-
-    def _n_crops(self, shown: list[Image.Image]) -> list[int]:
-        """Crops of each picture, where the model is told nothing but all crops."""
-        return list(map(int, self._processed(shown).get("num_patches", ())))
-
-    def _processed(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
-        """Pictures of one prompt as the processor prepares them; some want a list for each prompt."""
-        options = getattr(type(self.processor), "images_kwargs", {})
-        return dict(self.processor.image_processor([shown], return_tensors="pt", **options))
+            features = self.model.get_image_features(**self._inputs(shown))
+        return [embeds.numpy() for embeds in features.pooler_output]
 
     def _inputs(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
-        """What the model takes of the pictures of one prompt."""
-        inputs = self._processed(shown)
-        inputs.pop("num_patches", None)
+        """What the model takes of the pictures of one prompt; some want a list for each prompt."""
+        inputs = dict(self.processor.image_processor([shown], return_tensors="pt"))
         return inputs | {"pixel_values": inputs["pixel_values"].float()}
 
     def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:
@@ -115,44 +92,18 @@ class Reference:
         return Greedy(answer, torch.cat(output.logits).float().numpy())
 
 
-def read_processor(checkpoint: Path) -> Any:
-    """transformers' own; "pil" names the reference also where torchvision is installed.
+def expected_counts(processor: Any, sizes: list[tuple[int, int]]) -> list[int | None]:
+    """Tokens of pictures of widths and heights, each alone; None where the processor fails."""
 
-    Some have a part for videos, which is nothing without torchvision: they go without one.
-    """
-    config = json.loads((checkpoint / "config.json").read_text())
-    processor_class = FOR_VIDEOS.get(config["model_type"])
-    if processor_class is None:
-        return AutoProcessor.from_pretrained(checkpoint, backend="pil")
+    def count(width: int, height: int) -> int | None:
+        try:
+            return int(
+                processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0]
+            )
+        except TypeError:  # it found no grid for the picture
+            return None
 
-    class ForPictures(processor_class):  # type: ignore[misc, valid-type]  # transformers has no types
-        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name == "video_processor":
-                return None
-            return super().check_argument_for_proper_class(argument_name, argument)
-
-    said, _ = ProcessorMixin.get_processor_dict(checkpoint)
-    names = (
-        "num_image_tokens",
-        "image_seq_length",
-        "vision_feature_select_strategy",
-        "vision_aspect_ratio",
-        "chat_template",
-    )
-    return ForPictures(
-        image_processor=AutoImageProcessor.from_pretrained(checkpoint, backend="pil"),
-        tokenizer=AutoTokenizer.from_pretrained(checkpoint),
-        video_processor=None,
-        **{name: said[name] for name in names if name in said},
-    )
-
-
-def internvl_token_counts(checkpoint: Path, sizes: list[tuple[int, int]]) -> list[int]:
-    """Tokens of pictures of ``sizes``, width and height, without the two around each."""
-    processor = read_processor(checkpoint)
-    turned = [(height, width) for width, height in sizes]
-    counts = processor._get_num_multimodal_tokens(image_sizes=turned)["num_image_tokens"]
-    return [count - 2 for count in counts]
+    return [count(*size) for size in sizes]
 
 
 def expected_arrays(name: str, checkpoint: Path) -> Arrays:

@@ -8,15 +8,24 @@ from PIL import Image
 
 from acestep_gguf.check.compare import check_bundle
 from acestep_gguf.convert import convert_checkpoint
-from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_checkpoints import TinyCheckpoint, tiny_onevision
 
 pytestmark = pytest.mark.parity
 
 
-def test_a_bundle_next_to_its_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "tiny",
+    [
+        TinyCheckpoint(image_size=42, dtype="F32"),
+        TinyCheckpoint(architecture="llava_next", dtype="F32", seed=1),
+        tiny_onevision(dtype="F32"),
+    ],
+    ids=lambda tiny: tiny.architecture,
+)
+def test_a_bundle_next_to_its_checkpoint(tmp_path: Path, tiny: TinyCheckpoint) -> None:
     from acestep_gguf.check.reference import open_reference
 
-    checkpoint = TinyCheckpoint(image_size=42, dtype="F32").write(tmp_path / "c")
+    checkpoint = tiny.write(tmp_path / "c")
     convert_checkpoint(checkpoint, tmp_path / "b", ["F32", "Q8_0"])
     picture = tmp_path / "picture.png"
     Image.radial_gradient("L").resize((60, 40)).convert("RGB").save(picture)

@@ -1,16 +1,44 @@
-"""How many tokens InternVL's pictures have, next to transformers' processor."""
+"""Tokens of pictures and their crops next to transformers' processors, at published sizes."""
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.support.token_counts import PUBLISHED, our_counts, random_sizes
+from acestep_gguf.check.reference import read_processor
+from acestep_gguf.vision.image import crops_of, normalized
+from acestep_gguf.vision.tiling import tiling_of
+from tests.support.fidelity import drawing
+from tests.support.published_tiles import CHECKPOINTS, image_spec, picture_sizes, token_counts
+from tests.support.stages import PIXEL_TOLERANCE
 
 pytestmark = pytest.mark.parity
 
+N_SIZES = 2000
 
-def test_pictures_have_as_many_tokens_as_in_transformers(tmp_path: Path) -> None:
-    from tests.parity.reference import internvl_token_counts
 
-    checkpoint, sizes = PUBLISHED.write(tmp_path / "c"), random_sizes(2000)
-    assert our_counts(checkpoint, sizes) == internvl_token_counts(checkpoint, sizes)
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_tokens_of_pictures_of_any_size(name: str, tmp_path: Path) -> None:
+    from tests.parity.reference import expected_counts
+
+    folder, sizes = CHECKPOINTS[name].write(tmp_path / name), picture_sizes(N_SIZES)
+    ours = token_counts(image_spec(folder), sizes)
+    assert ours == expected_counts(read_processor(folder), sizes)
+    assert ours.count(None) < N_SIZES // 10
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize(
+    "sizes", [[(600, 800)], [(1500, 500)], [(500, 500)], [(1, 1)], [(4000, 30)], [(90, 61), (61, 90)]]
+)
+def test_crops_are_those_of_transformers(name: str, sizes: list[tuple[int, int]], tmp_path: Path) -> None:
+    folder = CHECKPOINTS[name].write(tmp_path / name)
+    pictures = [drawing(size, seed) for seed, size in enumerate(sizes)]
+    expected = read_processor(folder).image_processor([pictures], return_tensors="np")["pixel_values"]
+    spec = image_spec(folder)
+    tiling = tiling_of(spec, n_pictures=len(pictures))
+    for picture, theirs in zip(pictures, expected, strict=True):
+        ours = normalized(crops_of(picture, tiling), spec)
+        std = np.array(spec.std, np.float32).reshape(3, 1, 1)
+        assert np.abs((ours - theirs[: len(ours)]) * std).max() <= PIXEL_TOLERANCE + 1e-6
+        assert not theirs[len(ours) :].any()  # what fills up a batch

@@ -15,7 +15,7 @@ from acestep_gguf.convert.tower import calibration
 from acestep_gguf.convert.tower.calibration import Calibration, calibrate, find_pictures
 from acestep_gguf.convert.tower.int8 import Int8Input, plan_input
 from acestep_gguf.errors import ImageError
-from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_checkpoints import TinyCheckpoint, tiny_onevision
 
 # As wide as outliers need to be outliers, and as deep as a test may be.
 MIDDLE = {
@@ -29,7 +29,10 @@ MIDDLE = {
 
 
 def calibrated(folder: Path, **options: Any) -> Calibration:
-    checkpoint = TinyCheckpoint(**options).write(folder / "checkpoint")
+    return calibrated_model(TinyCheckpoint(**options).write(folder / "checkpoint"))
+
+
+def calibrated_model(checkpoint: Path) -> Calibration:
     with open_model(checkpoint, None) as model:
         assert model.image is not None
         assert isinstance(model.config, VisionLanguageConfig)
@@ -74,6 +77,24 @@ def test_the_same_pictures_give_the_same(tmp_path: Path) -> None:
     for name, plan in first.int8.items():
         assert np.array_equal(plan.divisors, second.int8[name].divisors)
         assert plan.outliers == second.int8[name].outliers
+
+
+@pytest.mark.parametrize("tiny", [TinyCheckpoint(architecture="llava_next", image_size=56), tiny_onevision()])
+def test_tiles_calibrate_too(tmp_path: Path, tiny: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    run = calibration._Tower.run
+
+    def spy(tower: Any, pixels: Any, *arguments: Any) -> Any:
+        seen.append([x.shape for x in pixels])
+        return run(tower, pixels, *arguments)
+
+    monkeypatch.setattr(calibration._Tower, "run", spy)
+    checkpoint = tiny.write(tmp_path / "checkpoint")
+    found = calibrated_model(checkpoint)
+    side, n_pictures = tiny.image_size, len(list(calibration.PICTURES.glob("*.jpg")))
+    assert found.cosine_min >= 0.999
+    assert set(seen[0]) == {(1, 3, side, side)}
+    assert 1 + 2 * n_pictures < len(seen[0]) <= 1 + calibration.MAX_CROPS * n_pictures
 
 
 def test_the_most_sensitive_layers_stay_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,16 +21,28 @@ from acestep_gguf.convert.model import open_model
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from acestep_gguf.quantize.conversion_events import Event, Planned
 from tests.support.packed_tensors import METHODS, Stored, by_dtype, open_stored, write_packed, write_stored
-from tests.support.tiny_checkpoints import Decoder, TinyCheckpoint
+from tests.support.tiny_checkpoints import Decoder, TinyCheckpoint, tiny_onevision
+
+DECODERS: tuple[Decoder, ...] = ("qwen2", "qwen3", "mistral")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("decoder", ["qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize(
+    ("method", "tiny"),
+    [
+        *(
+            (method, TinyCheckpoint(decoder=decoder, dtype="F32"))
+            for method in METHODS
+            for decoder in DECODERS
+        ),
+        ("awq", TinyCheckpoint(architecture="llava_next", decoder="llama", dtype="F32")),
+        ("bitsandbytes-nf4", tiny_onevision(layout="v5", dtype="F32")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"{value.architecture}-{value.decoder}",
+)
 def test_a_quantized_checkpoint_converts_like_what_it_stands_for(
-    tmp_path: Path, method: str, decoder: Decoder
+    tmp_path: Path, method: str, tiny: TinyCheckpoint
 ) -> None:
-    tiny = TinyCheckpoint(decoder=decoder, dtype="F32")
     packed = write_packed(tiny, tmp_path / "packed", METHODS[method])
     dense = tiny.write(tmp_path / "dense")
     with open_model(packed, None) as model:
