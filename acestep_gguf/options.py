@@ -34,20 +34,23 @@ SAMPLING: Final = "Sampling"
 MACHINE: Final = "Machine"
 CACHE: Final = "Cache"
 SERVER: Final = "Server"
-GROUPS: Final = (SERVER, PICTURES_AND_PROMPT, OUTPUT, SAMPLING, MACHINE, CACHE)
+QUANTIZATION: Final = "Quantization"
+GROUPS: Final = (SERVER, QUANTIZATION, PICTURES_AND_PROMPT, OUTPUT, SAMPLING, MACHINE, CACHE)
 
 
 @dataclass(frozen=True)
 class Flag:
     """How the command line writes an option: its names, as typer takes them, its line and group in --help.
 
-    ``default`` is the command line's own, where it is another one than Python's.
+    ``default`` is the command line's own, where it is another one than Python's; ``metavar`` stands for the
+    value in --help, if its type does not say enough.
     """
 
     names: tuple[str, ...]
     help: str
     group: str
     default: Any = None
+    metavar: str | None = None
 
 
 def _flag(*names: str, help: str, group: str = MACHINE, default: Any = None) -> Flag:

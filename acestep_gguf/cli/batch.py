@@ -1,17 +1,16 @@
 """``acestep-gguf batch``: many pictures, one table of answers."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
 from acestep_gguf.cli.option_groups import takes_groups
-from acestep_gguf.cli.options import BundleFolder, SystemPrompt, Verbose, path, text
+from acestep_gguf.cli.options import BundleFolder, Exact, SystemPrompt, Verbose, one_at_a_time, path, text
 from acestep_gguf.cli.terminal import end_on_ctrl_c
 from acestep_gguf.errors import UsageError
-from acestep_gguf.options import MACHINE, OUTPUT, PICTURES_AND_PROMPT, AnswerOptions, EngineOptions
+from acestep_gguf.options import OUTPUT, PICTURES_AND_PROMPT, AnswerOptions, EngineOptions
 
 # As many answers together as suit the machine. Nothing is cached: the decoder's states of a folder of
 # pictures take gigabytes, and would drive out those of other verbs.
@@ -71,14 +70,7 @@ def batch(
         bool,
         typer.Option("--restart", help="Forget earlier answers, begin anew.", rich_help_panel=OUTPUT),
     ] = False,
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact",
-            help="One answer at a time, as `run` gives it to the last bit; the same as --parallel 1.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = False,
+    exact: Exact = False,
     system_prompt: SystemPrompt = None,
     verbose: Verbose = False,  # noqa: ARG001 (its callback does all)
     answer: AnswerOptions,
@@ -102,10 +94,8 @@ def batch(
         raise UsageError(f"--sidecar is {sidecar!r}: give {' or '.join(SIDECAR_KINDS)}.")
     if not all(question.strip() for question in prompt or ()):
         raise UsageError("a --prompt is empty: ask something.")
-    if exact and engine.n_parallel not in (1, MANY.n_parallel):
-        raise UsageError(f"--exact is one answer at a time, not --parallel {engine.n_parallel}: choose one.")
     if exact:
-        engine = replace(engine, n_parallel=1)
+        engine = one_at_a_time(engine, MANY)
     stdin = None if sys.stdin is None else sys.stdin.buffer
     read = Bundle.read(bundle)
     settings = settings_of(read, engine, answer, prompts=prompt or (), system_prompt=system_prompt)

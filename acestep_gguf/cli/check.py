@@ -24,7 +24,10 @@ def check(
     ] = None,
     *,
     question: Annotated[
-        list[str] | None, typer.Option(parser=filled, help="What to ask about each picture; repeat for more.")
+        list[str] | None,
+        typer.Option(
+            parser=filled, metavar="QUESTION", help="What to ask about each picture; repeat for more."
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,

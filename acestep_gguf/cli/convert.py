@@ -14,23 +14,21 @@ from acestep_gguf.bundle.names import (
     mmproj_ftype_from,
     vision_precision_from,
 )
+from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import (
     CalibrationPictures,
     DryRun,
-    ImatrixFile,
     LogJson,
-    OutputTensorType,
-    Pure,
-    TensorTypes,
     Threads,
-    TokenEmbeddingType,
     TowerPrecisions,
     filled,
     path,
 )
+from acestep_gguf.cli.quantization import QuantizationOptions
 from acestep_gguf.errors import UsageError
 
 
+@takes_groups
 def convert(
     checkpoint: Annotated[
         Path, typer.Argument(parser=path, metavar="CHECKPOINT", help="Folder as published on Hugging Face.")
@@ -51,14 +49,10 @@ def convert(
         typer.Option(help="Side of the pictures in pixels. By default what the checkpoint was made for."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(parser=filled, help="Name of the model. By default that of its folder.")
+        str | None,
+        typer.Option(parser=filled, metavar="NAME", help="Name of the model. By default that of its folder."),
     ] = None,
     threads: Threads = None,
-    tensor_type: TensorTypes = None,
-    output_tensor_type: OutputTensorType = None,
-    token_embedding_type: TokenEmbeddingType = None,
-    pure: Pure = False,
-    imatrix: ImatrixFile = None,
     mmproj: Annotated[
         list[str] | None,
         typer.Option(
@@ -78,6 +72,7 @@ def convert(
     calibration: CalibrationPictures = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
+    quantization: QuantizationOptions,
 ) -> None:
     """Convert a checkpoint into a bundle.
 
@@ -87,7 +82,6 @@ def convert(
         raise UsageError("--class-token-first says how an mmproj is written: give --mmproj, too.")
     from acestep_gguf.cli.progress import display
     from acestep_gguf.convert.pipeline import DEFAULT_FTYPES, convert_checkpoint, plan_conversion
-    from acestep_gguf.quantize.steering import parse_steering
 
     ftypes = _ftypes_there(out) if mmproj else None
     work = plan_conversion if dry_run else convert_checkpoint
@@ -98,8 +92,8 @@ def convert(
             list(map(ftype_from, quant)) if quant else ftypes or DEFAULT_FTYPES,
             image_size=image_size,
             name=name,
-            steering=parse_steering(tensor_type or (), output_tensor_type, token_embedding_type, pure=pure),
-            imatrix=imatrix,
+            steering=quantization.steering(),
+            imatrix=quantization.imatrix,
             mmproj=list(map(mmproj_ftype_from, mmproj or ())),
             class_token_first=class_token_first,
             vision=list(map(vision_precision_from, vision)) if vision else VISION_PRECISIONS,

@@ -22,7 +22,10 @@ def import_(
     out: Annotated[Path, typer.Argument(parser=path, metavar="OUT", help="New folder for the bundle.")],
     *,
     name: Annotated[
-        str | None, typer.Option(parser=filled, help="Name of the model. By default that in the decoder.")
+        str | None,
+        typer.Option(
+            parser=filled, metavar="NAME", help="Name of the model. By default that in the decoder."
+        ),
     ] = None,
     chat_template: Annotated[
         str | None,
@@ -35,7 +38,9 @@ def import_(
     image_token: Annotated[
         str | None,
         typer.Option(
-            parser=filled, help="What stands for a picture in the chat template. By default <image>."
+            parser=filled,
+            metavar="TOKEN",
+            help="What stands for a picture in the chat template. By default <image>.",
         ),
     ] = None,
     copy: Annotated[

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -25,7 +26,10 @@ def options_of(group: type[Any], defaults: Any = None) -> tuple[Parameter, ...]:
             name,
             Parameter.KEYWORD_ONLY,
             default=flag_default if defaults is None else getattr(defaults, name),
-            annotation=Annotated[kind, typer.Option(*flag.names, help=flag.help, rich_help_panel=flag.group)],
+            annotation=Annotated[
+                kind,
+                typer.Option(*flag.names, help=flag.help, metavar=flag.metavar, rich_help_panel=flag.group),
+            ],
         )
         for name, kind, flag, flag_default in _flags(group)
     )
@@ -58,7 +62,7 @@ def _typer_type(declared: Any) -> Any:
     kinds = get_args(declared) or (declared,)
     if get_origin(declared) is Literal:
         kinds = (str,)
-    simplest = next((kind for kind in (bool, int, float) if kind in kinds), str)
+    simplest = next((kind for kind in (bool, int, float, Path) if kind in kinds), str)
     return simplest | None if NoneType in kinds else simplest
 
 

@@ -1,5 +1,6 @@
 """Options that several verbs share, in llama.cpp's words, and how the command line reads texts and paths."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -7,7 +8,7 @@ import typer
 
 from acestep_gguf.cli.terminal import show_llama_log
 from acestep_gguf.errors import UsageError
-from acestep_gguf.options import OUTPUT, PICTURES_AND_PROMPT
+from acestep_gguf.options import MACHINE, OUTPUT, PICTURES_AND_PROMPT, EngineOptions
 
 # How everything of typer is made: without colours and its own tracebacks.
 TYPER: Final[dict[str, Any]] = {"pretty_exceptions_enable": False, "rich_markup_mode": None}
@@ -73,20 +74,6 @@ BundleFolder = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.", rich_help_panel=OUTPUT)]
 
-# As in llama-quantize.
-TensorTypes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tensor-type", metavar="REGEX=TYPE", help="Type of the tensors whose names match; repeat for more."
-    ),
-]
-OutputTensorType = Annotated[str | None, typer.Option(metavar="TYPE", help="Type of output.weight.")]
-TokenEmbeddingType = Annotated[str | None, typer.Option(metavar="TYPE", help="Type of token_embd.weight.")]
-Pure = Annotated[bool, typer.Option("--pure", help="Give all matrices one type instead of a mixture.")]
-ImatrixFile = Annotated[
-    Path | None,
-    typer.Option("--imatrix", parser=path, help="Importance matrix, as llama-imatrix writes it."),
-]
 TowerPrecisions = Annotated[
     list[str] | None,
     typer.Option("--vision", help="Precision of the tower: float32 or int8. By default both; repeat."),
@@ -160,3 +147,22 @@ SystemPrompt = Annotated[
         rich_help_panel=PICTURES_AND_PROMPT,
     ),
 ]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact",
+        help="One answer at a time, as `run` gives it to the last bit; the same as --parallel 1.",
+        rich_help_panel=MACHINE,
+    ),
+]
+
+
+def one_at_a_time(engine: EngineOptions, default: EngineOptions) -> EngineOptions:
+    """What --exact makes of ``engine``, whose options are ``default`` where the verb was given none.
+
+    Raises:
+        UsageError: several answers at a time were asked for.
+    """
+    if engine.n_parallel not in (1, default.n_parallel):
+        raise UsageError(f"--exact is one answer at a time, not --parallel {engine.n_parallel}: choose one.")
+    return replace(engine, n_parallel=1)

@@ -6,19 +6,12 @@ from typing import Annotated
 import typer
 
 from acestep_gguf.bundle.names import ftype_from
-from acestep_gguf.cli.options import (
-    DryRun,
-    ImatrixFile,
-    LogJson,
-    OutputTensorType,
-    Pure,
-    TensorTypes,
-    Threads,
-    TokenEmbeddingType,
-    path,
-)
+from acestep_gguf.cli.option_groups import takes_groups
+from acestep_gguf.cli.options import DryRun, LogJson, Threads, path
+from acestep_gguf.cli.quantization import QuantizationOptions
 
 
+@takes_groups
 def quantize(
     source: Annotated[
         Path,
@@ -35,14 +28,10 @@ def quantize(
             "--allow-requantize", help="Quantize tensors again that are quantized, which adds to the loss."
         ),
     ] = False,
-    tensor_type: TensorTypes = None,
-    output_tensor_type: OutputTensorType = None,
-    token_embedding_type: TokenEmbeddingType = None,
-    pure: Pure = False,
-    imatrix: ImatrixFile = None,
     threads: Threads = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
+    quantization: QuantizationOptions,
 ) -> None:
     """Quantize a decoder, a GGUF file.
 
@@ -50,7 +39,6 @@ def quantize(
     """
     from acestep_gguf.cli.progress import display
     from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
-    from acestep_gguf.quantize.steering import parse_steering
 
     work = plan_quantization if dry_run else quantize_gguf
     with display(log_json=log_json) as show:
@@ -58,8 +46,8 @@ def quantize(
             source,
             out,
             ftype_from(ftype),
-            steering=parse_steering(tensor_type or (), output_tensor_type, token_embedding_type, pure=pure),
-            imatrix=imatrix,
+            steering=quantization.steering(),
+            imatrix=quantization.imatrix,
             allow_requantize=allow_requantize,
             threads=threads,
             on_event=show,

@@ -10,7 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from acestep_gguf.cli.option_groups import takes_groups
-from acestep_gguf.cli.options import bundle_folder, filled, path, text
+from acestep_gguf.cli.options import Exact, Verbose, bundle_folder, filled, one_at_a_time, path, text
 from acestep_gguf.errors import MissingPackageError, UsageError
 from acestep_gguf.options import SERVER, EngineOptions
 
@@ -102,10 +102,8 @@ def serve(
     drain: Annotated[
         float, _option("--drain", help="Seconds that running answers have when the server is stopped.")
     ] = 30.0,
-    exact: Annotated[
-        bool,
-        _option("--exact", help="One answer at a time, as `run` gives it to the last bit."),
-    ] = False,
+    exact: Exact = False,
+    verbose: Verbose = False,  # noqa: ARG001 (its callback does all)
     engine: EngineOptions = SEVERAL,
 ) -> None:
     """Answer over HTTP, as OpenAI's clients ask."""
@@ -118,8 +116,10 @@ def serve(
     except ModuleNotFoundError as error:
         raise MissingPackageError(str(error.name), "server") from error
     folders = bundles or [folder for folder in [default_bundle()] if folder]
-    if exact and engine.n_parallel not in (1, SEVERAL.n_parallel):
-        raise UsageError(f"--exact is one answer at a time, not --parallel {engine.n_parallel}: choose one.")
+    if exact:
+        engine = one_at_a_time(engine, SEVERAL)
+    elif engine.n_batch is None:
+        engine = replace(engine, n_batch=READ_AT_A_TIME)
     if engine.n_guesses:
         raise UsageError(
             "a server writes several answers together, none guessed ahead: leave out draft and spec_type.",
@@ -148,10 +148,6 @@ def serve(
         drain_s=drain,
         exact=exact,
     )
-    if exact:
-        engine = replace(engine, n_parallel=1)
-    elif engine.n_batch is None:
-        engine = replace(engine, n_batch=READ_AT_A_TIME)
     serve_bundles(
         folders, engine, settings, show=lambda url: print(f"listening on {url}", file=sys.stderr, flush=True)
     )

@@ -20,7 +20,6 @@ from acestep_gguf.server.settings import ServerSettings
 
 HOST: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]+)(?::\d{1,5})?")
 BODIES_AT_ONCE: Final = 4  # of the largest size
-BODY_WITHIN_S: Final = 60.0
 # What needs a key; the rest are the page's files, and /health, which a watchdog asks.
 WITH_KEY: Final = ("/v1/", "/metrics", "/openapi.json")
 
@@ -75,7 +74,7 @@ class Access:
             if scope["method"] == "OPTIONS":
                 return await _preflight(send_with_headers)
             self._check_key(scope["path"], headers)
-            body = _Body(self, headers, receive)
+            body = _Body(self, headers, receive, self._settings.body_within_s)
             try:
                 await self._app(scope, body.receive, send_with_headers)
             finally:
@@ -134,21 +133,22 @@ class Access:
 
 
 class _Body:
-    """The body of one request, counted as it comes."""
+    """The body of one request, counted as it comes, which it has to within seconds from now."""
 
-    def __init__(self, access: Access, headers: Headers, receive: Receive) -> None:
+    def __init__(self, access: Access, headers: Headers, receive: Receive, within_s: float) -> None:
         length = headers.get("content-length", "0")
         access.check_length(int(length) if length.isdecimal() and len(length) < 20 else 0)
         self.n_bytes = 0
         self._access = access
         self._receive = receive
         self._is_whole = False
+        self._give_up_at = asyncio.get_running_loop().time() + within_s
 
     async def receive(self) -> Message:
         if self._is_whole:  # what may still come is that the client leaves
             return await self._receive()
         try:
-            async with asyncio.timeout(BODY_WITHIN_S):
+            async with asyncio.timeout_at(self._give_up_at):
                 message = await self._receive()
         except TimeoutError:
             raise ApiError(408, "the body of the request did not come in time.") from None

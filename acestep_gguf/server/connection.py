@@ -1,18 +1,17 @@
 """One connection: who says nothing, or takes too long to say what he wants, is not waited for."""
 
 import asyncio
-from typing import Any, Final
+from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
-
-HEADERS_WITHIN_S: Final = 20.0
 
 
 class Connection(H11Protocol):
     """uvicorn's, with a limit of time for each request's head. Its size is limited by uvicorn (64 KiB)."""
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
+    def __init__(self, *arguments: Any, head_within_s: float, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._head_within_s = head_within_s
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -37,7 +36,7 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _wait_for_head(self) -> None:
-        self._timer = self.loop.call_later(HEADERS_WITHIN_S, self._give_up)
+        self._timer = self.loop.call_later(self._head_within_s, self._give_up)
 
     def _stop_waiting(self) -> None:
         if self._timer is not None:

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +50,7 @@ async def _serve(
 ) -> None:
     config = uvicorn.Config(
         make_app(models, settings),
-        http=Connection,
+        http=partial(Connection, head_within_s=settings.head_within_s),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         log_level="error",  # a stranger could fill the log with warnings

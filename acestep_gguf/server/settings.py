@@ -34,6 +34,8 @@ class ServerSettings:
         queue: requests that wait for a place.
         timeout_s: after so many seconds an answer is cut.
         drain_s: seconds that running answers have left when the server is stopped.
+        head_within_s: seconds in which the head of a request has to come.
+        body_within_s: seconds in which the body of a request has to come, all of it.
         exact: as in AnswerOptions.
     """
 
@@ -53,6 +55,8 @@ class ServerSettings:
     queue: int = 32
     timeout_s: float = 600.0
     drain_s: float = 30.0
+    head_within_s: float = 20.0
+    body_within_s: float = 60.0
     exact: bool = False
 
     def __post_init__(self) -> None:
@@ -65,7 +69,7 @@ class ServerSettings:
             ("queue", 0, 10_000),
         ):
             check_integer(name, getattr(self, name), least, most)
-        for name in ("timeout_s", "drain_s"):
+        for name in ("timeout_s", "drain_s", "head_within_s", "body_within_s"):
             if not 0 <= getattr(self, name) <= 86400:
                 raise UsageError(f"{name} is {getattr(self, name)!r}: give seconds.", settings=[name])
         if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys):

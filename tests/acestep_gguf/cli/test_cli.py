@@ -41,6 +41,11 @@ def test_the_list_of_verbs_says_what_each_verb_says(name: str) -> None:
     assert command(name).help.partition("\n")[0] == VERBS[name]
 
 
+@pytest.mark.parametrize("name", VERBS)
+def test_help_says_what_a_value_is_not_who_reads_it(name: str) -> None:
+    assert "<filled>" not in acestep(name, "--help").stdout
+
+
 def test_a_verb_imports_no_other_verb() -> None:
     code = "import sys; from acestep_gguf.cli.verbs import VERBS, command\n"
     code += "command('info'); print({f'acestep_gguf.cli.{name}' for name in VERBS} & set(sys.modules))"

@@ -9,7 +9,11 @@ from typer.testing import CliRunner
 
 from acestep_gguf.cli.batch import batch
 from acestep_gguf.cli.chat import chat
+from acestep_gguf.cli.convert import convert
 from acestep_gguf.cli.option_groups import in_flags, options_of, takes_groups
+from acestep_gguf.cli.options import one_at_a_time
+from acestep_gguf.cli.quantization import QuantizationOptions
+from acestep_gguf.cli.quantize import quantize
 from acestep_gguf.cli.run import run
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import (
@@ -18,6 +22,7 @@ from acestep_gguf.options import (
     MACHINE,
     OUTPUT,
     PICTURES_AND_PROMPT,
+    QUANTIZATION,
     SAMPLING,
     SERVER,
     AnswerOptions,
@@ -26,6 +31,7 @@ from acestep_gguf.options import (
 from tests.support.command_line import acestep
 
 SMALL = EngineOptions(n_ctx=77)
+OF_OTHERS = (SERVER, QUANTIZATION)
 
 
 def test_the_command_line_has_every_option() -> None:
@@ -47,7 +53,7 @@ def test_defaults_are_those_of_python() -> None:
 def test_help_shows_options_in_groups() -> None:
     shown = acestep("run", "--help").stdout
     sections = dict(re.findall(r"^([A-Z][\w ]+):\n(.*?)(?:\n\n|\Z)", shown, re.MULTILINE | re.DOTALL))
-    assert [*sections] == ["Arguments", *(group for group in GROUPS if group != SERVER), "Options"]
+    assert [*sections] == ["Arguments", *(group for group in GROUPS if group not in OF_OTHERS), "Options"]
     for flag, group in (
         ("--image PICTURE...", PICTURES_AND_PROMPT),
         ("--n-predict", OUTPUT),
@@ -125,3 +131,19 @@ def test_run_chat_and_batch_have_the_same_options_of_both_groups() -> None:
     shared = {option.name for group in (EngineOptions, AnswerOptions) for option in options_of(group)}
     for verb in (run, chat, batch):
         assert shared < inspect.signature(verb).parameters.keys()
+
+
+def test_convert_and_quantize_have_the_same_options_of_types() -> None:
+    shared = [(option.name, option.annotation) for option in options_of(QuantizationOptions)]
+    assert len(shared) == 5
+    for verb in (convert, quantize):
+        parameters = inspect.signature(verb).parameters
+        assert [(name, parameters[name].annotation) for name, _ in shared] == shared
+
+
+def test_exact_is_one_answer_at_a_time() -> None:
+    many = EngineOptions(n_parallel=-1)
+    for given in (many, EngineOptions(n_parallel=1)):
+        assert one_at_a_time(given, many).n_parallel == 1
+    with pytest.raises(UsageError, match="not --parallel 2"):
+        one_at_a_time(EngineOptions(n_parallel=2), many)

@@ -1,5 +1,6 @@
 """Who is let in: the middleware before an app that says what came through."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import EngineOptions
@@ -18,6 +19,7 @@ from acestep_gguf.server.access import Access
 from acestep_gguf.server.app import make_app
 from acestep_gguf.server.loaded_models import Models
 from acestep_gguf.server.settings import ServerSettings
+from tests.support import event_loop
 from tests.support.command_line import acestep, check_is_one_line
 from tests.support.live_server import KEY, LiveServer, about, data_url, live_server, refusal
 
@@ -125,6 +127,23 @@ def test_bodies_are_limited_as_they_come() -> None:
 
     response = small.post("/", content=parts())
     assert response.status_code == 413
+
+
+@pytest.mark.parametrize("seconds_a_part", [60, 0.001])
+def test_a_body_that_takes_too_long_is_refused_however_it_comes(seconds_a_part: float) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(seconds_a_part)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    access = Access(echo, ServerSettings(body_within_s=0.05))
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"localhost")]}
+    event_loop.run(asyncio.wait_for(access(scope, receive, send), 30))
+    assert sent[0]["status"] == 408
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "9" * 30, "0x10"])
@@ -271,3 +290,14 @@ def test_what_was_asked_is_not_in_the_log(server: LiveServer, picture: Path) -> 
     assert secret not in server.ask(messages=[{"role": "user", "content": [{"type": secret}]}]).text
     assert secret not in server.log.read_text()
     assert secret not in httpx.get(f"{server.url}/metrics").text
+
+
+def test_llama_cpps_log_is_there_on_request_and_has_no_question_in_it(
+    tiny_bundle: Path, server: LiveServer
+) -> None:
+    secret = "xyzzy-in-nobodys-log"
+    with live_server(tiny_bundle, "-q", "F32", "-c", "256", "--no-cache", "--verbose") as talkative:
+        assert talkative.ask(messages=[{"role": "user", "content": secret}], max_tokens=2).is_success
+        assert "load_tensors" in talkative.log.read_text()
+        assert secret not in talkative.log.read_text()
+    assert "load_tensors" not in server.log.read_text()
