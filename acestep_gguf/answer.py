@@ -83,7 +83,7 @@ class Answer:
         """The value that ``text`` is as JSON, which it is if there was a ``json_schema``.
 
         Raises:
-            DecodeError: it is none, or was cut before its end.
+            DecodeError: it is not JSON, or was cut before its end.
         """
         import json  # noqa: PLC0415 (importing the package costs nothing)
 

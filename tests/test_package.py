@@ -1,6 +1,7 @@
 """The arrows between packages, what an import costs, and what the wheel claims."""
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import acestep_gguf
+from acestep_gguf.cli.verbs import VERBS, command
 
 ROOT = Path(__file__).parent.parent
 
@@ -131,6 +133,40 @@ def test_heavy_packages_are_each_touched_in_one_place() -> None:
     for path in sources():
         for library in {name.partition(".")[0] for name in imported_names(path)} & OWNERS.keys():
             assert path.as_posix().startswith(OWNERS[library] or "-"), f"{path} imports {library}"
+
+
+def test_only_the_command_line_speaks_of_its_flags() -> None:
+    """Errors name options as Python does: a program, or a client of a server, has no flags."""
+    parameters = [parameter for verb in VERBS for parameter in command(verb).params]
+    flags = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
+    assert {"--ctx-size", "--max-body", "--tensor-type"} < flags
+    speaking = set()
+    for path in sources():
+        nodes = [*ast.walk(ast.parse((ROOT / path).read_text()))]
+        docstrings = [node.value for node in nodes if isinstance(node, ast.Expr)]
+        texts = [node for node in nodes if isinstance(node, ast.Constant) and node not in docstrings]
+        if flags & {flag for text in texts for flag in re.findall(r"--[a-z-]+", str(text.value))}:
+            speaking.add(path.as_posix())
+    assert {path for path in speaking if not path.startswith("acestep_gguf/cli/")} == {
+        "acestep_gguf/options.py",  # declares them
+        "acestep_gguf/server/settings.py",
+        "acestep_gguf/server/access.py",  # tells a browser's owner how to start his server
+        "convert/checkpoint/supported.py",  # those of llama.cpp's converter
+    }
+
+
+def test_the_map_of_the_repository_leads_to_files() -> None:
+    """What CONTRIBUTING.md names with a slash, in full or by the end of its path."""
+    places = {""}
+    for top in (".ci", ".github", "acestep_gguf", "convert", "docs", "quantize", "scripts", "tests"):
+        for path in [ROOT / top, *(ROOT / top).rglob("*")]:
+            place = f"/{path.relative_to(ROOT).as_posix()}"
+            places |= {place.removesuffix(".py"), f"{place}/" if path.is_dir() else place}
+    named = re.findall(r"`([\w./]+/[\w./]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 60
+    for name in named:
+        if "VERB" not in name and not name.startswith("build/"):
+            assert any(place.endswith(f"/{name}") for place in places), name
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -68,7 +68,7 @@ def entries_of_json(line: bytes, where: str, folder: Path) -> list[Entry]:
     """The pictures of one JSON object, whose paths start from ``folder``: an entry, or one for each page.
 
     Raises:
-        BatchError: it is none, or not of the columns' types.
+        BatchError: it is not an object, or a value is not of its column's type.
     """
     try:
         return _entries(msgspec.json.decode(line, type=dict[str, Any]), where, folder)

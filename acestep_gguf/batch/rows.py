@@ -79,7 +79,7 @@ def table_row(row: Row, task: Task, *, is_data: bool, taken: Iterable[str]) -> d
 
 
 def _members(text: str | None) -> dict[str, Any]:
-    """Of an answer that was cut short, and of one that is no object, there are none."""
+    """The members of an answer in JSON; none if it is not an object, or was cut short."""
     with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return msgspec.json.decode(text or "", type=dict[str, Any])
     return {}

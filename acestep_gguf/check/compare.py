@@ -217,7 +217,7 @@ class _Comparison:
         )
 
     def _best_logits(self, index: int, logits: Floats) -> Floats:
-        """Those of the best one, which are ``logits`` if there are none yet."""
+        """The logits of the best one: those kept for this question, or else ``logits``, which are kept."""
         path = self._scratch / f"{index}.npy"
         if not path.exists():
             self._check_disk(logits)

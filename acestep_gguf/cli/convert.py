@@ -24,7 +24,7 @@ from acestep_gguf.cli.options import (
     filled,
     path,
 )
-from acestep_gguf.cli.quantization import QuantizationOptions
+from acestep_gguf.cli.steering_options import SteeringOptions
 from acestep_gguf.errors import UsageError
 
 
@@ -72,7 +72,7 @@ def convert(
     calibration: CalibrationPictures = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
-    quantization: QuantizationOptions,
+    steering: SteeringOptions,
 ) -> None:
     """Convert a checkpoint into a bundle.
 
@@ -92,8 +92,8 @@ def convert(
             list(map(ftype_from, quant)) if quant else ftypes or DEFAULT_FTYPES,
             image_size=image_size,
             name=name,
-            steering=quantization.steering(),
-            imatrix=quantization.imatrix,
+            steering=steering.parsed(),
+            imatrix=steering.imatrix,
             mmproj=list(map(mmproj_ftype_from, mmproj or ())),
             class_token_first=class_token_first,
             vision=list(map(vision_precision_from, vision)) if vision else VISION_PRECISIONS,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
+from acestep_gguf.cli.options import path
 from acestep_gguf.errors import AceStepError
 from acestep_gguf.options import AnswerOptions, EngineOptions, Flag
 
@@ -28,7 +29,13 @@ def options_of(group: type[Any], defaults: Any = None) -> tuple[Parameter, ...]:
             default=flag_default if defaults is None else getattr(defaults, name),
             annotation=Annotated[
                 kind,
-                typer.Option(*flag.names, help=flag.help, metavar=flag.metavar, rich_help_panel=flag.group),
+                typer.Option(
+                    *flag.names,
+                    help=flag.help,
+                    metavar=flag.metavar,
+                    parser=path if Path in get_args(kind) else None,
+                    rich_help_panel=flag.group,
+                ),
             ],
         )
         for name, kind, flag, flag_default in _flags(group)
@@ -62,23 +69,26 @@ def _typer_type(declared: Any) -> Any:
     kinds = get_args(declared) or (declared,)
     if get_origin(declared) is Literal:
         kinds = (str,)
-    simplest = next((kind for kind in (bool, int, float, Path) if kind in kinds), str)
+    simplest = next((kind for kind in (bool, str, int, float, Path) if kind in kinds), str)
     return simplest | None if NoneType in kinds else simplest
 
 
 def _as_flag(name: str, value: str | None) -> str:
     """``--ctx-size 4096`` of ``n_ctx`` and "4096", ``--no-mmap`` of ``use_mmap`` and "False"."""
-    on, _, off = _long_names().get(name, f"--{name.replace('_', '-')}").partition("/")
+    from acestep_gguf.server.settings import ServerSettings
+
+    names = _long_names(EngineOptions, AnswerOptions, ServerSettings)
+    on, _, off = names.get(name, f"--{name.replace('_', '-')}").partition("/")
     if value in (None, "True"):
         return on
     return (off or f"without {on}") if value == "False" else f"{on} {value}"
 
 
 @cache
-def _long_names() -> dict[str, str]:
+def _long_names(*groups: type[Any]) -> dict[str, str]:
     return {
         name: next(long for long in flag.names if long.startswith("--"))
-        for group in (EngineOptions, AnswerOptions)
+        for group in groups
         for name, _, flag, _ in _flags(group)
     }
 
@@ -96,7 +106,7 @@ def groups_among(names: Iterable[str]) -> list[type[Any]]:
 def options_by_flag() -> dict[str, tuple[type[Any], str, Any]]:
     """By long flags without their dashes, such as "ctx-size": group, name and type for typer of an option."""
     return {
-        _long_names()[name].partition("/")[0].removeprefix("--"): (group, name, kind)
+        _long_names(group)[name].partition("/")[0].removeprefix("--"): (group, name, kind)
         for group in (EngineOptions, AnswerOptions)
         for name, kind, _, _ in _flags(group)
     }

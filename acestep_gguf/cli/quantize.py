@@ -8,7 +8,7 @@ import typer
 from acestep_gguf.bundle.names import ftype_from
 from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import DryRun, LogJson, Threads, path
-from acestep_gguf.cli.quantization import QuantizationOptions
+from acestep_gguf.cli.steering_options import SteeringOptions
 
 
 @takes_groups
@@ -31,7 +31,7 @@ def quantize(
     threads: Threads = None,
     dry_run: DryRun = False,
     log_json: LogJson = False,
-    quantization: QuantizationOptions,
+    steering: SteeringOptions,
 ) -> None:
     """Quantize a decoder, a GGUF file.
 
@@ -46,8 +46,8 @@ def quantize(
             source,
             out,
             ftype_from(ftype),
-            steering=quantization.steering(),
-            imatrix=quantization.imatrix,
+            steering=steering.parsed(),
+            imatrix=steering.imatrix,
             allow_requantize=allow_requantize,
             threads=threads,
             on_event=show,

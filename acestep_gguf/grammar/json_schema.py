@@ -54,7 +54,7 @@ def read_schema(source: object) -> Mapping[str, Any]:
     """The schema that ``source`` is (a dict, JSON text), names (a file), or has (a pydantic model).
 
     Raises:
-        UsageError: it cannot be read, or is none of these.
+        UsageError: it cannot be read, or is something else.
     """
     of_model = getattr(source, "model_json_schema", None)
     if callable(of_model):
@@ -82,7 +82,7 @@ def checked(schema: Mapping[str, Any]) -> CheckedSchema:
     """``schema``, checked and narrowed.
 
     Raises:
-        UsageError: it is none, or what it asks for cannot be enforced.
+        UsageError: it is not a schema, or asks for what cannot be enforced.
     """
     try:
         text = json.dumps(schema, allow_nan=False)

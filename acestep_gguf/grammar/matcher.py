@@ -50,7 +50,7 @@ class Grammar:
         """What follows a JSON Schema: a dict, JSON text, a file with it, or a pydantic model's.
 
         Raises:
-            UsageError: it is none, or what it asks for cannot be enforced.
+            UsageError: it is not a schema, or asks for what cannot be enforced.
         """
         schema = checked(read_schema(source))
         style: JsonCompileOptions = {
@@ -71,7 +71,7 @@ class Grammar:
         """A grammar in llama.cpp's notation, or a file with it.
 
         Raises:
-            UsageError: it is none, or cannot be followed.
+            UsageError: it is not a grammar, or cannot be followed.
         """
         grammar = cls(LLMatcher.grammar_from_lark(lark_of_gbnf(source)), "grammar")
         grammar.check()

@@ -176,4 +176,4 @@ def _tensor(header: GGUFHeader, name: str) -> TensorInfo:
 
 
 def _unsound(header: GGUFHeader, what: str) -> BundleError:
-    return BundleError(f"{header.path} is no sound decoder ({what}): convert the checkpoint again.")
+    return BundleError(f"{header.path} is not a sound decoder ({what}): convert the checkpoint again.")

@@ -42,7 +42,7 @@ class Access:
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._settings = settings
-        self._keys = [_digest(key.encode()) for key in settings.api_keys]
+        self._keys = [_digest(key.encode()) for key in settings.keys]
         self._hosts = {"localhost", settings.host.lower(), *map(str.lower, settings.allowed_hosts)}
         self._n_held = 0  # bytes of bodies
 
@@ -91,15 +91,16 @@ class Access:
         Raises:
             ApiError: there are too many at once.
         """
-        if self._n_held + n_bytes > BODIES_AT_ONCE * self._settings.max_body:
+        if self._n_held + n_bytes > BODIES_AT_ONCE * self._settings.max_body_bytes:
             raise ApiError(429, "too many large requests at a time: ask again.", retry_after=5)
         self._n_held += n_bytes
 
     def check_length(self, n_bytes: int) -> None:
         """Refuse a body that is too long."""
-        if n_bytes > self._settings.max_body:
+        if n_bytes > self._settings.max_body_bytes:
             raise ApiError(
-                413, f"the request is larger than {self._settings.max_body} bytes: send smaller pictures."
+                413,
+                f"the request is larger than {self._settings.max_body_bytes} bytes: send smaller pictures.",
             )
 
     def _check_host(self, headers: Headers) -> None:

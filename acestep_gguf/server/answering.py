@@ -15,7 +15,7 @@ from acestep_gguf.server.errors import ApiError, api_error
 from acestep_gguf.server.loaded_models import Models
 from acestep_gguf.server.model_thread import Numbered
 from acestep_gguf.server.pictures import with_pictures
-from acestep_gguf.server.request_models import Asked
+from acestep_gguf.server.request_models import AnswerRequest
 from acestep_gguf.server.settings import ServerSettings
 
 Arguments = ParamSpec("Arguments")
@@ -39,7 +39,7 @@ class Answering:
         self.settings = settings
         self._opening = asyncio.Lock()  # one picture at a time is opened, since that takes memory
 
-    async def chunks(self, name: str, asked: Asked) -> AsyncGenerator[Numbered, None]:
+    async def chunks(self, name: str, request: AnswerRequest) -> AsyncGenerator[Numbered, None]:
         """Chunks of the answers, each with the number of its answer.
 
         Raises:
@@ -47,9 +47,9 @@ class Answering:
         """
         began = monotonic()
         async with self.models.lend(name) as thread:
-            questions = await self.in_thread(self._questions, asked, await thread.model())
+            questions = await self.in_thread(self._questions, request, await thread.model())
             timeout_s = max(0.0, self.settings.timeout_s - (monotonic() - began))
-            chunks = thread.ask(questions, asked.n_logprobs, timeout_s=timeout_s)
+            chunks = thread.ask(questions, request.n_logprobs, timeout_s=timeout_s)
             try:
                 is_first = True
                 async for number, chunk in chunks:
@@ -72,17 +72,17 @@ class Answering:
             except AceStepError as error:
                 raise api_error(error) from error
 
-    def _questions(self, asked: Asked, model: AceStep) -> list[Question]:
+    def _questions(self, request: AnswerRequest, model: AceStep) -> list[Question]:
         """A question for each answer that is wanted."""
         try:
-            options = AnswerOptions(exact=self.settings.exact, **self._bounded(asked.options))
+            options = AnswerOptions(exact=self.settings.exact, **self._bounded(request.options))
         except UsageError as error:
             raise _bad_option(error) from error
-        messages = with_pictures(asked.messages, model, self.settings)
-        return [Question(messages, options=_of_choice(options, number)) for number in range(asked.n)]
+        messages = with_pictures(request.messages, model, self.settings)
+        return [Question(messages, options=_of_choice(options, number)) for number in range(request.n)]
 
     def _bounded(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        most = self.settings.max_tokens
+        most = self.settings.max_answer_tokens
         return {**options, "max_tokens": min(options.get("max_tokens", most), most)}
 
 

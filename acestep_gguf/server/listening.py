@@ -101,6 +101,6 @@ def _listening(settings: ServerSettings) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no host name"
         raise UsageError(
-            f"{settings.host}, port {settings.port}, cannot be listened on ({reason}): give another --port "
-            "or --host."
+            f"{settings.host}:{settings.port} cannot be listened on ({reason}): give another host or port.",
+            settings=["port", "host"],
         ) from error

@@ -38,7 +38,7 @@ class Models:
 
     Raises:
         BundleError: one is no bundle.
-        UsageError: there is none, or two have the same name.
+        UsageError: there is no bundle, or two have the same name.
     """
 
     def __init__(self, folders: list[Path], options: EngineOptions, settings: ServerSettings) -> None:
@@ -67,7 +67,7 @@ class Models:
         """The name of a bundle, by default the first one's.
 
         Raises:
-            ApiError: there is none of this name.
+            ApiError: no model has this name.
         """
         if name is None:
             return next(iter(self.bundles))

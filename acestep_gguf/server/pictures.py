@@ -23,7 +23,7 @@ def with_pictures(
     """Messages with opened pictures in the place of URLs.
 
     Raises:
-        ApiError: a URL that is none of a picture, or more pictures or words than may be.
+        ApiError: a URL is not of a picture, or there are too many pictures or words.
         ImageError: a picture is damaged or too large.
         PromptError: a data: URL is damaged, or the model has no vision tower.
     """

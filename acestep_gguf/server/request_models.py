@@ -27,7 +27,7 @@ StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class AnswerRequest:
     """What a request asks of a model, whichever API it came by.
 
     Args:
@@ -161,11 +161,11 @@ class ChatRequest(Part):
         """Whether a stream ends with a chunk of token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def asked(self) -> Asked:
+    def answer_request(self) -> AnswerRequest:
         """What it asks of the model."""
         form = self.response_format or ResponseFormat(type="text")
         schema = None if form.json_schema is None else form.json_schema.schema_
-        return Asked(
+        return AnswerRequest(
             model=self.model,
             messages=[message.as_message() for message in self.messages],
             options=_given(
@@ -259,7 +259,7 @@ class ResponsesRequest(Part):
         """What the answer is."""
         return (self.text and self.text.format) or TextFormat(type="text")
 
-    def asked(self) -> Asked:
+    def answer_request(self) -> AnswerRequest:
         """What it asks of the model."""
         messages = [] if self.instructions is None else [{"role": "system", "content": self.instructions}]
         if isinstance(self.input, str):
@@ -267,7 +267,7 @@ class ResponsesRequest(Part):
         else:
             messages += [item.as_message() for item in self.input]
         wants_logprobs = "message.output_text.logprobs" in (self.include or ())
-        return Asked(
+        return AnswerRequest(
             model=self.model,
             messages=messages,
             options=_given(

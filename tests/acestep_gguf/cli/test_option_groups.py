@@ -12,9 +12,9 @@ from acestep_gguf.cli.chat import chat
 from acestep_gguf.cli.convert import convert
 from acestep_gguf.cli.option_groups import in_flags, options_of, takes_groups
 from acestep_gguf.cli.options import one_at_a_time
-from acestep_gguf.cli.quantization import QuantizationOptions
 from acestep_gguf.cli.quantize import quantize
 from acestep_gguf.cli.run import run
+from acestep_gguf.cli.steering_options import SteeringOptions
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import (
     CACHE,
@@ -28,6 +28,7 @@ from acestep_gguf.options import (
     AnswerOptions,
     EngineOptions,
 )
+from acestep_gguf.server.settings import ServerSettings
 from tests.support.command_line import acestep
 
 SMALL = EngineOptions(n_ctx=77)
@@ -40,14 +41,22 @@ def test_the_command_line_has_every_option() -> None:
 
     assert flags(EngineOptions) == {field.name for field in fields(EngineOptions)}
     assert flags(AnswerOptions) == {field.name for field in fields(AnswerOptions)} - {"exact"}
+    hidden = {"exact", "head_within_s", "body_within_s"}
+    assert flags(ServerSettings) == {field.name for field in fields(ServerSettings)} - hidden
 
 
 def test_defaults_are_those_of_python() -> None:
-    for group in (EngineOptions, AnswerOptions):
+    # A program leaves nothing on disk unless it is told to.
+    for group, expected in (
+        (EngineOptions, {"cache"}),
+        (AnswerOptions, set()),
+        (ServerSettings, {"max_body"}),
+    ):
         defaults = asdict(group())
-        differing = {option.name for option in options_of(group) if option.default != defaults[option.name]}
-        # A program leaves nothing on disk unless it is told to.
-        assert differing == ({"cache"} if group is EngineOptions else set())
+        assert {
+            option.name for option in options_of(group) if option.default != defaults[option.name]
+        } == expected
+    assert ServerSettings(max_body="64MiB").max_body_bytes == ServerSettings().max_body_bytes
 
 
 def test_help_shows_options_in_groups() -> None:
@@ -83,6 +92,13 @@ def test_help_shows_options_in_groups() -> None:
         ),
         ("output.csv, a-output: output, or", ["output"], "output.csv, a-output: --output, or"),
         ("chat_template is missing", ["chat_template"], "--chat-template is missing"),
+        (
+            "max_tokens or max_answer_tokens",
+            ["max_tokens", "max_answer_tokens"],
+            "--n-predict or --max-tokens",
+        ),
+        ("timeout_s is -1", ["timeout_s"], "--timeout is -1"),
+        ("with insecure=True.", ["insecure"], "with --insecure."),
     ],
 )
 def test_errors_name_flags(message: str, settings: list[str], shown: str) -> None:
@@ -134,7 +150,7 @@ def test_run_chat_and_batch_have_the_same_options_of_both_groups() -> None:
 
 
 def test_convert_and_quantize_have_the_same_options_of_types() -> None:
-    shared = [(option.name, option.annotation) for option in options_of(QuantizationOptions)]
+    shared = [(option.name, option.annotation) for option in options_of(SteeringOptions)]
     assert len(shared) == 5
     for verb in (convert, quantize):
         parameters = inspect.signature(verb).parameters

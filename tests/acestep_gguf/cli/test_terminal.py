@@ -23,19 +23,20 @@ from tests.support.imatrix_files import random_sums, write_gguf_imatrix
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 # Any token is about as probable as any other, and one of fifteen is a control character.
-RANDOM_ANSWER = [
-    "x", "-n", "150", "--seed", "9", "--temp", "100", "--top-k", "0", "--top-p", "1", "--min-p", "0"
-]  # fmt: skip
+RANDOM_ANSWER = "-n 150 --seed 9 --temp 100 --top-k 0 --top-p 1 --min-p 0".split()
 
 
-def at_a_terminal(command: list[str]) -> str:
+def at_a_terminal(command: list[str], stdin: bytes = b"") -> str:
     """What a program writes to a terminal, which it may take as commands."""
     reader, writer = pty.openpty()
     tty.setraw(writer)
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.DEVNULL
+        command, stdin=subprocess.PIPE, stdout=writer, stderr=subprocess.DEVNULL
     ) as process:
         os.close(writer)
+        assert process.stdin is not None
+        process.stdin.write(stdin)
+        process.stdin.close()
         written = b""
         while True:
             try:
@@ -51,11 +52,12 @@ def at_a_terminal(command: list[str]) -> str:
 
 
 @pytest.mark.slow
-def test_an_answer_cannot_command_the_terminal(tiny_bundle: Path) -> None:
-    command = [*PROGRAM, "run", str(tiny_bundle), *RANDOM_ANSWER]
-    piped = subprocess.run(command, capture_output=True, check=True).stdout.decode()
+@pytest.mark.parametrize(("verb", "stdin"), [("run", b"x"), ("chat", b"x\n")])
+def test_an_answer_cannot_command_the_terminal(tiny_bundle: Path, verb: str, stdin: bytes) -> None:
+    command = [*PROGRAM, verb, str(tiny_bundle), *RANDOM_ANSWER]
+    piped = subprocess.run(command, input=stdin, capture_output=True, check=True).stdout.decode()
     assert any(ord(char) in CONTROLS for char in piped)
-    assert at_a_terminal(command) == piped.translate(CONTROLS)
+    assert at_a_terminal(command, stdin) == piped.translate(CONTROLS)
 
 
 def test_names_of_tensors_cannot_command_the_terminal(decoder_file: Path, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_length_that_is_none_is_not_believed(length: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "example.org"])
 def test_other_addresses_need_a_key(host: str) -> None:
-    with pytest.raises(UsageError, match="--insecure"):
+    with pytest.raises(UsageError, match="insecure=True"):
         ServerSettings(host=host)
     assert ServerSettings(host=host, api_keys=(KEY,)).host == host
     assert ServerSettings(host=host, insecure=True).host == host
@@ -163,7 +163,7 @@ def test_other_addresses_need_a_key(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
 def test_the_own_machine_needs_none(host: str) -> None:
-    assert ServerSettings(host=host).api_keys == ()
+    assert ServerSettings(host=host).keys == ()
 
 
 @pytest.mark.slow
@@ -172,6 +172,11 @@ def test_the_verb_refuses_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None
     check_is_one_line(acestep("serve", tiny_bundle, "--api-key-file", tmp_path / "none"), "cannot be read")
     check_is_one_line(acestep("serve", tiny_bundle, "--host", "203.0.113.1", "--insecure"), "listened on")
     check_is_one_line(acestep("serve", tiny_bundle, "--ssl-cert-file", tmp_path / "x"), "--ssl-key-file")
+    for option in ("--max-tokens", "--timeout", "--drain", "--max-body", "--max-images", "--queue"):
+        check_is_one_line(acestep("serve", tiny_bundle, option, "-1"), f"error: {option} is ")
+    for option in ("--host", "--allowed-host"):
+        check_is_one_line(acestep("serve", tiny_bundle, option, ""), f"error: {option} is empty")
+    assert "the path is empty" in acestep("serve", tiny_bundle, "--allow-path", "").stderr
     check_is_one_line(acestep("serve", tmp_path), "not a bundle")
     check_is_one_line(acestep("serve"), "no bundle to serve")
     check_is_one_line(acestep("serve", tiny_bundle, "--spec-type", "ngram-simple"), "leave out --draft")

@@ -16,7 +16,7 @@ def _flag(name: str, *, help: str, metavar: str | None = None) -> Flag:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizationOptions:
+class SteeringOptions:
     """Types that are not the recipe's, and what weighs the errors; all None or empty: as the recipe says."""
 
     tensor_type: Annotated[
@@ -39,7 +39,7 @@ class QuantizationOptions:
         _flag("--imatrix", metavar="FILE", help="Importance matrix, as llama-imatrix writes it."),
     ] = None
 
-    def steering(self) -> "Steering":
+    def parsed(self) -> "Steering":
         """What differs from the recipe.
 
         Raises:
