@@ -19,8 +19,8 @@ STDIN = Path("-")
 def one_flag_each(arguments: Sequence[str]) -> list[str]:
     """The arguments with an ``--image`` before each picture.
 
-    What follows a flag is a picture, a PDF or a folder of them. After it, arguments are pictures up to the first
-    that is not a file.
+    What follows a flag is a picture, a PDF or a folder of them. After it, arguments are pictures up to the
+    first that is not a file.
 
     Raises:
         UsageError: a folder cannot be read, or has no picture.

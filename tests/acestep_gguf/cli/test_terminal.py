@@ -23,7 +23,7 @@ from tests.support.imatrix_files import random_sums, write_gguf_imatrix
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 # Any token is about as probable as any other, and one of fifteen is a control character.
-RANDOM_ANSWER = "-n 150 --seed 9 --temp 100 --top-k 0 --top-p 1 --min-p 0".split()
+RANDOM_ANSWER = ["-n", "150", "--seed", "9", "--temp", "100", "--top-k", "0", "--top-p", "1", "--min-p", "0"]
 
 
 def at_a_terminal(command: list[str], stdin: bytes = b"") -> str:
