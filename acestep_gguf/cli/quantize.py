@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from acestep_gguf.bundle.names import ftype_from
+from acestep_gguf.bundle.names import FTYPES, ftype_from
 from acestep_gguf.cli.option_groups import takes_groups
 from acestep_gguf.cli.options import DryRun, LogJson, Threads, path
 from acestep_gguf.cli.steering_options import SteeringOptions
@@ -20,7 +20,7 @@ def quantize(
     out: Annotated[
         Path, typer.Argument(parser=path, metavar="OUT.gguf", help="File to write, or to replace.")
     ],
-    ftype: Annotated[str, typer.Argument(metavar="FTYPE", help="Q4_K_M, Q5_K_M, Q8_0, F16, BF16 or F32.")],
+    ftype: Annotated[str, typer.Argument(metavar="FTYPE", help=f"{', '.join(FTYPES)}.")],
     *,
     allow_requantize: Annotated[
         bool,
