@@ -105,7 +105,7 @@ def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bundle"
 
 
-# The default, which keeps on disk what was read of pictures; the first answer is long enough for the draft.
+# The first is the default, which keeps on disk what was read of pictures.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "n_images"),
