@@ -183,10 +183,12 @@ class EngineOptions:
     ] = False
 
     def __post_init__(self) -> None:
-        if self.quant is not None and not isinstance(self.quant, str):
-            raise UsageError(
-                f"quant is {self.quant!r}: give the name of a decoder, such as 'Q4_K_M'.", settings=["quant"]
-            )
+        for name, value, of in (("quant", self.quant, "a decoder"), ("vision", self.vision, "a tower")):
+            if value is not None and not isinstance(value, str):
+                raise UsageError(
+                    f"{name} is {value!r}: give the name of {of}, as `acestep-gguf info` shows them.",
+                    settings=[name],
+                )
         if self.draft == "":
             raise UsageError("draft is empty: give the folder of a bundle.", settings=["draft"])
         if not isinstance(self.cache, bool | str | os.PathLike):
@@ -334,6 +336,8 @@ class AnswerOptions(SamplingParams):
             raise UsageError("max_tokens is 0: give 1 or more, or -1.", settings=["max_tokens"])
         if not isinstance(self.stop, list | tuple) or not all(isinstance(text, str) for text in self.stop):
             raise UsageError(f"stop is {self.stop!r}: give a list of strings, even for a single one.")
+        if "" in self.stop:
+            raise UsageError("stop has an empty text: leave it out.", settings=["stop"])
         if self.stop and self.json_schema is not None:
             raise UsageError(
                 "stop would end JSON in its middle: leave it out, or json_schema.",

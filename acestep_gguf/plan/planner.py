@@ -72,6 +72,8 @@ def make_plan(
     """
     options, workload = options or EngineOptions(), workload or Workload()
     _check_gpu(options, machine)
+    if options.vision is not None and bundle.bundle.vision is not None:
+        bundle.bundle.vision_file(options.vision)  # one that is not there, even if no picture needs it
     task = Task(
         bundle=bundle,
         machine=machine,

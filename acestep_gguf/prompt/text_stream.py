@@ -8,13 +8,13 @@ class TextStream:
     """Decodes the bytes of an answer piece by piece.
 
     Args:
-        stop: strings that end the answer; neither they nor what follows is given out.
+        stop: strings that end the answer, none empty; neither they nor what follows is given out.
         strip_space: leave out a space at the beginning, which SentencePiece writes before the first word.
     """
 
     def __init__(self, stop: Sequence[str] = (), *, strip_space: bool = False) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._stop = tuple(filter(None, stop))
+        self._stop = tuple(stop)
         self._held = ""
         self._given: list[str] = []
         self._strip_space = strip_space

@@ -15,6 +15,7 @@ from acestep_gguf.options import AnswerOptions, EngineOptions, changed
         {"draft_max": 65},
         {"spec_type": "ngram-simple", "draft": Path("bundle")},
         {"quant": 5},
+        {"vision": 8},
         {"cache": 5},
         {"image_tokens": 0},
         {"image_tokens": "all"},
@@ -44,6 +45,7 @@ def test_engine_options_that_make_no_sense(options: dict[str, Any]) -> None:
         ("max_tokens", -2),
         ("stop", "end"),
         ("stop", [1]),
+        ("stop", ["end", ""]),
     ],
 )
 def test_answer_options_out_of_range(name: str, value: Any) -> None:

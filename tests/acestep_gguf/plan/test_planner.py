@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_gguf.errors import MemoryShortageError, UsageError
+from acestep_gguf.errors import BundleError, MemoryShortageError, UsageError
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.draft import open_draft
@@ -188,6 +188,13 @@ def test_the_smaller_decoder_is_taken_where_the_default_does_not_fit(tiny_bundle
     bundle = BundleModel(tiny_bundle)
     assert bundle.quants("q8_0") == ["Q8_0"]
     assert bundle.quants(None)[0] == bundle.bundle.decoders.default
+
+
+def test_a_tower_that_is_not_there_is_refused_even_without_pictures(large: BundleModel) -> None:
+    for images in (0, 1):
+        with pytest.raises(BundleError, match="no 'float16' tower"):
+            make_plan(large, machine(64), EngineOptions(vision="float16"), Workload(images=images))
+    assert make_plan(large, machine(64), EngineOptions(vision="FLOAT32"), Workload(images=0)).settings
 
 
 def test_paging_only_on_request(large: BundleModel) -> None:
