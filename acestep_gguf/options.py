@@ -189,6 +189,9 @@ class EngineOptions:
                     f"{name} is {value!r}: give the name of {of}, as `acestep-gguf info` shows them.",
                     settings=[name],
                 )
+        for name in ("use_extra_bufts", "offload_kqv", "use_mmap", "use_mlock", "allow_paging"):
+            if getattr(self, name) not in (None, True, False):
+                raise UsageError(f"{name} is {getattr(self, name)!r}: give True or False.", settings=[name])
         if self.draft == "":
             raise UsageError("draft is empty: give the folder of a bundle.", settings=["draft"])
         if not isinstance(self.cache, bool | str | os.PathLike):
@@ -381,5 +384,5 @@ def check_integer(name: str, value: object, least: int, most: int) -> None:
     Raises:
         UsageError: it is no integer, or out of its range.
     """
-    if not isinstance(value, int) or not least <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise UsageError(f"{name} is {value!r}: give a whole number from {least} to {most}.", settings=[name])

@@ -28,7 +28,11 @@ def text_or_file(option: str, source: str | os.PathLike[str], *, is_text: Callab
         if len(data) > MAX_BYTES:
             raise _refused(option, f"it is longer than {MAX_BYTES >> 20} MiB")
         return data.decode()
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a null character in the name
+    except (
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:  # ValueError: not UTF-8, or a null character in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise _refused(option, f"{reason}") from error
 

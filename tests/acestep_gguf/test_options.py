@@ -19,6 +19,10 @@ from acestep_gguf.options import AnswerOptions, EngineOptions, changed
         {"cache": 5},
         {"image_tokens": 0},
         {"image_tokens": "all"},
+        {"image_tokens": True},
+        {"use_mmap": "yes"},
+        {"allow_paging": "no"},
+        {"use_mlock": []},
     ],
 )
 def test_engine_options_that_make_no_sense(options: dict[str, Any]) -> None:
@@ -34,6 +38,7 @@ def test_engine_options_that_make_no_sense(options: dict[str, Any]) -> None:
         ("temperature", "hot"),
         ("top_k", -1),
         ("top_k", 1.5),
+        ("top_k", True),
         ("top_p", 1.5),
         ("min_p", float("inf")),
         ("repeat_penalty", 0.0),
@@ -45,6 +50,7 @@ def test_engine_options_that_make_no_sense(options: dict[str, Any]) -> None:
         ("max_tokens", -2),
         ("stop", "end"),
         ("stop", [1]),
+        ("grammar", 5),
         ("stop", ["end", ""]),
     ],
 )
