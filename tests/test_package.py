@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import acestep_gguf
+from acestep_gguf.cli.option_groups import in_flags
 from acestep_gguf.cli.verbs import VERBS, command
+from acestep_gguf.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
 
@@ -135,11 +137,16 @@ def test_heavy_packages_are_each_touched_in_one_place() -> None:
             assert path.as_posix().startswith(OWNERS[library] or "-"), f"{path} imports {library}"
 
 
-def test_only_the_command_line_speaks_of_its_flags() -> None:
-    """Errors name options as Python does: a program, or a client of a server, has no flags."""
+def flags_of_all_verbs() -> set[str]:
     parameters = [parameter for verb in VERBS for parameter in command(verb).params]
     flags = {name for parameter in parameters for name in parameter.opts if name.startswith("--")}
     assert {"--ctx-size", "--max-body", "--tensor-type"} < flags
+    return flags
+
+
+def test_only_the_command_line_speaks_of_its_flags() -> None:
+    """Errors name options as Python does: a program, or a client of a server, has no flags."""
+    flags = flags_of_all_verbs()
     speaking = set()
     for path in sources():
         nodes = [*ast.walk(ast.parse((ROOT / path).read_text()))]
@@ -153,6 +160,20 @@ def test_only_the_command_line_speaks_of_its_flags() -> None:
         "acestep_gguf/server/access.py",  # tells a browser's owner how to start his server
         "convert/checkpoint/supported.py",  # those of llama.cpp's converter
     }
+
+
+def test_what_errors_name_has_a_flag() -> None:
+    named = {
+        element.value
+        for path in sources()
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "settings" and isinstance(node.value, ast.List)
+        for element in node.value.elts
+        if isinstance(element, ast.Constant)
+    }
+    assert {"n_ctx", "insecure"} < named
+    flags = flags_of_all_verbs()
+    assert {name for name in named if in_flags(UsageError(name, settings=[name])) not in flags} == set()
 
 
 def test_the_map_of_the_repository_leads_to_files() -> None:
