@@ -164,7 +164,7 @@ def test_only_the_command_line_speaks_of_its_flags() -> None:
 
 def test_what_errors_name_has_a_flag() -> None:
     named = {
-        element.value
+        str(element.value)
         for path in sources()
         for node in ast.walk(ast.parse((ROOT / path).read_text()))
         if isinstance(node, ast.keyword) and node.arg == "settings" and isinstance(node.value, ast.List)

@@ -17,7 +17,7 @@ class ChatCompletion:
 
     def __init__(self, answering: Answering, request: ChatRequest) -> None:
         self._name = answering.models.named(request.model)
-        self._request = request.answer_request()
+        self._answer_request = request.answer_request()
         self._wants_usage = request.wants_usage
         self._answering = answering
         self._answers: dict[int, Answer] = {}
@@ -25,8 +25,8 @@ class ChatCompletion:
 
     async def whole(self) -> dict[str, Any]:
         """The completion, when all of its choices are written."""
-        logprobs: list[list[TokenLogprob]] = [[] for _ in range(self._request.n)]
-        async with aclosing(self._answering.chunks(self._name, self._request)) as chunks:
+        logprobs: list[list[TokenLogprob]] = [[] for _ in range(self._answer_request.n)]
+        async with aclosing(self._answering.chunks(self._name, self._answer_request)) as chunks:
             async for number, chunk in chunks:
                 logprobs[number] += chunk.logprobs
                 if chunk.answer is not None:
@@ -50,7 +50,7 @@ class ChatCompletion:
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The completion as events, as it is written."""
         begun: set[int] = set()
-        async with aclosing(self._answering.chunks(self._name, self._request)) as chunks:
+        async with aclosing(self._answering.chunks(self._name, self._answer_request)) as chunks:
             async for number, chunk in chunks:
                 if number not in begun:
                     begun.add(number)
@@ -85,7 +85,7 @@ class ChatCompletion:
         return {**self._head, "object": "chat.completion.chunk", "choices": choices, **more}
 
     def _logprobs(self, logprobs: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> dict[str, Any] | None:
-        if self._request.n_logprobs is None:
+        if self._answer_request.n_logprobs is None:
             return None
         return {"content": [logprob_json(one) for one in logprobs], "refusal": None}
 

@@ -20,7 +20,7 @@ class ModelResponse:
 
     def __init__(self, answering: Answering, request: ResponsesRequest) -> None:
         self._name = answering.models.named(request.model)
-        self._request = request.answer_request()
+        self._answer_request = request.answer_request()
         self._request = request
         self._answering = answering
         self._id = f"resp_{token_hex(12)}"
@@ -32,7 +32,7 @@ class ModelResponse:
     async def whole(self) -> dict[str, Any]:
         """The response, when its message is written."""
         answer: Answer | None = None
-        async with aclosing(self._answering.chunks(self._name, self._request)) as chunks:
+        async with aclosing(self._answering.chunks(self._name, self._answer_request)) as chunks:
             async for _, chunk in chunks:
                 self._logprobs += chunk.logprobs
                 answer = chunk.answer
@@ -43,7 +43,7 @@ class ModelResponse:
         """The response as events, as it is written."""
         has_begun = False
         at = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        async with aclosing(self._answering.chunks(self._name, self._request)) as chunks:
+        async with aclosing(self._answering.chunks(self._name, self._answer_request)) as chunks:
             try:
                 async for _, chunk in chunks:
                     if not has_begun:  # what is refused at once has no events, but a status of its own
