@@ -150,11 +150,10 @@ def test_run_chat_and_batch_have_the_same_options_of_both_groups() -> None:
 
 
 def test_convert_and_quantize_have_the_same_options_of_types() -> None:
-    shared = [(option.name, option.annotation) for option in options_of(SteeringOptions)]
-    assert len(shared) == 5
+    shared = {option.name for option in options_of(SteeringOptions)}
+    assert {"tensor_type", "imatrix"} < shared
     for verb in (convert, quantize):
-        parameters = inspect.signature(verb).parameters
-        assert [(name, parameters[name].annotation) for name, _ in shared] == shared
+        assert shared < inspect.signature(verb).parameters.keys()
 
 
 def test_exact_is_one_answer_at_a_time() -> None:
