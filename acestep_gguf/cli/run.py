@@ -102,7 +102,7 @@ def run(
             given = print_chunks(status.until_text(model.stream(asked)))
             if not quiet:
                 told = [plan_line(model.plan), statistics(given)]
-                if model.bundle.image is not None and engine.max_tiles is None:
+                if image and not embeds and model.bundle.image is not None and engine.max_tiles is None:
                     told += fewer_tiles(model.bundle.image, len(pictures), given.usage.image_tokens)
                 print(*told, sep="\n", file=sys.stderr)
     if not is_piped and has_unread_input():  # not before: it may have come slowly
