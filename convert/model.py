@@ -124,6 +124,6 @@ def _read_config(folder: CheckpointFolder, tokenizer: Mapping[str, Any]) -> Mode
     if model_type in DECODERS:
         return parse_decoder_config(folder.config, path)
     image_token = ARCHITECTURES[model_type].image_token
-    if image_token is None:
+    if image_token is None or "image_token_id" in folder.config:
         return parse_config(folder.config, path)
     return parse_config(folder.config | {"image_token_id": added_token_id(tokenizer, image_token)}, path)

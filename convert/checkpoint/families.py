@@ -70,6 +70,7 @@ class ArchitectureFamily:
     of keys that are the only ones supported. ``left_out`` are the ends of names of tensors that a model with
     a value of a key does not have. ``image_token`` stands for a picture where config.json has no id of it;
     ``image_processor`` and ``chat_template`` are those of its own code, whatever the files in a folder say.
+    ``llama_cpp_projector`` is what llama.cpp calls the projector in an mmproj file, if it computes the same.
     """
 
     model_type: str
@@ -91,6 +92,7 @@ class ArchitectureFamily:
     image_token: str | None = None
     image_processor: Mapping[str, Any] | None = None
     chat_template: str | None = None
+    llama_cpp_projector: str | None = None
 
 
 QWEN2: Final = DecoderFamily(
@@ -225,6 +227,7 @@ LLAVA: Final = ArchitectureFamily(
         "LlavaImageProcessor",
         "SiglipImageProcessor",
     ),
+    llama_cpp_projector="mlp",
 )
 LLAVA_NEXT: Final = replace(
     LLAVA,
@@ -236,6 +239,7 @@ LLAVA_NEXT: Final = replace(
     },
     parts=(tensor_tables.PROJECTOR, tensor_tables.IMAGE_NEWLINE),
     image_processors=("LlavaNextImageProcessor",),
+    llama_cpp_projector=None,
 )
 LLAVA_ONEVISION: Final = replace(
     LLAVA_NEXT,
@@ -286,6 +290,8 @@ INTERNVL: Final = ArchitectureFamily(
     image_end="</img>",
     keys={"image_token_id": "image_token_index"},
     required={"vision_feature_select_strategy": "default"},
+    image_token="<IMG_CONTEXT>",  # noqa: S106 (no password)
+    llama_cpp_projector="internvl",
 )
 # The same in the layout of InternVL's own code.
 INTERNVL_CHAT: Final = replace(
@@ -317,7 +323,6 @@ INTERNVL_CHAT: Final = replace(
         "use_thumbnail": True,
         "pad2square": False,
     },
-    image_token="<IMG_CONTEXT>",  # noqa: S106 (no password)
     image_processor={
         "image_processor_type": "GotOcr2ImageProcessor",
         "image_mean": [0.485, 0.456, 0.406],

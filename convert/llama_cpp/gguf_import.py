@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Final, cast
@@ -128,7 +128,8 @@ def import_gguf(
             about text.
         name: the model's name in file names, by default what the decoder says.
         chat_template: Jinja source, in the place of the decoder's.
-        image_token: what the chat template writes in the place of a picture, by default ``<image>``.
+        image_token: what the chat template writes in the place of a picture, by default ``<image>``, or
+            InternVL's ``<IMG_CONTEXT>``.
         copy: copy the decoder in any case, so that a later change of the original changes nothing.
         vision: precisions of the tower, by default all.
         calibration: folder of pictures that show what int8 would ruin; by default a few of our own.
@@ -147,7 +148,7 @@ def import_gguf(
         _check_nothing_for_pictures(image_token=image_token, vision=vision, calibration=calibration)
     precisions = VISION_PRECISIONS if vision is None else vision
     check_precisions(precisions)
-    with _opened(decoder, mmproj, chat_template, image_token or DEFAULT_IMAGE_TOKEN) as model:
+    with _opened(decoder, mmproj, chat_template, image_token) as model:
         output = OutputFolder.read(out)
         if output.bundle is not None:
             raise BundleError(f"{out} is a bundle already: give a new folder.")
@@ -196,7 +197,7 @@ def _check_nothing_for_pictures(**options: object) -> None:
 
 @contextmanager
 def _opened(
-    decoder: Path, mmproj: Path | None, chat_template: str | None, image_token: str
+    decoder: Path, mmproj: Path | None, chat_template: str | None, image_token: str | None
 ) -> Iterator[GgufModel]:
     with ExitStack() as files:
         opened_mmproj = None
@@ -210,11 +211,27 @@ def _opened(
                 f"{mmproj} gives embeds of {opened_mmproj.tower.image.n_embd} numbers, {decoder} takes "
                 f"{opened.info.embedding_length}: give two files of one model."
             )
-        prompt = read_gguf_prompt(opened.header, chat_template, image_token if opened_mmproj else None)
+        prompt = _prompt(opened.header, opened_mmproj, chat_template, image_token)
         ftype = _ftype(opened.header)
         model = GgufModel(decoder=opened, mmproj=opened_mmproj, prompt=prompt, ftype=ftype)
         check_vocabulary(opened.header, prompt, model.image)
         yield model
+
+
+def _prompt(
+    header: GGUFHeader, mmproj: Mmproj | None, chat_template: str | None, image_token: str | None
+) -> PromptSpec:
+    if mmproj is None:
+        return read_gguf_prompt(header, chat_template, None)
+    family = mmproj.tower.config.family
+    image_token = image_token or family.image_token or DEFAULT_IMAGE_TOKEN
+    prompt = read_gguf_prompt(header, chat_template, image_token)
+    try:
+        return replace(prompt, image_begin=family.image_begin, image_end=family.image_end)
+    except ValueError as error:
+        raise BundleError(
+            f"{header.path} is no decoder of {family.name} ({error}): get another file."
+        ) from error
 
 
 def _ftype(header: GGUFHeader) -> DecoderFtype:

@@ -1,7 +1,7 @@
 """The tower and projector in an mmproj file, as if they had been read from a checkpoint.
 
-What the file means is taken from clip.cpp (tools/mtmd) in llama-cpp-python 0.3.36, but for two defects of its
-LLaVA graph that docs/llama_cpp.md names: this is the tower that the file holds.
+What the file means is taken from clip.cpp (tools/mtmd) in llama-cpp-python 0.3.36, but for the defects of its
+graphs that docs/llama_cpp.md names: this is the tower that the file holds.
 """
 
 import re
@@ -14,11 +14,12 @@ import numpy as np
 from gguf import Keys
 from numpy.typing import NDArray
 
-from acestep_gguf.bundle.image_spec import ImageSpec, Size
+from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec, Size
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
-from acestep_gguf.convert.checkpoint.families import CLIP, SIGLIP
-from acestep_gguf.convert.checkpoint.tensor_tables import PROJECTOR, Rows
-from acestep_gguf.convert.checkpoint.weight import Weight
+from acestep_gguf.convert.checkpoint.families import INTERNVL, LLAVA, SIGLIP
+from acestep_gguf.convert.checkpoint.tensor_tables import Rows
+from acestep_gguf.convert.checkpoint.tower_weights import as_built
+from acestep_gguf.convert.checkpoint.weight import DerivedWeight, Weight
 from acestep_gguf.convert.tower.graph import check_activations
 from acestep_gguf.convert.tower.mmproj import (
     ARCHITECTURE,
@@ -26,9 +27,11 @@ from acestep_gguf.convert.tower.mmproj import (
     FEATURE_LAYERS_KEY,
     HIDDEN_ACT_KEY,
     IMAGE_KEY,
+    MLP,
     PROJECTOR_ACT_KEY,
-    PROJECTOR_TYPE,
+    PROJECTOR_LAYERS,
 )
+from acestep_gguf.convert.tower.mmproj import INTERNVL as INTERNVL_PROJECTOR
 from acestep_gguf.errors import UnsupportedModelError
 from acestep_gguf.quantize.gguf_source import GgufFile, GgufTensor
 
@@ -39,8 +42,11 @@ FILL: Final = (122, 116, 104)
 # llama.cpp's "gelu" is the tanh approximation.
 LLAMA_CPP_GELU: Final = "gelu_pytorch_tanh"
 
-# Names of the projector's layers here, by those in the file.
-PROJECTOR_LAYERS: Final = {"mm.0.": "mm.1.", "mm.2.": "mm.2."}
+# The models whose projectors these are.
+FAMILIES: Final = {MLP: LLAVA, INTERNVL_PROJECTOR: INTERNVL}
+# Converters write .weight behind the scale of a layer, which is no matrix.
+LAYER_SCALE: Final = re.compile(r"(\.ls[12])\.weight$")
+SCALES: Final = (".ls1", ".ls2")
 SWAPPED: Final = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}
 
 MAX_NUMBERS: Final = 1024
@@ -61,31 +67,11 @@ class MmprojTower:
 
 
 @dataclass(frozen=True, slots=True)
-class _ClassTokenFirst:
+class _ClassTokenFirst(DerivedWeight):
     """Position embeddings of a file that has the class token's behind those of the patches."""
 
-    stored: GgufTensor
-
-    @property
-    def name(self) -> str:
-        return self.stored.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored.shape
-
-    @property
-    def stamp(self) -> str:
-        return self.stored.stamp
-
-    def check(self) -> None:
-        self.stored.check()
-
-    def read(self) -> NDArray[np.float32]:
-        return np.roll(self.stored.read(), 1, axis=0)
-
     def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        return self.read()[start:stop]
+        return np.roll(self.tensor.read(), 1, axis=0)[start:stop]
 
 
 def read_mmproj(file: GgufFile) -> MmprojTower:
@@ -93,10 +79,10 @@ def read_mmproj(file: GgufFile) -> MmprojTower:
 
     Raises:
         BundleError: the file is damaged, or contradicts itself.
-        UnsupportedModelError: it holds something else than a LLaVA projector over a CLIP or SigLIP tower.
+        UnsupportedModelError: it holds something else than LLaVA's projector over a CLIP or SigLIP tower, or
+            InternVL's tower and projector.
     """
     reader = _Reader(file)
-    reader.check_kind()
     tensors = reader.tensors()
     config = reader.config(tensors)
     check_activations(config)
@@ -108,9 +94,10 @@ class _Reader:
     def __init__(self, file: GgufFile) -> None:
         self._file = file
         self._metadata = file.header.metadata
+        self._kind = self._checked_kind()
 
-    def check_kind(self) -> None:
-        """Refuse other files than a LLaVA-1.5 style mmproj."""
+    def _checked_kind(self) -> str:
+        """The type of the projector; other files than a LLaVA-1.5 style or InternVL's mmproj are refused."""
         architecture = self._metadata.get(Keys.General.ARCHITECTURE)
         if architecture != ARCHITECTURE:
             raise self._unsupported(
@@ -120,23 +107,24 @@ class _Reader:
             Keys.ClipVision.PROJECTOR_TYPE
         )
         if kind is None and self._optional(Keys.Clip.HAS_LLAVA_PROJECTOR, bool):
-            kind = PROJECTOR_TYPE  # the first converters wrote no type
-        if kind != PROJECTOR_TYPE:
-            raise self._unsupported(
-                f"has a projector of the type {kind!r}: only {PROJECTOR_TYPE!r} is supported"
-            )
+            kind = MLP  # the first converters wrote no type
+        if not isinstance(kind, str) or kind not in FAMILIES:
+            known = " and ".join(map(repr, FAMILIES))
+            raise self._unsupported(f"has a projector of the type {kind!r}: supported are {known}")
         if not self._optional(Keys.Clip.HAS_VISION_ENCODER, bool):
             raise self._unsupported("has no vision encoder: give the mmproj of a vision model")
         if PINPOINTS_KEY in self._metadata:
             raise self._unsupported("cuts pictures into tiles (LLaVA 1.6), which is not supported")
+        return kind
 
     def tensors(self) -> dict[str, GgufTensor]:
         """All tensors by the names that this module gives them."""
         found = {}
+        names_here = {name: here for here, name in PROJECTOR_LAYERS[self._kind].items()}
         for info in self._file.header.tensors:
-            prefix = info.name[:5]
-            name = PROJECTOR_LAYERS.get(prefix, prefix) + info.name[5:]
-            found[name] = self._file.tensor(info, max_dims=4)
+            layer, _, part = info.name.rpartition(".")
+            name = f"{names_here.get(layer, layer)}.{part}" if layer else part
+            found[LAYER_SCALE.sub(r"\1", name)] = self._file.tensor(info, max_dims=4)
         if "mm.3.weight" in found:
             raise self._unsupported("has a projector of the type 'mlp_norm': only 'mlp' is supported")
         return found
@@ -145,8 +133,9 @@ class _Reader:
         """What config.json would say of this tower."""
         keys, has_class_token = Keys.ClipVision, "v.class_embd" in tensors
         n_blocks = self._required(keys.BLOCK_COUNT, int)
+        family = FAMILIES[self._kind]
         vision = {
-            "model_type": (CLIP if has_class_token else SIGLIP).model_type,
+            "model_type": family.tower.model_type if has_class_token else SIGLIP.model_type,
             "hidden_size": self._required(keys.EMBEDDING_LENGTH, int),
             "intermediate_size": self._required(keys.FEED_FORWARD_LENGTH, int),
             "num_hidden_layers": n_blocks,
@@ -155,8 +144,13 @@ class _Reader:
             "patch_size": self._required(keys.PATCH_SIZE, int),
             "layer_norm_eps": self._required(keys.Attention.LAYERNORM_EPS, float),
             "hidden_act": self._optional(HIDDEN_ACT_KEY, str) or self._activation(),
+            "attention_bias": "v.blk.0.attn_q.bias" in tensors,
+            "use_qk_norm": "v.blk.0.attn_q_norm.weight" in tensors,
+            "norm_type": "layer_norm" if "v.blk.0.ln1.bias" in tensors else "rms_norm",
         }
         raw = {
+            "model_type": family.model_type,
+            "downsample_ratio": 1 / (self._optional(keys.Projector.SCALE_FACTOR, int) or 1),
             "text_config": {},
             "image_token_index": 0,
             "vision_config": vision,
@@ -172,7 +166,8 @@ class _Reader:
 
     def needed(self, tensors: Mapping[str, GgufTensor], config: VisionLanguageConfig) -> dict[str, Weight]:
         """The tensors that the tower is built from, each of its right shape."""
-        tensors = _unswapped(tensors, config)
+        if self._kind == MLP:
+            tensors = _unswapped(tensors, config)
         known = dict(_known(config))
         if "mm.2.weight" not in tensors:
             raise self._file.damaged("tensor 'mm.2.weight' is missing")
@@ -180,20 +175,28 @@ class _Reader:
         for name, tensor in tensors.items():
             if name not in known:
                 raise self._unsupported(
-                    f"holds the tensor {tensor.name!r}, which neither a CLIP nor a SigLIP tower has"
+                    f"holds the tensor {tensor.name!r}, which {config.family.name} has no use for"
                 )
-            if tensor.shape != (shape := tuple(dims[dim] for dim in known[name])):
+            shape = tuple(dims[dim] for dim in known[name])
+            if _without_ones(tensor.shape) != _without_ones(shape):
                 raise self._file.damaged(
                     f"tensor {tensor.name!r} has the shape {list(tensor.shape)}, not {list(shape)}"
                 )
-        names = [name for name in known if _layer(name) < max(config.feature_layers)]
+        left_out = config.vision_config.left_out
+        if not any(name.endswith(SCALES) for name in tensors):
+            left_out += SCALES  # as in files of ours, which have it in the layers before it
+        names = [
+            name
+            for name in known
+            if _layer(name) < max(config.feature_layers) and not name.endswith(left_out)
+        ]
         if missing := [name for name in names if name not in tensors]:
             raise self._file.damaged(f"tensor {missing[0]!r} is missing")
         needed: dict[str, Weight] = {name: tensors[name] for name in names}
         if self._optional(CLASS_TOKEN_LAST_KEY, bool):
             table = "v.position_embd.weight"
             needed[table] = _ClassTokenFirst(tensors[table])
-        return needed
+        return as_built(needed)
 
     def image(self, tensors: Mapping[str, Weight], config: VisionLanguageConfig) -> ImageSpec:
         """How pictures are prepared: as libmtmd does, unless we wrote the file and know it better."""
@@ -206,9 +209,10 @@ class _Reader:
             else:
                 red, green, blue = self._numbers(Keys.ClipVision.IMAGE_MEAN)[:3]
                 red_std, green_std, blue_std = self._numbers(Keys.ClipVision.IMAGE_STD)[:3]
+                tiles = self._tiles()
                 image = ImageSpec(
                     pad_to_square=None,
-                    resize="longest_edge",
+                    resize="exact" if tiles else "longest_edge",
                     resize_to=Size(height=side, width=side),
                     resample="bicubic",
                     center_crop=None,
@@ -218,7 +222,8 @@ class _Reader:
                     size=Size(height=side, width=side),
                     n_image_tokens=config.n_image_tokens(side),
                     n_embd=n_embd,
-                    fill=FILL,
+                    fill=None if tiles else FILL,
+                    tiles=tiles,
                 )
         except ValueError as error:
             raise self._file.damaged(f"how to prepare pictures: {error}") from error
@@ -226,6 +231,16 @@ class _Reader:
         if (image.size, image.n_image_tokens, image.n_embd) != fits:
             raise self._file.damaged(f"{IMAGE_KEY} does not fit the tower")
         return image
+
+    def _tiles(self) -> ClosestAspectTiles | None:
+        """InternVL's tiles; libmtmd cuts pictures up in another way than the model was trained with."""
+        if FAMILIES[self._kind] is not INTERNVL:
+            return None
+        keys = Keys.ClipVision
+        return ClosestAspectTiles(
+            min_tiles=self._optional(keys.PREPROC_MIN_TILES, int) or 1,
+            max_tiles=self._optional(keys.PREPROC_MAX_TILES, int) or 12,
+        )
 
     def _activation(self) -> str:
         uses_gelu = self._optional(Keys.ClipVision.USE_GELU, bool)
@@ -264,7 +279,14 @@ def _known(config: VisionLanguageConfig) -> Iterator[tuple[str, tuple[str, ...]]
     for bid in range(config.vision_config.num_hidden_layers):
         for template, dims in _named(tower.layer):
             yield template.replace("{bid}", str(bid)), dims
-    yield from _named(PROJECTOR.before_layers)
+    yield from _named(config.family.parts[0].before_layers)
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The same without first axes of one element, of which GGUF knows nothing."""
+    while len(shape) > 1 and shape[0] == 1:
+        shape = shape[1:]
+    return shape
 
 
 def _named(rows: Rows) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -275,12 +297,13 @@ def _dims(config: VisionLanguageConfig, n_embd: int) -> dict[str, int]:
     vision = config.vision_config
     return {
         "n_embd": n_embd,
+        "one": 1,
         "rgb": vision.num_channels,
         "v_embd": vision.hidden_size,
         "v_ff": vision.intermediate_size,
         "v_patch": vision.patch_size,
         "v_positions": vision.patches_per_side**2 + vision.family.has_class_token,
-        "v_features": vision.hidden_size * len(config.feature_layers),
+        "v_features": config.feature_size,
     }
 
 

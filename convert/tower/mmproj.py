@@ -1,10 +1,10 @@
 """The tower and projector as an mmproj file, which llama.cpp and the programs built on it read.
 
-Keys, tensor names and what they mean are those of clip.cpp and models/llava.cpp (tools/mtmd) in
-llama-cpp-python 0.3.36, for the projector type ``mlp``.
+Keys, tensor names and what they mean are those of clip.cpp, models/llava.cpp and models/internvl.cpp
+(tools/mtmd) in llama-cpp-python 0.3.36, for the projector types ``mlp`` and ``internvl``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,11 +14,11 @@ from gguf import GGML_QUANT_VERSION, Keys
 from gguf import GGMLQuantizationType as QType
 from numpy.typing import NDArray
 
-from acestep_gguf.bundle.image_spec import ImageSpec
+from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec
 from acestep_gguf.bundle.names import LLAMA_FTYPE, MmprojFtype, mmproj_file_name
 from acestep_gguf.bundle.schema import FileRecord
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
-from acestep_gguf.convert.tower.graph import Tensors
+from acestep_gguf.convert.tower.graph import QK_NORM_EPS, Tensors
 from acestep_gguf.convert.tower.position_embedding import interpolate_positions
 from acestep_gguf.errors import UnsupportedModelError
 from acestep_gguf.quantize.ggml import block_size
@@ -28,7 +28,13 @@ from acestep_gguf.quantize.recipes import TensorShape, TypeChoice
 from acestep_gguf.quantize.staging import Staging
 
 ARCHITECTURE: Final = "clip"
-PROJECTOR_TYPE: Final = "mlp"
+MLP: Final = "mlp"
+INTERNVL: Final = "internvl"
+# By the type of the projector: names of its layers in the file, by those here.
+PROJECTOR_LAYERS: Final[Mapping[str, Mapping[str, str]]] = {
+    MLP: {"mm.1": "mm.0", "mm.2": "mm.2"},
+    INTERNVL: {"mm.norm": "mm.model.mlp.0", "mm.1": "mm.model.mlp.1", "mm.2": "mm.model.mlp.3"},
+}
 FEATURE_LAYERS_KEY: Final = "clip.vision.feature_layer"
 # What llama.cpp has no keys for, and does not look at.
 IMAGE_KEY: Final = "acestep_gguf.vision.image"
@@ -39,6 +45,8 @@ CLASS_TOKEN_LAST_KEY: Final = "acestep_gguf.class_token_last"  # noqa: S105 (no 
 # Whether clip.use_gelu is set: llama.cpp's "gelu" is the tanh approximation, its other one is quick_gelu.
 USES_GELU: Final = {"gelu": True, "gelu_pytorch_tanh": True, "quick_gelu": False}
 PROJECTOR_ACTIVATIONS: Final = ("gelu", "gelu_pytorch_tanh")
+# Hidden size and layers of the one tower that llama.cpp gives RMS norms.
+RMS_NORM_TOWER: Final = (3200, 45)
 
 MATRIX_TYPE: Final[dict[MmprojFtype, QType]] = {"F16": QType.F16, "Q8_0": QType.Q8_0, "F32": QType.F32}
 # Small, and all that the tower sees passes through them.
@@ -77,17 +85,19 @@ def plan_mmproj(
     Raises:
         UnsupportedModelError: llama.cpp would compute something else.
     """
-    if image.tiles is not None:
+    kind = config.family.llama_cpp_projector
+    if kind is None:
         raise _not_in_llama_cpp(f"cuts pictures for {config.family.name} up in a way of its own")
-    _check_computable(config, tensors)
+    _check_activations(config)
+    CHECKS[kind](config)
     tower = {tensor: source for tensor, source in tensors.items() if tensor.startswith("v.")}
     class_token_last = "v.class_embd" in tensors and not class_token_first
     table = _positions(config, image, tensors, class_token_last=class_token_last)
     positions = {"v.position_embd.weight": table}
-    sources: dict[str, TensorSource] = {**tower, **positions, **_projector(config, tensors)}
+    sources: dict[str, TensorSource] = {**tower, **positions, **_projector(config, tensors, kind)}
     shapes = [TensorShape(tensor, source.shape) for tensor, source in sources.items()]
     choices = {shape.name: _choose_type(shape, MATRIX_TYPE[ftype]) for shape in shapes}
-    metadata = _metadata(config, image, name, ftype) | {CLASS_TOKEN_LAST_KEY: boolean(class_token_last)}
+    metadata = _metadata(config, image, name, ftype, kind) | {CLASS_TOKEN_LAST_KEY: boolean(class_token_last)}
     layout = lay_out(metadata, shapes, choices)
     return PlannedMmproj(mmproj_file_name(name, ftype), layout, choices, tuple(sources.items()))
 
@@ -104,10 +114,17 @@ class _Computed:
         return np.ascontiguousarray(rows[start:stop])
 
 
-def _check_computable(config: VisionLanguageConfig, tensors: Tensors) -> None:
-    if config.shuffle_factor > 1:
-        raise _not_in_llama_cpp("has another file for a tower with pixel shuffle, not written yet")
-    has_class_token = "v.class_embd" in tensors
+def _check_activations(config: VisionLanguageConfig) -> None:
+    for part, activation, known in (
+        ("towers", config.vision_config.hidden_act, tuple(USES_GELU)),
+        ("projectors", config.projector_hidden_act, PROJECTOR_ACTIVATIONS),
+    ):
+        if activation not in known:
+            raise _not_in_llama_cpp(f"has no {activation!r} in {part}, only {', '.join(known)}")
+
+
+def _check_mlp(config: VisionLanguageConfig) -> None:
+    has_class_token = config.vision_config.family.has_class_token
     strategy = config.vision_feature_select_strategy
     if has_class_token != (strategy == "default"):
         difference = "drops" if has_class_token else "keeps"
@@ -116,12 +133,19 @@ def _check_computable(config: VisionLanguageConfig, tensors: Tensors) -> None:
         )
     if config.vision_config.intermediate_size == config.vision_config.hidden_size:
         raise _not_in_llama_cpp("takes ffn_up and ffn_down for each other in a tower where both are square")
-    for part, activation, known in (
-        ("towers", config.vision_config.hidden_act, tuple(USES_GELU)),
-        ("projectors", config.projector_hidden_act, PROJECTOR_ACTIVATIONS),
-    ):
-        if activation not in known:
-            raise _not_in_llama_cpp(f"has no {activation!r} in {part}, only {', '.join(known)}")
+
+
+def _check_internvl(config: VisionLanguageConfig) -> None:
+    vision, n_layers = config.vision_config, max(config.feature_layers)
+    has_rms_norms = vision.norm_type == "rms_norm"
+    if has_rms_norms != ((vision.hidden_size, n_layers) == RMS_NORM_TOWER):
+        norms = "layer norms" if has_rms_norms else "RMS norms"
+        raise _not_in_llama_cpp(f"gives a tower of {n_layers} layers of {vision.hidden_size} {norms}")
+    if vision.use_qk_norm and (not has_rms_norms or vision.layer_norm_eps != QK_NORM_EPS):
+        raise _not_in_llama_cpp("normalizes queries and keys as it does before the layers of a tower")
+
+
+CHECKS: Final = {MLP: _check_mlp, INTERNVL: _check_internvl}
 
 
 def _not_in_llama_cpp(difference: str) -> UnsupportedModelError:
@@ -141,16 +165,16 @@ def _positions(
     return _Computed(shape, lambda: np.roll(interpolate_positions(table.read(), n_side), shift, axis=0))
 
 
-def _projector(config: VisionLanguageConfig, tensors: Tensors) -> dict[str, TensorSource]:
-    """The two linear layers; llama.cpp counts the activation as layer 1, and adds a bias always."""
+def _projector(config: VisionLanguageConfig, tensors: Tensors, kind: str) -> dict[str, TensorSource]:
+    """The layers under their names in the file; llama.cpp adds a bias always."""
     layers: dict[str, TensorSource] = {}
-    for number, name in ((0, "mm.1"), (2, "mm.2")):
+    for name, name_in_file in PROJECTOR_LAYERS[kind].items():
         weight = tensors[f"{name}.weight"]
-        layers[f"mm.{number}.weight"] = weight
-        layers[f"mm.{number}.bias"] = tensors.get(f"{name}.bias") or _zeros(weight.shape[0])
+        layers[f"{name_in_file}.weight"] = weight
+        layers[f"{name_in_file}.bias"] = tensors.get(f"{name}.bias") or _zeros(weight.shape[0])
     if (ordered := _ordered(config.feature_layers)) != config.feature_layers:
         weight, n_embd = tensors["mm.1.weight"], config.vision_config.hidden_size
-        layers["mm.0.weight"] = _Computed(
+        layers[f"{PROJECTOR_LAYERS[kind]['mm.1']}.weight"] = _Computed(
             (weight.shape[0], n_embd * len(ordered)),
             lambda: _reordered(weight.read(), config.feature_layers, ordered),
         )
@@ -182,7 +206,7 @@ def _choose_type(tensor: TensorShape, wanted: QType) -> TypeChoice:
 
 
 def _metadata(
-    config: VisionLanguageConfig, image: ImageSpec, name: str, ftype: MmprojFtype
+    config: VisionLanguageConfig, image: ImageSpec, name: str, ftype: MmprojFtype, kind: str
 ) -> dict[str, bytes]:
     vision, layers = config.vision_config, _ordered(config.feature_layers)
     # llama.cpp's pixels are divided by 255 before they are normalized.
@@ -194,15 +218,13 @@ def _metadata(
         Keys.General.QUANTIZATION_VERSION: u32(GGML_QUANT_VERSION),
         Keys.General.FILE_TYPE: u32(LLAMA_FTYPE[ftype]),
         Keys.Clip.HAS_VISION_ENCODER: boolean(True),
-        Keys.Clip.PROJECTOR_TYPE: string(PROJECTOR_TYPE),
+        Keys.Clip.PROJECTOR_TYPE: string(kind),
         Keys.ClipVision.USE_GELU: boolean(USES_GELU[vision.hidden_act]),
         Keys.ClipVision.IMAGE_SIZE: u32(image.size.height),
         Keys.ClipVision.PATCH_SIZE: u32(vision.patch_size),
         Keys.ClipVision.EMBEDDING_LENGTH: u32(vision.hidden_size),
         Keys.ClipVision.FEED_FORWARD_LENGTH: u32(vision.intermediate_size),
-        # Without feature_layer, llama.cpp would leave out the last of these layers.
         Keys.ClipVision.BLOCK_COUNT: u32(max(layers)),
-        FEATURE_LAYERS_KEY: i32s(layers),
         Keys.ClipVision.Attention.HEAD_COUNT: u32(vision.num_attention_heads),
         Keys.ClipVision.Attention.LAYERNORM_EPS: f32(vision.layer_norm_eps),
         Keys.ClipVision.PROJECTION_DIM: u32(image.n_embd),
@@ -211,4 +233,17 @@ def _metadata(
         IMAGE_KEY: string(msgspec.json.encode(image).decode()),
         HIDDEN_ACT_KEY: string(vision.hidden_act),
         PROJECTOR_ACT_KEY: string(config.projector_hidden_act),
+        **_own_metadata(config, image),
     }
+
+
+def _own_metadata(config: VisionLanguageConfig, image: ImageSpec) -> dict[str, bytes]:
+    """What one type of projector has and the other does not."""
+    if isinstance(image.tiles, ClosestAspectTiles):
+        return {
+            Keys.ClipVision.Projector.SCALE_FACTOR: u32(config.shuffle_factor),
+            Keys.ClipVision.PREPROC_MIN_TILES: u32(image.tiles.min_tiles),
+            Keys.ClipVision.PREPROC_MAX_TILES: u32(image.tiles.max_tiles),
+        }
+    # Without these, llama.cpp would leave out the last of the layers.
+    return {FEATURE_LAYERS_KEY: i32s(_ordered(config.feature_layers))}

@@ -43,11 +43,19 @@ from scripts.checks.libmtmd import LlamaCppPair
 from tests.support.fidelity import DEMO, TINY, drawing
 from tests.support.gguf_files import Tensors, rewrite
 from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_internvl import TinyInternVL
 
 SIGLIP = TinyCheckpoint(
     tower="siglip", activation="gelu_pytorch_tanh", strategy="full", feature_layer=-1, image_size=48
 )
 CLIP = TinyCheckpoint(image_size=42)
+NOT_IN_LLAMA_CPP = {
+    "tanh-full-padded",
+    "siglip-default-v5",
+    "internvl-6b-v5",
+    "internvl-biases-under-norms-v4",
+    *(name for name in TINY if name.startswith(("llava-next", "llava-onevision"))),
+}
 # What only our files say, and others' do not.
 OURS = dict.fromkeys((IMAGE_KEY, HIDDEN_ACT_KEY, PROJECTOR_ACT_KEY))
 
@@ -102,7 +110,7 @@ def relative_error(one: NDArray[np.float32], other: NDArray[np.float32]) -> floa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["demo", *sorted(set(TINY) - {"tanh-full-padded", "siglip-default-v5"})])
+@pytest.mark.parametrize("name", ["demo", *sorted(set(TINY) - NOT_IN_LLAMA_CPP)])
 @pytest.mark.parametrize(("mmproj", "limit"), [("F32", 1e-5), ("F16", 1e-3)])
 def test_round_trip(tmp_path: Path, name: str, mmproj: MmprojFtype, limit: float) -> None:
     checkpoint = DEMO if name == "demo" else TINY[name].write(tmp_path / "checkpoint")
@@ -293,8 +301,8 @@ def plus(name: str, *shape: int) -> Change:
     ("metadata", "change", "problem"),
     [
         ({"general.architecture": string("qwen2")}, None, "'qwen2' model and no mmproj"),
-        ({"clip.projector_type": string("ldpv2")}, None, "'ldpv2': only 'mlp' is supported"),
-        ({"clip.projector_type": None}, None, "None: only 'mlp'"),
+        ({"clip.projector_type": string("ldpv2")}, None, "'ldpv2': supported are 'mlp' and 'internvl'"),
+        ({"clip.projector_type": None}, None, "None: supported are"),
         ({"clip.has_vision_encoder": None}, None, "no vision encoder"),
         ({"clip.use_gelu": None, "clip.use_silu": boolean(True), **OURS}, None, "silu"),
         ({"clip.vision.image_grid_pinpoints": i32s([336, 672])}, None, r"tiles \(LLaVA 1.6\)"),
@@ -309,8 +317,8 @@ def plus(name: str, *shape: int) -> Change:
         ({"acestep_gguf.hidden_act": string("swish")}, None, "'swish' is not supported"),
         ({}, without("v.blk.1.attn_v.bias"), "'v.blk.1.attn_v.bias' is missing"),
         ({}, without("mm.2.weight"), "'mm.2.weight' is missing"),
-        ({}, plus("v.blk.0.attn_qkv.weight", 192, 64), "neither a CLIP nor a SigLIP tower has"),
-        ({}, plus("v.post_ln.weight", 64), "neither a CLIP nor a SigLIP tower has"),
+        ({}, plus("v.blk.0.attn_qkv.weight", 192, 64), "which LLaVA has no use for"),
+        ({}, plus("v.post_ln.weight", 64), "which LLaVA has no use for"),
         ({}, plus("mm.3.weight", 64), "'mlp_norm'"),
         ({}, lambda tensors: {**tensors, "mm.0.bias": np.zeros(3, np.float32)}, "has the shape"),
     ],
@@ -413,3 +421,39 @@ def test_other_decoders_are_refused_by_name(
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 1000
     assert not (tmp_path / "imported").exists()
+
+
+def test_internvl_as_others_write_it(tmp_path: Path) -> None:
+    """Layer scale by itself, axes of one element, and positions in the order in which they are added."""
+    tiny = TinyInternVL(dtype="F32", has_biases=True, activation="gelu", max_patches=5)
+    made = Made(tiny.write(tmp_path / "checkpoint"), tmp_path)
+    scaled = {"ls1": ("lambda_1", "attn_out"), "ls2": ("lambda_2", "ffn_down")}
+
+    def as_theirs(tensors: Tensors) -> Tensors:
+        weights = tiny.tensors()
+        for bid in range(tiny.vision_n_layers):
+            for own, (theirs, layer) in scaled.items():
+                factors = weights[f"vision_tower.encoder.layer.{bid}.{theirs}"]
+                tensors[f"v.blk.{bid}.{own}.weight"] = factors
+                tensors[f"v.blk.{bid}.{layer}.weight"] /= factors[:, np.newaxis]
+                tensors[f"v.blk.{bid}.{layer}.bias"] /= factors
+        positions = np.roll(tensors["v.position_embd.weight"], 1, axis=0)
+        return tensors | {"v.position_embd.weight": positions[np.newaxis]}
+
+    keys = {**OURS, CLASS_TOKEN_LAST_KEY: None}
+    foreign = rewrite(made.mmproj, tmp_path / "mmproj.gguf", metadata=keys, change=as_theirs)
+    imported = made.import_(mmproj=foreign)
+    assert imported.image is not None
+    assert made.bundle.image is not None
+    assert imported.image.tiles == made.bundle.image.tiles
+    assert imported.image.mean == pytest.approx(made.bundle.image.mean, abs=1e-6)
+    assert (imported.prompt.image_token, imported.prompt.image_begin) == ("<IMG_CONTEXT>", "<img>")
+    image = drawing((56, 56), 0)
+    # llama.cpp's GELU is the approximation with tanh.
+    assert relative_error(embeds(made.imported, image), embeds(made.out, image)) < 2e-3
+
+
+def test_internvl_with_another_decoder_is_refused(clip: Made, tmp_path: Path) -> None:
+    made = Made(TinyInternVL().write(tmp_path / "checkpoint"), tmp_path)
+    with pytest.raises(BundleError, match="no decoder of InternVL"):
+        clip.import_(mmproj=made.mmproj, image_token="<image>")

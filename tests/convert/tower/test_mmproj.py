@@ -24,6 +24,7 @@ from acestep_gguf.vision.image import pixel_values
 from scripts.checks.libmtmd import LlamaCppPair
 from tests.support.fidelity import drawing
 from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_internvl import TinyInternVL
 
 SIGLIP = {"tower": "siglip", "activation": "gelu_pytorch_tanh", "strategy": "full", "feature_layer": -1}
 GOOD_COSINE = 0.999
@@ -109,6 +110,29 @@ def test_llama_cpp_gives_our_image_embeds(
     assert cosines(theirs, our_embeds(bundle, folder, image)).min() > GOOD_COSINE
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mmproj", "converted_size", "options"),
+    [
+        ("F32", None, {"has_biases": True, "vision_n_layers": 5}),
+        ("F16", 84, {"has_biases": True}),
+        ("Q8_0", None, {"feature_layer": -2, "is_original": True}),
+    ],
+    ids=str,
+)
+def test_llama_cpp_gives_our_image_embeds_of_internvl(
+    tmp_path: Path, mmproj: MmprojFtype, converted_size: int | None, options: dict[str, Any]
+) -> None:
+    checkpoint = TinyInternVL(**options).write(tmp_path / "checkpoint")
+    folder = tmp_path / "bundle"
+    bundle = convert_checkpoint(
+        checkpoint, folder, ["F32"], image_size=converted_size, vision=["float32"], mmproj=[mmproj]
+    )
+    image = square(bundle)  # one tile here and there
+    theirs = llama_cpp_embeds(bundle, folder, image, class_token_first=False)
+    assert cosines(theirs, our_embeds(bundle, folder, image)).min() > GOOD_COSINE
+
+
 @pytest.mark.parametrize("converted_size", [None, 84])
 def test_llama_cpp_as_it_is_drops_the_first_patch_of_clip_only(
     tmp_path: Path, converted_size: int | None
@@ -191,6 +215,21 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     with pytest.raises(UnsupportedModelError, match=problem):
         convert(tmp_path, "F16", **options)
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"norm_type": "rms_norm"}, "gives a tower of 3 layers of 64 layer norms"),
+        ({"has_qk_norm": True}, "normalizes queries and keys as it does before the layers"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_of_internvl_is_refused(
+    tmp_path: Path, options: dict[str, Any], problem: str
+) -> None:
+    checkpoint = TinyInternVL(**options).write(tmp_path / "c")
+    with pytest.raises(UnsupportedModelError, match=problem):
+        convert_checkpoint(checkpoint, tmp_path / "b", ["Q8_0"], mmproj=["F16"])
 
 
 def test_tiles_that_llama_cpp_would_not_arrange_are_refused(tmp_path: Path) -> None:
