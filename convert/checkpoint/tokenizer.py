@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, Self
 from gguf import TokenType
 
 from acestep_gguf.bundle.schema import SpacePrefix
-from acestep_gguf.convert.checkpoint import sentencepiece
+from acestep_gguf.convert.checkpoint import qwen2_files, sentencepiece
 from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
@@ -20,8 +20,7 @@ TOKENIZER_FILE: Final = "tokenizer.json"
 
 # The split patterns that llama.cpp knows, and its names for them (tokenizer.ggml.pre).
 PRE_TOKENIZERS: Final = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-    r"|\s+(?!\S)|\s+": "qwen2",
+    qwen2_files.SPLIT: "qwen2",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+": "llama-bpe",
 }
@@ -73,12 +72,14 @@ class Vocabulary:
 
 
 def read_tokenizer(folder: CheckpointFolder) -> dict[str, Any]:
-    """tokenizer.json, or what says the same.
+    """tokenizer.json, or what the older files of Qwen2's tokenizer say.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
     raw = folder.read_json(TOKENIZER_FILE)
+    if raw is None:
+        raw = qwen2_files.tokenizer_from_files(folder)
     if raw is None:
         raise CheckpointError(f"{folder.path} has no {TOKENIZER_FILE}: save the tokenizer as a fast one.")
     return raw

@@ -47,12 +47,24 @@ class Reference:
     def image_embeds(self, shown: list[Image.Image]) -> list[Floats]:
         """float32 [n_tokens, n_embd] of each picture of a prompt."""
         with torch.inference_mode():
-            features = self.model.get_image_features(**self._inputs(shown))
-        return [embeds.numpy() for embeds in features.pooler_output]
+            features = self.model.get_image_features(**self._inputs(shown)).pooler_output
+        if n_crops := self._n_crops(shown):
+            features = [embeds.flatten(0, 1) for embeds in torch.split(features, n_crops)]
+        return [embeds.numpy() for embeds in features]
+
+    def _n_crops(self, shown: list[Image.Image]) -> list[int]:
+        """Crops of each picture, where the model is told nothing but all crops."""
+        return list(map(int, self._processed(shown).get("num_patches", ())))
+
+    def _processed(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
+        """Pictures of one prompt as the processor prepares them; some want a list for each prompt."""
+        options = getattr(type(self.processor), "images_kwargs", {})
+        return dict(self.processor.image_processor([shown], return_tensors="pt", **options))
 
     def _inputs(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
-        """What the model takes of the pictures of one prompt; some want a list for each prompt."""
-        inputs = dict(self.processor.image_processor([shown], return_tensors="pt"))
+        """What the model takes of the pictures of one prompt."""
+        inputs = self._processed(shown)
+        inputs.pop("num_patches", None)
         return inputs | {"pixel_values": inputs["pixel_values"].float()}
 
     def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:
@@ -93,15 +105,18 @@ class Reference:
 
 
 def expected_counts(processor: Any, sizes: list[tuple[int, int]]) -> list[int | None]:
-    """Tokens of pictures of widths and heights, each alone; None where the processor fails."""
+    """Tokens of pictures of widths and heights, each alone; None where the processor fails.
+
+    Those around each picture, as InternVL's has them, are no part of it.
+    """
+    n_around = 2 if hasattr(processor, "start_image_token") else 0
 
     def count(width: int, height: int) -> int | None:
         try:
-            return int(
-                processor._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"][0]
-            )
+            counted = processor._get_num_multimodal_tokens(image_sizes=[(height, width)])
         except TypeError:  # it found no grid for the picture
             return None
+        return int(counted["num_image_tokens"][0]) - n_around
 
     return [count(*size) for size in sizes]
 

@@ -11,13 +11,17 @@ from PIL import Image, ImageDraw
 from tests.support.stages import Stages, assert_same_embeds, assert_same_logits, assert_same_pixels
 from tests.support.texts import TEXTS
 from tests.support.tiny_checkpoints import MISTRAL_WINDOW, TinyCheckpoint, tiny_onevision
+from tests.support.tiny_internvl import TinyInternVL
 
 DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
 ANSWER_TOKENS = 6
 SIZES = ((90, 61), (40, 133), (56, 56), (17, 23))
+TILED_SIZES = ((61, 90), (133, 40), (56, 56), (1, 1), (400, 9))
+INTERNVL_SIZES = ((61, 90), (133, 40), (56, 56), (1, 1), (4000, 30))
 
+TINY_VIT: dict[str, Any] = {"image_size": 28, "patch_size": 7}
 GRIDS_OF_9 = tuple((rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3))
-TINY = {
+TINY: dict[str, TinyCheckpoint] = {
     "gelu-v4": TinyCheckpoint(activation="gelu", image_size=56),
     "quick-gelu-tied-v5": TinyCheckpoint(
         activation="quick_gelu", tied=True, layout="v5", seed=1, image_size=42
@@ -102,6 +106,28 @@ TINY = {
     "llava-onevision-shrunk-v5": tiny_onevision(
         layout="v5", image_size=48, grids=GRIDS_OF_9, max_crops=2, seed=22
     ),
+    # InternVL's towers: of 300M parameters, and of 6B.
+    "internvl-v4": TinyInternVL(**TINY_VIT, has_biases=True, seed=23),
+    "internvl-6b-v5": TinyInternVL(
+        **TINY_VIT,
+        layout="v5",
+        has_qk_norm=True,
+        norm_type="rms_norm",
+        rope={"type": "dynamic", "rope_type": "dynamic", "factor": 2.0},
+        seed=24,
+    ),
+    "internvl-qwen3-tied-v4.52": TinyInternVL(
+        **TINY_VIT, layout="v4.52", decoder="qwen3", tied=True, has_biases=True, dtype="F16", seed=25
+    ),
+    "internvl-llama3-v5": TinyInternVL(
+        **TINY_VIT, layout="v5", decoder="llama3", max_patches=3, tied=True, seed=26
+    ),
+    "internvl-biases-under-norms-v4": TinyInternVL(
+        **TINY_VIT, has_qk_norm=True, has_biases=True, min_patches=2, max_patches=4, dtype="F32", seed=27
+    ),
+    "internvl-one-tile-v4": TinyInternVL(
+        patch_size=7, image_size=42, max_patches=1, has_tokenizer_json=False, seed=28
+    ),
 }
 
 Arrays = dict[str, NDArray[Any]]
@@ -114,7 +140,7 @@ def write_checkpoint(name: str, folder: Path) -> Path:
 
 def has_tiles(name: str) -> bool:
     """Whether pictures are cut up for the model of a case."""
-    return name != "demo" and TINY[name].architecture != "llava"
+    return name != "demo" and TINY[name].has_tiles
 
 
 def pictures(name: str) -> list[Image.Image]:
@@ -124,7 +150,9 @@ def pictures(name: str) -> list[Image.Image]:
             path for path in (DEMO / "pictures").iterdir() if path.suffix in {".png", ".jpg", ".webp"}
         )
         return [Image.open(path).convert("RGB") for path in paths]
-    sizes = ((61, 90), (133, 40), (56, 56), (1, 1), (400, 9)) if has_tiles(name) else SIZES
+    sizes: tuple[tuple[int, int], ...] = TILED_SIZES if has_tiles(name) else SIZES
+    if isinstance(TINY[name], TinyInternVL):
+        sizes = INTERNVL_SIZES
     return [drawing(size, seed) for seed, size in enumerate(sizes)]
 
 

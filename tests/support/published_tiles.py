@@ -1,38 +1,47 @@
 """Tiny checkpoints that cut pictures up as published ones do: tiles of the true sizes, all their grids."""
 
+import math
+import random
 from pathlib import Path
 
-import numpy as np
-
 from acestep_gguf.bundle.image_spec import ImageSpec
-from acestep_gguf.convert.checkpoint.config import parse_config
-from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
-from acestep_gguf.convert.checkpoint.image_processor import read_image_spec
+from acestep_gguf.convert.model import open_model
 from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.blocks import n_tokens
 from acestep_gguf.vision.tiling import tiling_of
 from tests.support.tiny_checkpoints import TinyCheckpoint, tiny_onevision
+from tests.support.tiny_internvl import TinyInternVL
 
-CHECKPOINTS = {
+CHECKPOINTS: dict[str, TinyCheckpoint | TinyInternVL] = {
+    "internvl": TinyInternVL(image_size=448, patch_size=14, vision_n_layers=1),
     "llava-next": TinyCheckpoint(architecture="llava_next", image_size=336),
     "llava-onevision": tiny_onevision(
         image_size=384, grids=tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
     ),
 }
-# Square, 1 x 1, a strip; and where halves and quotients are rounded.
-EDGES = ((1, 1), (4000, 30), (30, 4000), (336, 336), (384, 384), (672, 336), (1152, 1151), (2305, 2303))
+# Strips, and sides on which grids tie or numbers are rounded.
+STRIPS = ((1, 1), (4000, 30), (30, 4000), (1, 700), (1152, 1151))
+USUAL_SIDES = (224, 336, 384, 448, 450, 480, 640, 672, 896, 1024, 1080, 1344, 1920, 2305, 2480, 3508, 4000)
 
 
 def image_spec(folder: Path) -> ImageSpec:
     """How pictures are prepared for the checkpoint in ``folder``."""
-    checkpoint = CheckpointFolder(folder)
-    return read_image_spec(checkpoint, parse_config(checkpoint.config, folder / "config.json"), None)
+    with open_model(folder, None) as model:
+        assert model.image is not None
+        return model.image
 
 
 def picture_sizes(n: int) -> list[tuple[int, int]]:
-    """Widths and heights: ``EDGES`` and random ones, as many below 100 as above 1,000."""
-    random = np.exp(np.random.default_rng(0).uniform(0, np.log(6000), (n - len(EDGES), 2)))
-    return [*EDGES, *((int(width), int(height)) for width, height in random)]
+    """Widths and heights of ``n`` pictures, always the same: some strips, usual sides, random ones."""
+    generator = random.Random(0)
+
+    def side() -> int:
+        is_usual = generator.random() < 0.3
+        return (
+            generator.choice(USUAL_SIDES) if is_usual else int(math.exp(generator.uniform(0, math.log(6000))))
+        )
+
+    return [*STRIPS, *((side(), side()) for _ in range(n - len(STRIPS)))]
 
 
 def token_counts(spec: ImageSpec, sizes: list[tuple[int, int]]) -> list[int | None]:

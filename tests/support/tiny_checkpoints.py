@@ -120,6 +120,11 @@ class TinyCheckpoint:
         return TOWERS[self.tower]
 
     @property
+    def has_tiles(self) -> bool:
+        """Whether pictures are cut up."""
+        return self.architecture != "llava"
+
+    @property
     def is_v5(self) -> bool:
         """Whether config and processor files are version 5's."""
         return self.layout == "v5"

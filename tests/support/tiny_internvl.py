@@ -1,7 +1,9 @@
 """Tiny random InternVL checkpoints, in transformers' layouts and in InternVL's own, without torch."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -66,6 +68,12 @@ class TinyInternVL(TinyCheckpoint):
     max_patches: int = 12
     max_position_embeddings: int = 2048
     rope: dict[str, Any] | None = None
+    has_tokenizer_json: bool = True  # else the older files of Qwen2's tokenizer
+
+    @property
+    def has_tiles(self) -> bool:
+        """Whether pictures are cut up."""
+        return True
 
     @property
     def _decoder(self) -> TinyDecoder:
@@ -89,6 +97,19 @@ class TinyInternVL(TinyCheckpoint):
             added_token(self._token_id(token), token, special=True) for token in ADDED_TOKENS
         ]
         return tokenizer
+
+    def write(self, folder: Path) -> Path:
+        """Write the checkpoint into ``folder``, which is created, and return it."""
+        super(TinyInternVL, self).write(folder)
+        if not self.has_tokenizer_json:
+            tokenizer = self._tokenizer_json(merges_as_pairs=False)
+            (folder / "tokenizer.json").unlink()
+            (folder / "vocab.json").write_text(json.dumps(tokenizer["model"]["vocab"]))
+            merges = ["#version: 0.2", *tokenizer["model"]["merges"], ""]
+            (folder / "merges.txt").write_text("\n".join(merges))
+            added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+            (folder / "added_tokens.json").write_text(json.dumps(added))
+        return folder
 
     def tokenizer_config(self) -> dict[str, Any]:
         """tokenizer_config.json, in which transformers' processor finds the tokens around a picture."""
