@@ -12,6 +12,7 @@ from acestep_gguf.bundle.schema import VisionFile
 F32: Final = 4
 SESSION_BYTES: Final = 3 * 2**20  # threads' stacks and what a session keeps beside weights
 UP_PROJECTION: Final = re.compile(r"\bffn_up\.weight")
+POSITIONS: Final = "v.position_embd.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,14 @@ def tower_memory(path: Path, record: VisionFile, image: ImageSpec, batch: int = 
     """Memory of the tower in the ONNX file ``path``, for ``batch`` pictures at once; we only encode one.
 
     onnxruntime packs each matrix anew, and then drops the mapped file. Its peak comes in an MLP: what stays
-    of the arena's blocks by then is about three of the MLP's width and six of the tower's, for each token;
-    the embeds come on top.
+    of the arena's blocks by then is about three of the MLP's width and six of the tower's, for each position,
+    of which several may become one token; the embeds come on top.
     """
     dims = {weight.name: weight.dims for weight in read_onnx(path).initializers}
     mlps = (dims for name, dims in dims.items() if UP_PROJECTION.search(name) and len(dims) == 2)
     hidden, mlp = max(mlps, key=max, default=(0, 0))
     hidden, mlp = min(hidden, mlp), max(hidden, mlp)  # matrices may be stored either way round
-    values = (image.n_image_tokens + 1) * (6 * hidden + 3 * mlp + image.n_embd)
+    positions = dims.get(POSITIONS, ())
+    n_positions = positions[-2] if len(positions) > 1 else image.n_image_tokens + 1
+    values = n_positions * (6 * hidden + 3 * mlp) + image.n_image_tokens * image.n_embd
     return TowerMemory(weights=record.data.bytes, activations=SESSION_BYTES + F32 * batch * values)

@@ -17,6 +17,7 @@ from acestep_gguf.convert.tower.graph import check_activations
 from acestep_gguf.convert.tower.position_embedding import interpolate_positions
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from tests.support.tiny_checkpoints import TinyCheckpoint, write_safetensors
+from tests.support.tiny_internvl import TinyInternVL
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +30,7 @@ ACTIVATIONS = {
 
 
 class Reference:
-    """CLIPVisionModel or SiglipVisionModel and LlavaMultiModalProjector in float64."""
+    """CLIPVisionModel, SiglipVisionModel or InternVLVisionModel, and the projector, in float64."""
 
     def __init__(self, folder: Path) -> None:
         with open_model(folder, None) as model:
@@ -67,28 +68,41 @@ class Reference:
         features = np.concatenate([states[layer] for layer in self.config.feature_layers], axis=-1)
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
+        factor = self.config.shuffle_factor
+        squares = (n_batch, side // factor, factor, side // factor, factor)
+        if factor > 1:
+            features = np.moveaxis(features.reshape(*squares, -1), 2, 3)
+            features = features.reshape(n_batch, (side // factor) ** 2, -1)
+        if "mm.norm.weight" in self.weights:
+            features = self.layer_norm(features, "mm.norm", eps=1e-5)
         embeds = self.linear(ACTIVATIONS["gelu"](self.linear(features, "mm.1")), "mm.2")
         if max(self.config.feature_layers) == 0:
             return {"image_embeds": embeds}
         last: Floats = self.attention_weights.mean(axis=1)  # of all heads: [B, queries, keys]
-        return {"image_embeds": embeds, "patch_attention": last[:, 0, 1:] if has_cls else last.mean(axis=1)}
+        attention = last[:, 0, 1:] if has_cls else last.mean(axis=1)
+        if factor > 1:
+            attention = attention.reshape(squares).mean(axis=(2, 4)).reshape(n_batch, -1)
+        return {"image_embeds": embeds, "patch_attention": attention}
 
     def attention(self, x: Floats, block: str) -> Floats:
         n_heads = self.config.vision_config.num_attention_heads
-        q, k, v = (
-            self.linear(x, f"{block}.attn_{name}").reshape(*x.shape[:2], n_heads, -1) for name in "qkv"
-        )
+        projected = {name: self.linear(x, f"{block}.attn_{name}") for name in "qkv"}
+        for name in "qk" if f"{block}.attn_q_norm.weight" in self.weights else "":
+            projected[name] = self.layer_norm(projected[name], f"{block}.attn_{name}_norm", eps=1e-6)
+        q, k, v = (rows.reshape(*x.shape[:2], n_heads, -1) for rows in projected.values())
         scores = np.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         self.attention_weights = weights
         return self.linear(np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape), f"{block}.attn_out")
 
-    def layer_norm(self, x: Floats, name: str) -> Floats:
-        centered = x - x.mean(axis=-1, keepdims=True)
+    def layer_norm(self, x: Floats, name: str, eps: float | None = None) -> Floats:
+        """An RMS norm where there is no bias."""
+        is_rms = f"{name}.bias" not in self.weights
+        centered = x if is_rms else x - x.mean(axis=-1, keepdims=True)
         variance = (centered**2).mean(axis=-1, keepdims=True)
-        normed: Floats = centered / np.sqrt(variance + self.config.vision_config.layer_norm_eps)
-        return normed * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        normed: Floats = centered / np.sqrt(variance + (eps or self.config.vision_config.layer_norm_eps))
+        return normed * self.weights[f"{name}.weight"] + self.weights.get(f"{name}.bias", 0.0)
 
     def linear(self, x: Floats, name: str) -> Floats:
         product: Floats = x @ self.weights[f"{name}.weight"].T
@@ -125,7 +139,27 @@ def run(bundle: Path, pixel_values: NDArray[np.float32]) -> dict[str, NDArray[np
 def test_graph_computes_the_towers_formulas(
     tmp_path: Path, options: dict[str, Any], image_size: int | None
 ) -> None:
-    tiny = TinyCheckpoint(**options)
+    check_formulas(TinyCheckpoint(**options), tmp_path, image_size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "image_size"),
+    [
+        ({}, None),
+        ({"has_biases": True, "feature_layer": -2}, 84),
+        ({"has_qk_norm": True, "norm_type": "rms_norm"}, None),
+        ({"has_qk_norm": True, "has_biases": True, "is_original": True}, 112),
+    ],
+    ids=str,
+)
+def test_graph_computes_internvls_formulas(
+    tmp_path: Path, options: dict[str, Any], image_size: int | None
+) -> None:
+    check_formulas(TinyInternVL(**options), tmp_path, image_size)
+
+
+def check_formulas(tiny: TinyCheckpoint, tmp_path: Path, image_size: int | None) -> None:
     checkpoint = tiny.write(tmp_path / "checkpoint")
     bundle = convert_checkpoint(
         checkpoint, tmp_path / "bundle", ["Q8_0"], image_size=image_size, vision=["float32"]
@@ -155,6 +189,17 @@ def test_graph_is_sound_and_its_data_is_streamed_beside_it(tmp_path: Path) -> No
         assert record.bytes < 20_000 < record.data.bytes
     assert bundle.vision_file("float32").cosine_to_float32 == 1.0
     assert 0.99 < bundle.vision_file("int8").cosine_to_float32 < 1.0
+
+
+@pytest.mark.parametrize("norm_type", ["layer_norm", "rms_norm"])
+def test_the_int8_tower_of_internvl_is_close(tmp_path: Path, norm_type: str) -> None:
+    tiny = TinyInternVL(norm_type=norm_type, has_qk_norm=norm_type == "rms_norm")  # type: ignore[arg-type]
+    bundle = convert_checkpoint(tiny.write(tmp_path / "c"), tmp_path / "bundle", ["Q8_0"], vision=["int8"])
+    file = bundle.vision_file("int8")
+    model = onnx.load(tmp_path / "bundle" / file.file, load_external_data=False)
+    quantized = [node for node in model.graph.node if node.op_type == "DynamicQuantizeMatMul"]
+    assert len(quantized) == 6 * tiny.vision_n_layers
+    assert file.cosine_to_float32 > 0.999
 
 
 def test_int8_multiplies_what_its_norms_divided(tmp_path: Path) -> None:
