@@ -1,6 +1,5 @@
 """A question from standard input, what goes to standard output, and how Ctrl-C ends it."""
 
-import ctypes
 import io
 import os
 import signal
@@ -8,7 +7,6 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -152,6 +150,8 @@ def end_on_ctrl_c(last_words: Callable[[], None]) -> None:
 
     Python's handlers wait for the main thread, but the number of a signal is written to a pipe at once.
     """
+    import ctypes
+
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         return
     reader, writer = os.pipe()
@@ -181,6 +181,8 @@ def from_a_thread(
         cancel: ends it, if it has begun.
         is_cancelled: whether it is to end; it may have been too early for ``cancel``.
     """
+    from queue import Empty, SimpleQueue
+
     queue: SimpleQueue[Chunk | Exception | None] = SimpleQueue()
 
     def write() -> None:
