@@ -9,8 +9,10 @@ import pytest
 
 from acestep_gguf.bundle.image_spec import ClosestAspectTiles, Size
 from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.convert.checkpoint.chat_templates import INTERNVL2_5_SYSTEM
 from acestep_gguf.convert.model import CheckpointModel, open_model
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError, UsageError
+from acestep_gguf.prompt.chat_template import ChatTemplate
 from tests.support.tiny_internvl import TinyInternVL
 
 TOWERS: list[dict[str, Any]] = [
@@ -108,6 +110,22 @@ def test_the_original_layout_says_it_in_its_config(tmp_path: Path) -> None:
         "<img>",
         "</img>",
     )
+
+
+def test_the_original_template_is_that_of_its_code(tmp_path: Path) -> None:
+    """As its Conversation "internvl2_5" writes them; a system message takes the place of its own."""
+    prompt = read(TinyInternVL(is_original=True).write(tmp_path / "c")).prompt
+    template = ChatTemplate(prompt.chat_template, prompt.template_tokens)
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "A bird."}]}
+    asked = "<|im_start|>user\n<IMG_CONTEXT>\nWhat is it?<|im_end|>\n"
+    own = f"<|im_start|>system\n{INTERNVL2_5_SYSTEM}<|im_end|>\n"
+    assert template.render([question]) == f"{own}{asked}<|im_start|>assistant\n"
+    again = f"{own}{asked}<|im_start|>assistant\nA bird.<|im_end|>\n{asked}<|im_start|>assistant\n"
+    assert template.render([question, answer, question]) == again
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+    other = "<|im_start|>system\nBe brief.<|im_end|>\n"
+    assert template.render([system, question]) == f"{other}{asked}<|im_start|>assistant\n"
 
 
 def test_pictures_of_another_size(tmp_path: Path) -> None:
