@@ -216,5 +216,7 @@ def assert_same(stages: Stages, name: str, expected: Arrays) -> None:
                 assert_same_embeds(rows, expected[f"shown.{i}.{k}"])
         n_tokens = [len(rows) for rows in embeds]
         assert stages.prompt_ids(conversation, n_tokens) == expected[f"prompt.{i}"].tolist()
-        logits = stages.logits(conversation, embeds, expected[f"answer.{i}"].tolist())
+        answer = expected[f"answer.{i}"].tolist()
+        logits = stages.logits(conversation, embeds, answer)
         assert_same_logits(logits, expected[f"logits.{i}"])
+        assert logits.argmax(axis=1).tolist() == answer
