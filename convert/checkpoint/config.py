@@ -33,6 +33,7 @@ VocabSize = Annotated[int, msgspec.Meta(ge=1, le=2**22)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**22)]
 Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]
 RopeFactor = Annotated[float, msgspec.Meta(ge=1, le=2**20)]
+DownsampleRatio = Annotated[float, msgspec.Meta(ge=2**-8, le=1)]
 Mscale = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
 ContextLength = Annotated[int, msgspec.Meta(ge=1, le=2**30)]
 
@@ -239,7 +240,7 @@ class VisionLanguageConfig(ModelConfig):
     multimodal_projector_bias: bool = True
     image_grid_pinpoints: list[tuple[Dim, Dim]] | None = None
     vision_aspect_ratio: str | None = None
-    downsample_ratio: Positive = 1.0
+    downsample_ratio: DownsampleRatio = 1.0
     force_image_size: Dim | None = None
     min_dynamic_patch: int = 1
     max_dynamic_patch: int = 12

@@ -1,5 +1,6 @@
 """Qwen2's tokenizer from vocab.json and merges.txt, for folders without a tokenizer.json."""
 
+import re
 from typing import Any, Final
 
 from acestep_gguf.convert.checkpoint.folder import TOKENIZER_CONFIG_FILE, CheckpointFolder
@@ -8,6 +9,7 @@ from acestep_gguf.errors import CheckpointError
 VOCAB_FILE: Final = "vocab.json"
 MERGES_FILE: Final = "merges.txt"
 ADDED_TOKENS_FILE: Final = "added_tokens.json"
+TOKEN_ID: Final = re.compile("[0-9]{1,8}")
 TOKENIZER_CLASSES: Final = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 SPLIT: Final = (
@@ -58,8 +60,7 @@ def _added_tokens(folder: CheckpointFolder) -> list[dict[str, Any]]:
         ids = folder.read_json(ADDED_TOKENS_FILE) or {}
         return [{"id": number, "content": text, "special": text in special} for text, number in ids.items()]
     if not isinstance(described, dict) or not all(
-        number.isascii() and number.isdecimal() and isinstance(token, dict)
-        for number, token in described.items()
+        TOKEN_ID.fullmatch(number) and isinstance(token, dict) for number, token in described.items()
     ):
         raise CheckpointError(
             f"{TOKENIZER_CONFIG_FILE} is damaged (added_tokens_decoder maps no ids to tokens): get it again."

@@ -18,6 +18,7 @@ from acestep_gguf.convert.checkpoint.config import (
 from acestep_gguf.convert.checkpoint.image_processor_config import ImageProcessorConfig
 from acestep_gguf.errors import AceStepError
 from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_internvl import TinyInternVL
 
 # As JSON has them.
 NUMBERS = (
@@ -45,6 +46,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write(tmp_path_factory.mktemp("extreme") / "checkpoint")
 
 
+@pytest.fixture(scope="module")
+def internvl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return TinyInternVL(is_original=True).write(tmp_path_factory.mktemp("extreme") / "internvl")
+
+
 def with_number(text: str, keys: tuple[str, ...], number: str) -> str:
     """The JSON ``text`` with ``number`` at ``keys``, for each channel where it is about channels."""
     content: Any = json.loads(text)
@@ -62,6 +68,39 @@ def with_number(text: str, keys: tuple[str, ...], number: str) -> str:
 @example(place=("preprocessor_config.json", "rescale_factor"), number="1e-320")
 @example(place=("preprocessor_config.json", "image_mean"), number="1e308")
 def test_any_number_is_planned_with_or_refused_in_one_line(
+    checkpoint: Path, tmp_path: Path, place: tuple[str, ...], number: str
+) -> None:
+    check_is_planned_or_refused(checkpoint, tmp_path, place, number)
+
+
+INTERNVL_KEYS = (
+    "downsample_ratio",
+    "force_image_size",
+    "max_dynamic_patch",
+    "min_dynamic_patch",
+    "select_layer",
+)
+INTERNVL_VISION_KEYS = ("hidden_size", "image_size", "layer_norm_eps", "num_hidden_layers", "patch_size")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    place=st.sampled_from(
+        [
+            *(("config.json", key) for key in INTERNVL_KEYS),
+            *(("config.json", "vision_config", key) for key in INTERNVL_VISION_KEYS),
+        ]
+    ),
+    number=st.sampled_from(NUMBERS),
+)
+@example(place=("config.json", "downsample_ratio"), number="1e-320")
+def test_any_number_of_internvl_is_planned_with_or_refused_in_one_line(
+    internvl: Path, tmp_path: Path, place: tuple[str, ...], number: str
+) -> None:
+    check_is_planned_or_refused(internvl, tmp_path, place, number)
+
+
+def check_is_planned_or_refused(
     checkpoint: Path, tmp_path: Path, place: tuple[str, ...], number: str
 ) -> None:
     path, keys = checkpoint / place[0], place[1:]

@@ -190,6 +190,7 @@ def test_what_is_not_supported_of_the_original_layout_is_refused_by_name(
     ("file", "values", "message"),
     [
         ("config.json", {"downsample_ratio": 0.3}, "downsample_ratio"),
+        ("config.json", {"downsample_ratio": 5e-324}, "downsample_ratio"),
         ("config.json", {"vision_config": {"image_size": [56, 84]}}, "image_size"),
         ("config.json", {"vision_config": {"image_size": 42}}, "downsample_ratio"),
         ("config.json", {"vision_config": {"norm_type": "none"}}, "norm_type"),

@@ -62,7 +62,7 @@ def test_a_damaged_description_of_added_tokens_is_said(tmp_path: Path) -> None:
     folder = OLD.write(tmp_path / "c")
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text())
-    damages: list[Any] = [[], {"x": {}}, {"1": "a"}]
+    damages: list[Any] = [[], {"x": {}}, {"1": "a"}, {"9" * 5000: {}}]
     for damaged in damages:
         path.write_text(json.dumps(config | {"added_tokens_decoder": damaged}))
         with pytest.raises(CheckpointError, match="added_tokens_decoder"):
