@@ -2,10 +2,12 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from acestep_gguf.bundle.decoder_info import DecoderInfo, decoder_info
 from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, GGUFHeader, TensorType, read_gguf_header
+from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision, vision_precision_from
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.options import EngineOptions
@@ -114,7 +116,7 @@ class BundleModel:
     def most_of_picture(self, n_images: int, max_tiles: int | None) -> tuple[int, int]:
         """The most crops and tokens that each of ``n_images`` pictures has, whatever their sizes."""
         image = self.bundle.image
-        return (0, 0) if image is None else tiling_of(image, max_tiles=max_tiles, n_pictures=n_images).most()
+        return (0, 0) if image is None else _most(image, max_tiles, is_alone=n_images == 1)
 
     def embeds_bytes(self, n_images: int, max_tiles: int | None) -> int:
         """Memory for the embeds of ``n_images`` pictures at most, float32."""
@@ -147,3 +149,8 @@ class BundleModel:
         options = options or EngineOptions()
         _, most = self.most_of_picture(n_images, options.max_tiles)
         return n_images * min(options.image_tokens or most, most)
+
+
+@lru_cache(maxsize=64)  # a plan asks thousands of times
+def _most(image: ImageSpec, max_tiles: int | None, *, is_alone: bool) -> tuple[int, int]:
+    return tiling_of(image, max_tiles=max_tiles, n_pictures=1 if is_alone else 2).most()

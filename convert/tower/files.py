@@ -45,16 +45,16 @@ class _Tower:
 class PlannedTower:
     """The tower in one precision, ready to be written: an ONNX file and its external data.
 
-    ``data_bytes`` and ``model_bytes`` are the sizes; of int8 the most that they can be, since only the
-    calibration on ``pictures``, before it is written, shows how much has to stay in float32. ``memory`` is
-    about what making it takes.
+    ``model`` is the ONNX file, ``data_bytes`` the size of the data; of int8 the most that they can be, since
+    only the calibration on ``pictures``, before it is written, shows how much has to stay in float32.
+    ``memory`` is about what making it takes.
     """
 
     precision: VisionPrecision
     tower: _Tower
     pictures: Sequence[Path]
     data_bytes: int
-    model_bytes: int
+    model: bytes
     memory: int
     bits_per_weight: float
     n_weights: Mapping[str, int]
@@ -70,13 +70,13 @@ class PlannedTower:
     @property
     def n_bytes(self) -> int:
         """Size of both files together."""
-        return self.data_bytes + self.model_bytes
+        return self.data_bytes + len(self.model)
 
     def planned_files(self) -> Iterator[PlannedFile]:
         """What a person or a program is told of both files."""
         for file, n_bytes, types in (
             (self.data_name, self.data_bytes, dict(self.n_weights)),
-            (self.name, self.model_bytes, {}),
+            (self.name, len(self.model), {}),
         ):
             yield PlannedFile(
                 file=file,
@@ -148,7 +148,7 @@ def plan_tower(
         tower=tower,
         pictures=pictures,
         data_bytes=graph.data_bytes + float_bytes,
-        model_bytes=len(model),
+        model=model,
         memory=memory,
         bits_per_weight=graph.bits_per_weight,
         n_weights=graph.n_weights,

@@ -28,11 +28,14 @@ from acestep_gguf.bundle.schema import (
     Bundle,
     DecoderFile,
     Decoders,
+    FileRecord,
     Vision,
+    VisionFile,
     min_reader_version,
 )
 from acestep_gguf.convert.conversion_plan import ConversionPlan, ConversionRequest, plan_bundle
 from acestep_gguf.convert.model import open_model
+from acestep_gguf.convert.tower.files import PlannedTower
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.quantize.ggml import quantize_rows, row_size
 from acestep_gguf.quantize.gguf_layout import PlacedTensor
@@ -127,8 +130,12 @@ def write_bundle(
     *,
     name: str,
     sparse: bool = False,
+    sparse_towers: bool = False,
 ) -> None:
-    """What conversion would write, but with random blocks, or holes, instead of the checkpoint's decoder."""
+    """What conversion would write, but with random blocks, or holes, instead of the checkpoint's decoder.
+
+    With ``sparse_towers``, their weights are holes, too.
+    """
     request = ConversionRequest(ftypes=ftypes, name=name, vision=precisions)
     with open_model(checkpoint, None) as model:
         plan = plan_bundle(model, out, request)
@@ -137,7 +144,7 @@ def write_bundle(
                 ftype: write_decoder(staging, plan, ftype, sparse=sparse) for ftype in ftypes
             }
             towers = {
-                precision: tower.write(staging, plan.n_threads, on_spared=lambda *_: None)
+                precision: write_tower(staging, plan, tower, sparse=sparse_towers)
                 for precision, tower in plan.towers.items()
             }
             staging.publish()
@@ -176,6 +183,23 @@ def write_decoder(staging: Staging, plan: ConversionPlan, ftype: Ftype, *, spars
         bytes=file.n_bytes,
         sha256=file.sha256,
         bits_per_weight=round(planned.layout.bits_per_weight, 3),
+    )
+
+
+def write_tower(staging: Staging, plan: ConversionPlan, tower: PlannedTower, *, sparse: bool) -> VisionFile:
+    """Both files; with ``sparse``, holes of the size that is planned."""
+    if not sparse:
+        return tower.write(staging, plan.n_threads, on_spared=lambda *_: None)
+    path, data = plan.output.path / tower.name, plan.output.path / tower.data_name
+    path.write_bytes(tower.model)
+    data.touch()
+    os.truncate(data, tower.data_bytes)
+    return VisionFile(
+        file=tower.name,
+        bytes=len(tower.model),
+        sha256="0" * 64,
+        data=FileRecord(file=tower.data_name, bytes=tower.data_bytes, sha256="0" * 64),
+        cosine_to_float32=1.0,
     )
 
 
