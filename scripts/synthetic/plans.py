@@ -33,9 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoints", type=Path, nargs="+")
     arguments = parser.parse_args()
-    print(
-        "| model | a picture of 640 x 480 | any picture | 8 GB | 16 GB | 32 GB |\n|---|---|---|---|---|---|"
-    )
+    print("| model | tokens of 640 x 480 | at most | 8 GB | 16 GB | 32 GB |\n|---|---|---|---|---|---|")
     for checkpoint in arguments.checkpoints:
         print(row(checkpoint), flush=True)
 
