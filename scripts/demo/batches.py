@@ -5,7 +5,7 @@ Batch number n depends on n alone, so a resumed run goes on with pictures it has
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -44,6 +44,10 @@ class Batch:
     groups: Tensor
     positions: Tensor
     pairs: Tensor  # [pairs, 2, patches, 2] cell labels of both pictures
+
+    @property
+    def kind(self) -> str:
+        return "chats" if self.input_ids.numel() else "pictures"
 
 
 @dataclass
@@ -117,43 +121,49 @@ class Batches(IterableDataset[Batch]):
             drawn += [render(text, rng) for text in texts]
             yield Batch(
                 *_pixels(drawn),
-                _padded([chat.tokens.ids for chat in group], self.pad),
-                _padded([chat.tokens.labels for chat in group], IGNORE),
-                _padded([chat.tokens.groups for chat in group], 0),
-                _padded([chat.tokens.positions for chat in group], 0),
+                padded([chat.tokens.ids for chat in group], self.pad),
+                padded([chat.tokens.labels for chat in group], IGNORE),
+                padded([chat.tokens.groups for chat in group], 0),
+                padded([chat.tokens.positions for chat in group], 0),
                 torch.from_numpy(np.array([[*map(cell_labels, chat.pair)] for chat in group if chat.pair])),
             )
 
     def _chat(self, rng: Random) -> Chat:
-        pair: list[Scene] = []
-        kind = rng.choices(list(MIX), list(MIX.values()))[0]
-        if kind == "pair":
-            first, second, answer = random_pair(rng)
-            pair = [first, second]
-            drawn = [render(scene, rng) for scene in pair]
-            asked = pair_questions(first, second, answer, rng)
-        else:
-            picture = SINGLES[kind](rng, False)
-            drawn = [render(picture, rng)]
-            asked = questions(picture, rng)
-        if rng.random() > DESCRIBED_SHARE:
-            asked = [one for one in asked if one.skill != "description"]
-        asked = rng.sample(asked, min(MOST_QUESTIONS, len(asked)))
+        drawn, asked, pair = random_chat(rng)
         apart = rng.random() < APART_SHARE
-        return Chat(drawn, encode(self.tokenizer, asked, len(drawn), rng, apart), pair)
+        return Chat(drawn, encode(self.tokenizer, asked, [N_IMAGE_TOKENS] * len(drawn), rng, apart), pair)
+
+
+def random_chat(rng: Random) -> tuple[list[Drawn], list[Question], list[Scene]]:
+    """Pictures, questions about them, and what they show if they are a pair."""
+    pair: list[Scene] = []
+    kind = rng.choices(list(MIX), list(MIX.values()))[0]
+    if kind == "pair":
+        first, second, answer = random_pair(rng)
+        pair = [first, second]
+        drawn = [render(scene, rng) for scene in pair]
+        asked = pair_questions(first, second, answer, rng)
+    else:
+        picture = SINGLES[kind](rng, False)
+        drawn = [render(picture, rng)]
+        asked = questions(picture, rng)
+    if rng.random() > DESCRIBED_SHARE:
+        asked = [one for one in asked if one.skill != "description"]
+    return drawn, rng.sample(asked, min(MOST_QUESTIONS, len(asked))), pair
 
 
 def encode(
-    tokenizer: Qwen2Tokenizer, asked: list[Question], n_images: int, rng: Random, apart: bool
+    tokenizer: Qwen2Tokenizer, asked: list[Question], n_image_tokens: Sequence[int], rng: Random, apart: bool
 ) -> Tokens:
     """A chat in the checkpoint's template, with labels on the answers only.
 
+    `n_image_tokens`: of each picture.
     `apart`: every question directly follows the pictures, in position and in what it can see, as if
     it were the only one. In a running chat the model learns to copy from the answers before.
     """
     tokens = Tokens()
     before = f"{TURN_START}system\n{SYSTEM}{TURN_END}\n" if rng.random() < SYSTEM_SHARE else ""
-    images = f"{IMAGE * N_IMAGE_TOKENS}\n" * n_images
+    images = "".join(f"{IMAGE * count}\n" for count in n_image_tokens)
     tokens.add(tokenizer(f"{before}{TURN_START}user\n{images}").input_ids, 0, 0)
     after_images, opening = len(tokens.ids), ""
     for number, one in enumerate(asked, 1):
@@ -173,6 +183,6 @@ def _pixels(drawn: list[Drawn]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels), torch.from_numpy(labels)
 
 
-def _padded(rows: list[list[int]], filler: int) -> Tensor:
+def padded(rows: list[list[int]], filler: int) -> Tensor:
     longest = max(len(row) for row in rows)
     return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])

@@ -1,13 +1,15 @@
-"""The parts of the demo checkpoint: configuration, tokenizer, chat template and processor.
+"""The parts of the demo checkpoints: configuration, tokenizer, chat template and processor.
 
-It is a small LLaVA (CLIP tower, two-layer projector, Qwen2 decoder) in the layout of the large ones,
-and is written by transformers' own `save_pretrained`.
+They are a small LLaVA (CLIP tower, two-layer projector, Qwen2 decoder) and a LLaVA-NeXT of the same parts,
+in the layout of the large ones, and are written by transformers' own `save_pretrained`.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from tokenizers import AddedToken, pre_tokenizers, trainers
@@ -18,6 +20,10 @@ from transformers import (
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
     Qwen2Config,
     Qwen2Tokenizer,
@@ -25,7 +31,10 @@ from transformers import (
 
 from scripts.demo.questions import corpus
 from scripts.demo.scenes import PATCH, SIDE
+from scripts.demo.sheets import PINPOINTS
 
+Model: TypeAlias = "LlavaForConditionalGeneration | LlavaNextForConditionalGeneration"
+Processor: TypeAlias = "LlavaProcessor | LlavaNextProcessor"
 END_OF_TEXT, TURN_START, TURN_END, IMAGE = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, IMAGE)
 VOCABULARY_ROWS = 768  # rows of the embedding, a few more than the tokenizer has tokens
@@ -135,7 +144,43 @@ def build_model(tokenizer: Qwen2Tokenizer, decoder_layers: int = 4) -> LlavaForC
     return model
 
 
-def image_features(model: LlavaForConditionalGeneration, pixel_values: torch.Tensor) -> torch.Tensor:
+def build_tiled_processor(tokenizer: Qwen2Tokenizer) -> LlavaNextProcessor:
+    image_processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return LlavaNextProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE,
+        num_additional_image_tokens=1,
+    )
+
+
+def tiled_model(llava: LlavaForConditionalGeneration) -> LlavaNextForConditionalGeneration:
+    """A LLaVA-NeXT with the weights of a LLaVA, and an `image_newline` that nothing knows yet."""
+    same = (
+        "vision_config",
+        "text_config",
+        "image_token_index",
+        "projector_hidden_act",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+        "image_seq_length",
+        "tie_word_embeddings",
+    )
+    settings = {name: copy.deepcopy(getattr(llava.config, name)) for name in same}
+    model = LlavaNextForConditionalGeneration(LlavaNextConfig(**settings, image_grid_pinpoints=PINPOINTS))
+    model.load_state_dict(llava.state_dict() | {"model.image_newline": model.model.image_newline})
+    model.generation_config = llava.generation_config
+    return model
+
+
+def image_features(model: Model, pixel_values: torch.Tensor) -> torch.Tensor:
     """[B, 3, H, W] -> [B, patches, hidden]: layer -2 without CLS, the unused last layer not run."""
     tower = model.model.vision_tower
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
@@ -146,15 +191,15 @@ def image_features(model: LlavaForConditionalGeneration, pixel_values: torch.Ten
     return features
 
 
-def plain_copy(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+def plain_copy(model: Model) -> Model:
     """The same weights without what training does to the layers (compilation)."""
-    copy = LlavaForConditionalGeneration(model.config)
-    copy.load_state_dict(model.state_dict())
-    copy.generation_config = model.generation_config
-    return copy.eval()
+    plain = type(model)(model.config)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    return plain.eval()
 
 
-def export(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
+def export(model: Model, processor: Processor, folder: Path) -> None:
     """The checkpoint in bfloat16."""
     plain_copy(model).to(torch.bfloat16).save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,9 +1,10 @@
-"""Accuracy of the demo checkpoint, or of a bundle made of it, on the held-out questions.
+"""Accuracy of a demo checkpoint, or of a bundle made of it, on the held-out questions.
 
 python -m scripts.demo.evaluate acestep_gguf/demo
 python -m scripts.demo.evaluate demo.bundle -q F16 -q Q4_K_M --per-skill 500
 python -m scripts.demo.evaluate demo.bundle -q Q4_K_M --vision float32 --vision int8
 python -m scripts.demo.evaluate demo.bundle -q Q4_K_M --image-tokens 64 --image-tokens 32 --image-tokens 16
+python -m scripts.demo.evaluate tests/checkpoints/sheets --skill "numbers on sheets" --max-tiles 1
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scripts.demo.checkpoint import IMAGE, Model, Processor, image_features
 from scripts.demo.questions import SKILLS, HeldOut, held_out_questions
 from scripts.demo.scenes import PLACES
+from scripts.demo.sheets import SHEET_SKILLS, held_out_sheets
 
 Answerer = Callable[[Sequence[HeldOut]], list[str]]
 BATCH = 50
@@ -43,11 +46,12 @@ class Tally:
         return f"{100 * self.share:.1f} % ({self.right:.0f}/{self.count})"
 
 
-def score(answer: Answerer, per_skill: int) -> dict[str, Tally]:
+def score(answer: Answerer, per_skill: int, skills: Sequence[str] = SKILLS) -> dict[str, Tally]:
     """Exact answers per skill; descriptions also by attribute."""
     tallies = {}
-    for skill in SKILLS:
-        asked = list(held_out_questions(skill, per_skill))
+    for skill in skills:
+        source = held_out_sheets if skill in SHEET_SKILLS else held_out_questions
+        asked = list(source(skill, per_skill))
         given = answer(asked)
         wanted = [one.question.answer for one in asked]
         exact = sum(got.strip() == want for got, want in zip(given, wanted, strict=True))
@@ -73,16 +77,16 @@ def attributes(description: str) -> set[tuple[str, ...]]:
 
 
 class CheckpointAnswers:
-    """Answers of the checkpoint through transformers, greedy, in batches."""
+    """Answers of a checkpoint through transformers, greedy, in batches."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> None:
+    def __init__(self, model: Model, processor: Processor) -> None:
         self.model = model
         self.processor = processor
 
     @classmethod
     def load(cls, folder: Path) -> CheckpointAnswers:
-        model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-        return cls(model, LlavaProcessor.from_pretrained(folder, backend="pil"))
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        return cls(model, AutoProcessor.from_pretrained(folder, backend="pil"))
 
     def __call__(self, asked: Sequence[HeldOut]) -> list[str]:
         answers: list[str] = []
@@ -102,12 +106,42 @@ class CheckpointAnswers:
         return list(self.processor.batch_decode(new, skip_special_tokens=True))
 
 
+class UntiledAnswers(CheckpointAnswers):
+    """Answers of a LLaVA-NeXT about single pictures without their tiles.
+
+    transformers has no setting for that, but packs a picture that has none: `image_newline` ends it.
+    """
+
+    @torch.inference_mode()
+    def _batch(self, asked: Sequence[HeldOut]) -> list[str]:
+        llava = self.model.model
+        seen = self.processor.image_processor([one.images[0] for one in asked], return_tensors="pt")
+        crops = llava.multi_modal_projector(image_features(self.model, seen["pixel_values"][:, 0]))
+        rows, counts = llava.pack_image_features(
+            crops.split(1), seen["image_sizes"], "default", image_newline=llava.image_newline
+        )
+        prompts = [
+            self.processor.apply_chat_template(chat(one), add_generation_prompt=True).replace(
+                IMAGE, IMAGE * count
+            )
+            for one, count in zip(asked, counts, strict=True)
+        ]
+        inputs = self.processor.tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+        embeds = llava.language_model.embed_tokens(inputs["input_ids"])
+        at_image = inputs["input_ids"] == self.model.config.image_token_id
+        embeds = embeds.masked_scatter(at_image[..., None], torch.cat(rows))
+        output = self.model.generate(inputs_embeds=embeds, attention_mask=inputs["attention_mask"])
+        return list(self.processor.batch_decode(output, skip_special_tokens=True))
+
+
 def chat(asked: HeldOut) -> list[dict[str, object]]:
     parts = [{"type": "image"} for _ in asked.images]
     return [{"role": "user", "content": [*parts, {"type": "text", "text": asked.question.text}]}]
 
 
-def bundle_scores(bundle: Path, per_skill: int, **settings: Any) -> dict[str, Tally]:
+def bundle_scores(
+    bundle: Path, per_skill: int, skills: Sequence[str] = SKILLS, **settings: Any
+) -> dict[str, Tally]:
     """Answers of a bundle through our runtime; ``settings`` are arguments of ``AceStep``."""
     from acestep_gguf import AceStep  # noqa: PLC0415 - training imports this file and needs no runtime
 
@@ -115,13 +149,25 @@ def bundle_scores(bundle: Path, per_skill: int, **settings: Any) -> dict[str, Ta
         return score(
             lambda asked: [model.generate(one.question.text, images=list(one.images)).text for one in asked],
             per_skill,
+            skills,
         )
 
 
-def column_name(quant: str | None, vision: str | None, image_tokens: int | None) -> str:
+def checkpoint_scores(
+    folder: Path, per_skill: int, skills: Sequence[str], max_tiles: int | None = None
+) -> dict[str, Tally]:
+    """Answers of a checkpoint through transformers; ``max_tiles`` is 1 or None."""
+    answers = UntiledAnswers if max_tiles == 1 else CheckpointAnswers
+    return score(answers.load(folder), per_skill, skills)
+
+
+SETTINGS = {"quant": "{}", "vision": "{}", "image_tokens": "{} image tokens", "max_tiles": "at most {} tiles"}
+
+
+def column_name(settings: dict[str, Any]) -> str:
     """The settings that were asked for."""
-    tokens = None if image_tokens is None else f"{image_tokens} image tokens"
-    return ", ".join(filter(None, (quant, vision, tokens))) or "default"
+    named = [SETTINGS[name].format(value) for name, value in settings.items()]
+    return ", ".join(named) or "default"
 
 
 def table(columns: dict[str, dict[str, Tally]]) -> str:
@@ -138,21 +184,23 @@ def main() -> None:
     parser.add_argument("-q", "--quant", action="append", help="decoder of a bundle; may repeat")
     parser.add_argument("--vision", action="append", help="precision of its tower; may repeat")
     parser.add_argument("--image-tokens", action="append", type=int, help="tokens a picture; may repeat")
+    parser.add_argument("--max-tiles", action="append", type=int, help="tiles a picture; may repeat")
+    parser.add_argument("--skill", action="append", choices=(*SKILLS, *SHEET_SKILLS), help="may repeat")
     parser.add_argument("--per-skill", type=int, default=500)
     parser.add_argument("--json", action="store_true", help="shares as JSON, not a table")
     arguments = parser.parse_args()
 
-    if (arguments.path / "bundle.json").exists():
-        asked = (arguments.quant, arguments.vision, arguments.image_tokens)
-        columns = {
-            column_name(quant, vision, image_tokens): bundle_scores(
-                arguments.path, arguments.per_skill, quant=quant, vision=vision, image_tokens=image_tokens
-            )
-            for quant, vision, image_tokens in product(*(values or [None] for values in asked))
-        }
-    else:
-        answers = CheckpointAnswers.load(arguments.path)
-        columns = {"checkpoint": score(answers, arguments.per_skill)}
+    is_bundle = (arguments.path / "bundle.json").exists()
+    if not is_bundle and (arguments.quant or arguments.vision or arguments.image_tokens):
+        parser.error("only bundles have these settings")
+    if not is_bundle and set(arguments.max_tiles or ()) - {1}:
+        parser.error("a checkpoint gets its own tiles or, with --max-tiles 1, none")
+    scores = bundle_scores if is_bundle else checkpoint_scores
+    columns = {}
+    for values in product(*(getattr(arguments, name) or [None] for name in SETTINGS)):
+        settings = {name: value for name, value in zip(SETTINGS, values, strict=True) if value is not None}
+        skills = arguments.skill or SKILLS
+        columns[column_name(settings)] = scores(arguments.path, arguments.per_skill, skills, **settings)
     if arguments.json:
         shares = {
             name: {skill: tally.share for skill, tally in tallies.items()}

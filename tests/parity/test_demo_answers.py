@@ -1,4 +1,4 @@
-"""Greedy answers of the F16 bundle next to transformers', over held-out questions of every skill."""
+"""Greedy answers of the F16 bundles next to transformers', over held-out questions of every skill."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -14,29 +14,33 @@ from tests.support.fidelity import DEMO
 
 pytestmark = pytest.mark.parity
 
+SHEETS = Path(__file__).parents[1] / "checkpoints" / "sheets"
 N_QUESTIONS = 200
 MAX_TOKENS = 96
 # Where the two best logits lie closer than this, rounding may choose.
 TIE = 1e-2
 
 
-def held_out() -> Iterator[Any]:
+def held_out(checkpoint: Path) -> Iterator[Any]:
     """Questions of all skills in turn."""
     from scripts.demo.questions import SKILLS, held_out_questions
+    from scripts.demo.sheets import SHEET_SKILLS, held_out_sheets
 
-    per_skill = -(-N_QUESTIONS // len(SKILLS))
-    by_skill = [list(held_out_questions(skill, per_skill)) for skill in SKILLS]
+    skills, source = (SHEET_SKILLS, held_out_sheets) if checkpoint == SHEETS else (SKILLS, held_out_questions)
+    per_skill = -(-N_QUESTIONS // len(skills))
+    by_skill = [list(source(skill, per_skill)) for skill in skills]
     return islice((question for row in zip(*by_skill, strict=True) for question in row), N_QUESTIONS)
 
 
-def test_answers_are_those_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("checkpoint", [DEMO, SHEETS], ids=["demo", "sheets"])
+def test_answers_are_those_of_transformers(checkpoint: Path, tmp_path: Path) -> None:
     from tests.parity.reference import Reference
 
-    convert_checkpoint(DEMO, tmp_path / "bundle", ["F16"])
-    reference = Reference(DEMO)
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["F16"])
+    reference = Reference(checkpoint)
     differences, ties = [], 0
     with AceStep(tmp_path / "bundle", vision="float32") as model:
-        for asked in held_out():
+        for asked in held_out(checkpoint):
             images = list(asked.images)
             question = asked.question.text
             parts = [
