@@ -1,12 +1,10 @@
 """config.json, parsed once. Omitted keys mean the defaults of transformers' config classes.
 
-Version 4 of transformers wrote ``rope_theta`` and ``rope_scaling``, version 5 writes ``rope_parameters``;
-both end in ``RopeParameters``. Names are Hugging Face's here and GGUF's from the converters on.
+Names are Hugging Face's here and GGUF's from the converters on.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -24,6 +22,12 @@ from acestep_gguf.convert.checkpoint.families import (
     LeftOut,
     TowerFamily,
 )
+from acestep_gguf.convert.checkpoint.rope_parameters import (
+    ContextLength,
+    Positive,
+    RopeParameters,
+    rope_parameters,
+)
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 # Bounds far above every known model: they keep sizes computed from a hostile config harmless.
@@ -31,11 +35,7 @@ Dim = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 VocabSize = Annotated[int, msgspec.Meta(ge=1, le=2**22)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**22)]
-Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]
-RopeFactor = Annotated[float, msgspec.Meta(ge=1, le=2**20)]
 DownsampleRatio = Annotated[float, msgspec.Meta(ge=2**-8, le=1)]
-Mscale = Annotated[float, msgspec.Meta(ge=0, lt=1e6)]
-ContextLength = Annotated[int, msgspec.Meta(ge=1, le=2**30)]
 
 # As llama.cpp's own, a signed 32-bit number.
 MAX_CONTEXT_LENGTH: Final = 2**31 - 1
@@ -85,39 +85,6 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RopeParameters:
-    """Rotary position embedding: its base, and how it is stretched to longer contexts.
-
-    The type "dynamic" changes nothing within ``max_position_embeddings``, which is as far as we go.
-    """
-
-    rope_type: str = "default"
-    rope_theta: Positive = 10_000.0
-    factor: RopeFactor | None = None
-    original_max_position_embeddings: ContextLength | None = None
-    attention_factor: Positive | None = None
-    beta_fast: Positive | None = None
-    beta_slow: Positive | None = None
-    mscale: Mscale | None = None
-    mscale_all_dim: Mscale | None = None
-    low_freq_factor: Positive | None = None
-    high_freq_factor: Positive | None = None
-    truncate: bool = True
-
-    def yarn_attention_factor(self) -> float:
-        """What YaRN multiplies cosine and sine by: transformers' ``_compute_yarn_parameters``."""
-        if self.attention_factor is not None:
-            return self.attention_factor
-        if self.mscale and self.mscale_all_dim:
-            return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
-        return self._mscale(1.0)
-
-    def _mscale(self, mscale: float) -> float:
-        factor = self.factor or 1.0
-        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
     """Qwen2Config, and by its family's defaults that of others."""
 
@@ -133,7 +100,7 @@ class TextConfig:
     max_position_embeddings: ContextLength = 32768
     rms_norm_eps: Positive = 1e-6
     tie_word_embeddings: bool = False
-    rope_parameters: RopeParameters = RopeParameters()
+    rope_parameters: RopeParameters = field(default_factory=RopeParameters)
     use_sliding_window: bool = False
     sliding_window: int | None = 4096
     max_window_layers: int = 28
@@ -347,7 +314,7 @@ def parse_decoder_config(raw: dict[str, Any], path: Path) -> ModelConfig:
 
 
 def _text_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    return {**DECODERS[raw["model_type"]].defaults, **raw, "rope_parameters": _rope_parameters(raw, path)}
+    return {**DECODERS[raw["model_type"]].defaults, **raw, "rope_parameters": rope_parameters(raw, path)}
 
 
 def _checked(raw: dict[str, Any], kind: type[C], path: Path) -> C:
@@ -357,24 +324,6 @@ def _checked(raw: dict[str, Any], kind: type[C], path: Path) -> C:
         raise CheckpointError(f"{path} is damaged ({error}): get an undamaged checkpoint.") from error
     _check_runnable(config.text_config, path)
     return config
-
-
-def _rope_parameters(text: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """``rope_parameters`` of version 5 out of either version's keys, with transformers' precedence."""
-    given = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    if not isinstance(given, dict):
-        raise CheckpointError(f"{path}: the rope parameters are not an object: get an undamaged checkpoint.")
-    rope = dict(given)
-    old_type = rope.pop("type", None)
-    if old_type is not None:
-        rope.setdefault("rope_type", old_type)
-    if text.get("rope_theta") is not None:
-        rope.setdefault("rope_theta", text["rope_theta"])
-    if rope.pop("partial_rotary_factor", text.get("partial_rotary_factor")) not in (None, 1, 1.0):
-        raise UnsupportedModelError(f"{path}: decoders with partial_rotary_factor are not supported.")
-    if unknown := set(rope) - set(RopeParameters.__dataclass_fields__):
-        raise UnsupportedModelError(f"{path}: the rope parameter {min(unknown)!r} is not supported.")
-    return rope
 
 
 def _check_runnable(text: TextConfig, path: Path) -> None:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from acestep_gguf.convert import plan_conversion
 from acestep_gguf.convert.checkpoint.config import (
-    RopeParameters,
     TextConfig,
     VisionConfig,
     VisionLanguageConfig,
 )
 from acestep_gguf.convert.checkpoint.image_processor_config import ImageProcessorConfig
+from acestep_gguf.convert.checkpoint.rope_parameters import RopeParameters
 from acestep_gguf.errors import AceStepError
 from tests.support.tiny_checkpoints import TinyCheckpoint
 from tests.support.tiny_internvl import TinyInternVL

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_gguf.convert.checkpoint.config import (
-    RopeParameters,
     TextConfig,
     VisionConfig,
     VisionLanguageConfig,
     parse_config,
 )
 from acestep_gguf.convert.checkpoint.families import LLAMA, MISTRAL, QWEN2, QWEN3, SIGLIP
+from acestep_gguf.convert.checkpoint.rope_parameters import RopeParameters
 from acestep_gguf.convert.checkpoint.supported import check_architecture
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from tests.support.tiny_checkpoints import TinyCheckpoint

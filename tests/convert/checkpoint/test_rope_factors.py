@@ -7,8 +7,9 @@ import pytest
 
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.convert.checkpoint.config import RopeParameters, TextConfig
+from acestep_gguf.convert.checkpoint.config import TextConfig
 from acestep_gguf.convert.checkpoint.rope_factors import ROPE_FACTORS, RopeFactors
+from acestep_gguf.convert.checkpoint.rope_parameters import RopeParameters
 from acestep_gguf.convert.compare import compare_with_checkpoint
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
