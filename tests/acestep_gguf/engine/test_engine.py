@@ -139,6 +139,7 @@ def test_an_answer_says_which_seed_makes_it_again(tiny_bundle: Path) -> None:
             assert [answer and answer.tokens for answer in again] == [
                 answer and answer.tokens for answer in first
             ]
+            assert model.generate("hello", max_tokens=1).seed is None
 
 
 def test_settings_out_of_range_are_refused_at_once(model: AceStep) -> None:
