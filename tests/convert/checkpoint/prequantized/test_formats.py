@@ -22,6 +22,7 @@ from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from acestep_gguf.quantize.conversion_events import Event, Planned
 from tests.support.packed_tensors import METHODS, Stored, by_dtype, open_stored, write_packed, write_stored
 from tests.support.tiny_checkpoints import Decoder, TinyCheckpoint, tiny_onevision
+from tests.support.tiny_internvl import TinyInternVL
 
 DECODERS: tuple[Decoder, ...] = ("qwen2", "qwen3", "mistral")
 
@@ -37,6 +38,9 @@ DECODERS: tuple[Decoder, ...] = ("qwen2", "qwen3", "mistral")
         ),
         ("awq", TinyCheckpoint(architecture="llava_next", decoder="llama", dtype="F32")),
         ("bitsandbytes-nf4", tiny_onevision(layout="v5", dtype="F32")),
+        ("awq", TinyInternVL(dtype="F32")),
+        ("fp8", TinyInternVL(decoder="qwen3", dtype="F32")),
+        ("gptq", TinyInternVL(is_original=True, dtype="F32")),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value.architecture}-{value.decoder}",
 )
