@@ -75,6 +75,10 @@ class BatchError(AceStepError):
     """The pictures, the journal or the table of a batch cannot be used."""
 
 
+class BenchmarkError(AceStepError):
+    """The file of a benchmark cannot be read, or its answers cannot be scored."""
+
+
 class MissingPackageError(AceStepError):
     """A package of an extra is not installed: ``convert`` is what writing files needs."""
 

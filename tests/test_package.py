@@ -33,6 +33,7 @@ FLOORS = (
     ("batch",),
     ("server",),
     ("check",),
+    ("score",),
     ("quantize",),
     ("convert",),
     ("cli",),
