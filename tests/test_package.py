@@ -49,7 +49,7 @@ OWNERS = {
     "onnxruntime": ("acestep_gguf/vision/tower.py", "convert/tower/calibration.py"),
     "onnx": ("convert/tower/",),
     "pillow_heif": ("acestep_gguf/vision/image_file.py",),
-    "pyarrow": ("acestep_gguf/batch/parquet.py",),
+    "pyarrow": ("acestep_gguf/batch/parquet.py", "acestep_gguf/score/parquet.py"),
     "pypdfium2": ("acestep_gguf/vision/pdf.py",),
     **dict.fromkeys(
         ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), ("acestep_gguf/server/",)
