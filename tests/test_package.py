@@ -32,7 +32,7 @@ FLOORS = (
     ("engine", "demo"),
     ("batch",),
     ("server",),
-    ("check",),
+    ("quality",),
     ("score",),
     ("quantize",),
     ("convert",),
@@ -54,8 +54,8 @@ OWNERS = {
     **dict.fromkeys(
         ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), ("acestep_gguf/server/",)
     ),
-    "torch": ("acestep_gguf/check/reference.py",),
-    "transformers": ("acestep_gguf/check/reference.py",),
+    "torch": ("acestep_gguf/quality/reference.py",),
+    "transformers": ("acestep_gguf/quality/reference.py",),
     "tokenizers": (),
 }
 

@@ -26,7 +26,7 @@ VERBS: Final = {
     "encode": "Turn pictures into files of image embeds.",
     "info": "Show what is in a bundle.",
     "verify": "Check that a bundle is complete and undamaged.",
-    "check": "Compare the answers of a bundle's decoders and towers.",
+    "quality": "Measure what quantizations of a bundle cost.",
     "plan": "Show memory, settings and expected speed.",
     "tune": "Measure which settings suit this machine.",
     "demo": "Convert a small model, and ask it about pictures.",

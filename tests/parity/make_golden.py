@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from acestep_gguf.check.reference import read_processor
+from acestep_gguf.quality.reference import read_processor
 from tests.parity.reference import expected_arrays, expected_counts
 from tests.support.fidelity import TINY, write_checkpoint
 from tests.support.published_tiles import CHECKPOINTS, picture_sizes

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from acestep_gguf.check.reference import read_processor
+from acestep_gguf.quality.reference import read_processor
 from tests.support.fidelity import ANSWER_TOKENS, Arrays, conversations, has_tiles, images_of, pictures
 from tests.support.texts import TEXTS
 

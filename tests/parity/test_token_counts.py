@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acestep_gguf.check.reference import read_processor
+from acestep_gguf.quality.reference import read_processor
 from acestep_gguf.vision.image import crops_of, normalized
 from acestep_gguf.vision.tiling import tiling_of
 from tests.support.fidelity import drawing

@@ -147,7 +147,7 @@ def test_what_must_not_be_read_is_told_in_one_line(
             check_is_one_line(without_roots_rights(*arguments), "Permission denied")
         page = closed / "y" / "x.html"
         check_is_one_line(
-            without_roots_rights("check", tiny_bundle, picture, "--html", page), "another --html"
+            without_roots_rights("quality", tiny_bundle, picture, "--html", page), "another --html"
         )
         assert "Traceback" not in without_roots_rights("verify", closed).stderr
     finally:

@@ -1,4 +1,4 @@
-"""A check as one HTML page: pictures and answers side by side, in a file that needs no other.
+"""A quality report as one HTML page: pictures and answers side by side, in a file that needs no other.
 
 Answers and file names come from strangers: everything is escaped, and the page forbids itself scripts and
 whatever is not in it.
@@ -13,8 +13,8 @@ from typing import Final
 
 from jinja2 import Environment
 
-from acestep_gguf.check.measures import n_alike
-from acestep_gguf.check.report import HEADS, Candidate, CheckReport, cells
+from acestep_gguf.quality.measures import n_alike
+from acestep_gguf.quality.report import HEADS, Candidate, QualityReport, cells
 from acestep_gguf.vision.image import to_rgb
 from acestep_gguf.vision.image_file import open_image
 
@@ -82,7 +82,7 @@ class _Picture:
     questions: Sequence[_Question]
 
 
-def html_page(report: CheckReport) -> str:
+def html_page(report: QualityReport) -> str:
     """The page.
 
     Raises:
@@ -93,7 +93,7 @@ def html_page(report: CheckReport) -> str:
     return template.render(report=report, heads=HEADS, rows=rows, pictures=list(_pictures(report)))
 
 
-def _pictures(report: CheckReport) -> Iterator[_Picture]:
+def _pictures(report: QualityReport) -> Iterator[_Picture]:
     for name in dict.fromkeys(asked.picture for asked in report.asked):
         questions = [
             _Question(asked.question, [_answer(found, report, index) for found in report.candidates])
@@ -103,7 +103,7 @@ def _pictures(report: CheckReport) -> Iterator[_Picture]:
         yield _Picture(Path(name).name, _data_url(Path(name)), questions)
 
 
-def _answer(found: Candidate, report: CheckReport, index: int) -> _Answer:
+def _answer(found: Candidate, report: QualityReport, index: int) -> _Answer:
     text = found.answers[index].text
     cut = n_alike(text, report.best.answers[index].text)
     return _Answer(f"{found.decoder}, {found.tower}", text[:cut], text[cut:])

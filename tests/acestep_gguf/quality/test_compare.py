@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.check.answers import BundleAnswerer, EncodedPicture, Floats, GreedyAnswer
-from acestep_gguf.check.compare import check_bundle
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import ImageError, UsageError
+from acestep_gguf.quality.answers import BundleAnswerer, EncodedPicture, Floats, GreedyAnswer
+from acestep_gguf.quality.compare import measure_quality
 from acestep_gguf.vision.image import pixel_values
 from acestep_gguf.vision.tower import VisionTower
 
@@ -66,7 +66,7 @@ def test_another_picture_is_another_answer(answerer: BundleAnswerer, shown: Enco
 def test_every_decoder_and_tower_is_compared_with_the_best(tiny_bundle: Path, shown: EncodedPicture) -> None:
     asked = [(shown.path, "How many?"), (shown.path, "What is this?")]
     told: list[str] = []
-    report = check_bundle(tiny_bundle, asked, max_tokens=N_TOKENS, on_candidate=told.append)
+    report = measure_quality(tiny_bundle, asked, max_tokens=N_TOKENS, on_candidate=told.append)
     bundle = Bundle.read(tiny_bundle)
     best, *others = report.candidates
     assert (best.decoder, best.tower) == ("F32", "float32")
@@ -109,7 +109,7 @@ def test_a_reference_comes_first_and_its_answers_are_what_counts(
     def parrot() -> Iterator[Parrot]:
         yield Parrot()
 
-    report = check_bundle(tiny_bundle, [(shown.path, "Who?")], max_tokens=N_TOKENS, reference=parrot)
+    report = measure_quality(tiny_bundle, [(shown.path, "Who?")], max_tokens=N_TOKENS, reference=parrot)
     best, other, *_ = report.candidates
     assert (best.decoder, best.tower, best.bytes, best.answer_s) == ("checkpoint", "checkpoint", 7, 0.5)
     assert best.answers[0].text == "said"
@@ -123,6 +123,6 @@ def test_a_reference_comes_first_and_its_answers_are_what_counts(
 def test_bad_requests(tiny_bundle: Path, tmp_path: Path) -> None:
     for asked, max_tokens in (([], 5), ([(tmp_path, "x")], 0), ([(tmp_path, "x")] * 1001, 5)):
         with pytest.raises(UsageError):
-            check_bundle(tiny_bundle, asked, max_tokens=max_tokens)
+            measure_quality(tiny_bundle, asked, max_tokens=max_tokens)
     with pytest.raises(ImageError):
-        check_bundle(tiny_bundle, [(tmp_path / "gone.png", "x")], max_tokens=5)
+        measure_quality(tiny_bundle, [(tmp_path / "gone.png", "x")], max_tokens=5)

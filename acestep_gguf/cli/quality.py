@@ -1,4 +1,4 @@
-"""``acestep-gguf check``: do the decoders and towers of a bundle still answer as the best of them does?"""
+"""``acestep-gguf quality``: do the decoders and towers of a bundle still answer as the best of them does?"""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from acestep_gguf.errors import CheckpointError, UsageError
 QUESTIONS: Final = ("Describe this image in detail.", "What is in this image?", "What text is in this image?")
 
 
-def check(
+def quality(
     bundle: BundleFolder,
     pictures: Annotated[
         list[Path] | None,
@@ -44,15 +44,15 @@ def check(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the answers of a bundle's decoders and towers.
+    """Measure what quantizations of a bundle cost.
 
-    All are asked the same, and it is shown how far each is from the best of them.
+    All decoders and towers are asked the same, and it is shown how far each is from the best of them.
     """
     from functools import partial
 
-    from acestep_gguf.check.compare import check_bundle
-    from acestep_gguf.check.page import html_page
-    from acestep_gguf.check.report import table
+    from acestep_gguf.quality.compare import measure_quality
+    from acestep_gguf.quality.page import html_page
+    from acestep_gguf.quality.report import table
     from acestep_gguf.storage.atomic_file import write_atomically
 
     if html is not None:
@@ -60,10 +60,10 @@ def check(
     reference = None
     if checkpoint is not None:
         _check_is_its_checkpoint(bundle, checkpoint)
-        from acestep_gguf.check.reference import open_reference  # torch, if it is there
+        from acestep_gguf.quality.reference import open_reference  # torch, if it is there
 
         reference = partial(open_reference, checkpoint, max_tokens=n_predict)
-    report = check_bundle(
+    report = measure_quality(
         bundle,
         _asked(pictures or (), question or ()),
         max_tokens=n_predict,

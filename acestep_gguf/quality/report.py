@@ -1,4 +1,4 @@
-"""What a check found, as data and as a table."""
+"""What was measured, as data and as a table."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -60,7 +60,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckReport:
+class QualityReport:
     """All candidates; the first is the best one, which the others are compared with."""
 
     bundle: str
@@ -73,7 +73,7 @@ class CheckReport:
         return self.candidates[0]
 
 
-def table(report: CheckReport) -> str:
+def table(report: QualityReport) -> str:
     """The report in lines; the answers themselves are in JSON and HTML only."""
     return "\n".join(LINE.format(*row) for row in (HEADS, *map(cells, report.candidates)))
 

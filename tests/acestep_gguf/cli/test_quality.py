@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from acestep_gguf.cli.check import check
+from acestep_gguf.cli.quality import quality
 from acestep_gguf.errors import CheckpointError, MissingPackageError, UsageError
 
 
 def run(bundle: Path, picture: Path, **options: object) -> None:
-    check(bundle, [picture], question=["Who?"], n_predict=4, **options)  # type: ignore[arg-type]
+    quality(bundle, [picture], question=["Who?"], n_predict=4, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -3,9 +3,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from acestep_gguf.check.page import html_page
-from acestep_gguf.check.report import HEADS, Candidate, CheckReport, ComparedAnswer, PictureQuestion, table
 from acestep_gguf.errors import ImageError
+from acestep_gguf.quality.page import html_page
+from acestep_gguf.quality.report import (
+    HEADS,
+    Candidate,
+    ComparedAnswer,
+    PictureQuestion,
+    QualityReport,
+    table,
+)
 
 EVIL = "<script>alert('&')</script>"
 
@@ -25,9 +32,9 @@ def candidate(decoder: str, text: str, n_alike: int = 2) -> Candidate:
     )
 
 
-def report(picture: Path, *candidates: Candidate) -> CheckReport:
+def report(picture: Path, *candidates: Candidate) -> QualityReport:
     asked = (PictureQuestion(picture=str(picture), question=f"What is {EVIL}?"),)
-    return CheckReport(bundle=f"Tiny {EVIL}", asked=asked, candidates=candidates)
+    return QualityReport(bundle=f"Tiny {EVIL}", asked=asked, candidates=candidates)
 
 
 @pytest.fixture

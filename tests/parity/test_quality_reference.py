@@ -1,4 +1,4 @@
-"""``check --checkpoint``: a decoder in F32 is next to the checkpoint in transformers."""
+"""``quality --checkpoint``: a decoder in F32 is next to the checkpoint in transformers."""
 
 from functools import partial
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from acestep_gguf.check.compare import check_bundle
 from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.quality.compare import measure_quality
 from tests.support.tiny_checkpoints import TinyCheckpoint, tiny_onevision
 
 pytestmark = pytest.mark.parity
@@ -23,13 +23,13 @@ pytestmark = pytest.mark.parity
     ids=lambda tiny: tiny.architecture,
 )
 def test_a_bundle_next_to_its_checkpoint(tmp_path: Path, tiny: TinyCheckpoint) -> None:
-    from acestep_gguf.check.reference import open_reference
+    from acestep_gguf.quality.reference import open_reference
 
     checkpoint = tiny.write(tmp_path / "c")
     convert_checkpoint(checkpoint, tmp_path / "b", ["F32", "Q8_0"])
     picture = tmp_path / "picture.png"
     Image.radial_gradient("L").resize((60, 40)).convert("RGB").save(picture)
-    report = check_bundle(
+    report = measure_quality(
         tmp_path / "b",
         [(picture, "How many are there?")],
         max_tokens=8,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_gguf.check.measures import Floats, agreement, log_probabilities, n_alike
+from acestep_gguf.quality.measures import Floats, agreement, log_probabilities, n_alike
 
 logits = st.lists(st.lists(st.floats(-50, 50, width=32), min_size=5, max_size=5), min_size=1, max_size=4).map(
     lambda rows: np.array(rows, np.float32)

@@ -11,9 +11,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.check.answers import EncodedPicture, GreedyAnswer
 from acestep_gguf.errors import CheckpointError, MissingPackageError
 from acestep_gguf.prompt.messages import user_message
+from acestep_gguf.quality.answers import EncodedPicture, GreedyAnswer
 from acestep_gguf.vision.image import to_rgb
 from acestep_gguf.vision.image_file import open_image
 

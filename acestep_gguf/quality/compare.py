@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.check.answers import Answerer, BundleAnswerer, EncodedPicture, GreedyAnswer
-from acestep_gguf.check.measures import agreement, n_alike
-from acestep_gguf.check.report import Candidate, CheckReport, ComparedAnswer, PictureQuestion
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import check_integer
+from acestep_gguf.quality.answers import Answerer, BundleAnswerer, EncodedPicture, GreedyAnswer
+from acestep_gguf.quality.measures import agreement, n_alike
+from acestep_gguf.quality.report import Candidate, ComparedAnswer, PictureQuestion, QualityReport
 from acestep_gguf.vision.embeds import cosines
 from acestep_gguf.vision.image import crops_of, open_rgb
 from acestep_gguf.vision.tiling import tiling_of
@@ -68,14 +68,14 @@ class _Tower:
     seconds: float
 
 
-def check_bundle(
+def measure_quality(
     folder: Path,
     asked: Sequence[tuple[Path, str]],
     *,
     max_tokens: int,
     reference: Callable[[], AbstractContextManager[Reference]] | None = None,
     on_candidate: OnCandidate = lambda _: None,
-) -> CheckReport:
+) -> QualityReport:
     """Ask the decoders and towers of the bundle in ``folder``, and compare each with the best one.
 
     That is ``reference``, or the decoder and the tower that lost the least. Each other decoder is asked with
@@ -125,7 +125,7 @@ def check_bundle(
                         n_bytes = bundle.decoder(ftype).bytes + file.bytes + file.data.bytes
                         tower = towers[pair.tower]
                         candidates.append(comparison.ask(answerer, tower, ftype, pair.tower, n_bytes))
-    return CheckReport(
+    return QualityReport(
         bundle=bundle.name,
         asked=tuple(PictureQuestion(picture=str(path), question=question) for path, question in asked),
         candidates=tuple(candidates),

@@ -1,1 +1,0 @@
-"""Is a small bundle still the same model? Its decoders and towers answer side by side."""
