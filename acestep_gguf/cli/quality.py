@@ -52,7 +52,7 @@ def quality(
 
     from acestep_gguf.quality.compare import measure_quality
     from acestep_gguf.quality.page import html_page
-    from acestep_gguf.quality.report import table
+    from acestep_gguf.quality.table import tables
     from acestep_gguf.storage.atomic_file import write_atomically
 
     if html is not None:
@@ -75,7 +75,7 @@ def quality(
             write_atomically(html, [html_page(report).encode(errors="replace")])
         except OSError as error:
             raise UsageError(f"{html} cannot be written ({error.strerror}): give another --html.") from error
-    print(json_text(report) if as_json else table(report))
+    print(json_text(report) if as_json else "\n\n".join(table.lines() for table in tables(report)))
 
 
 def _check_can_be_written(html: Path) -> None:

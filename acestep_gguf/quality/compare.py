@@ -18,9 +18,23 @@ from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import check_integer
 from acestep_gguf.quality.answers import Answerer, BundleAnswerer, EncodedPicture, GreedyAnswer
-from acestep_gguf.quality.measures import agreement, n_alike
-from acestep_gguf.quality.report import Candidate, ComparedAnswer, PictureQuestion, QualityReport
-from acestep_gguf.vision.embeds import cosines
+from acestep_gguf.quality.measures import (
+    Bools,
+    Doubles,
+    kl_divergences,
+    n_alike,
+    same_top_1,
+    token_log_probabilities,
+)
+from acestep_gguf.quality.report import (
+    Candidate,
+    ComparedAnswer,
+    EmbedsError,
+    PictureQuestion,
+    QualityReport,
+)
+from acestep_gguf.quality.statistics import divergence_of, perplexity_of, share_of
+from acestep_gguf.vision.embeds import centred_cosines, cosines
 from acestep_gguf.vision.image import crops_of, open_rgb
 from acestep_gguf.vision.tiling import tiling_of
 from acestep_gguf.vision.tower import VisionTower
@@ -179,8 +193,10 @@ class _Comparison:
         """Ask ``answerer``, with what ``tower`` made of the pictures."""
         self._best_shown = self._best_shown or tower.shown
         answers = []
-        seconds = kl_divergence = 0.0
-        n_tokens = n_same_top_1 = 0
+        seconds = 0.0
+        divergences: list[Doubles] = []
+        same: list[Bools] = []
+        log_probabilities: list[Doubles] = []
         for index, (path, question) in enumerate(self._asked):
             written = answerer.write(question, tower.shown[path])
             seconds += written.seconds
@@ -188,10 +204,10 @@ class _Comparison:
                 self._best.append(written)
             best = self._best[index]
             logits = answerer.logits(question, tower.shown[path], best.tokens)
-            found = agreement(self._best_logits(index, logits), logits)
-            kl_divergence += found.kl_divergence
-            n_same_top_1 += found.n_same_top_1
-            n_tokens += found.n_tokens
+            best_logits = self._best_logits(index, logits)
+            divergences.append(kl_divergences(best_logits, logits))
+            same.append(same_top_1(best_logits, logits))
+            log_probabilities.append(token_log_probabilities(logits, best.tokens))
             answers.append(
                 ComparedAnswer(
                     text=written.text,
@@ -200,20 +216,28 @@ class _Comparison:
                     is_same=written.tokens == best.tokens,
                 )
             )
-        similar = np.concatenate(
-            [cosines(self._best_shown[path].embeds, shown.embeds) for path, shown in tower.shown.items()]
-        )
         return Candidate(
             decoder=decoder,
             tower=tower_name,
             bytes=n_bytes,
-            kl_divergence=kl_divergence / n_tokens,
-            top_1=n_same_top_1 / n_tokens,
-            cosine=float(similar.mean()),
-            min_cosine=float(similar.min()),
+            kl_divergence=divergence_of(divergences),
+            top_1=share_of(same),
+            perplexity=perplexity_of(log_probabilities),
+            embeds=self._embeds_error(tower),
             image_s=tower.seconds,
             answer_s=seconds / len(answers),
             answers=tuple(answers),
+        )
+
+    def _embeds_error(self, tower: _Tower) -> EmbedsError:
+        pairs = [(self._best_shown[path].embeds, shown.embeds) for path, shown in tower.shown.items()]
+        plain = np.concatenate([cosines(*pair) for pair in pairs])
+        centred = np.concatenate([centred_cosines(*pair) for pair in pairs])
+        return EmbedsError(
+            cosine=float(plain.mean()),
+            min_cosine=float(plain.min()),
+            centred_cosine=float(centred.mean()),
+            min_centred_cosine=float(centred.min()),
         )
 
     def _best_logits(self, index: int, logits: Floats) -> Floats:

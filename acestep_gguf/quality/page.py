@@ -1,7 +1,7 @@
-"""A quality report as one HTML page: pictures and answers side by side, in a file that needs no other.
+"""A quality report as one HTML page, which needs no other file: figures, a plot, pictures with their answers.
 
-Answers and file names come from strangers: everything is escaped, and the page forbids itself scripts and
-whatever is not in it.
+Answers and file names come from strangers: everything is escaped (the plot does it itself), and the page
+forbids itself scripts and whatever is not in it.
 """
 
 import base64
@@ -14,7 +14,9 @@ from typing import Final
 from jinja2 import Environment
 
 from acestep_gguf.quality.measures import n_alike
-from acestep_gguf.quality.report import HEADS, Candidate, QualityReport, cells
+from acestep_gguf.quality.plot import divergence_plot, dots_of
+from acestep_gguf.quality.report import Candidate, QualityReport, TextReport
+from acestep_gguf.quality.table import tables
 from acestep_gguf.vision.image import to_rgb
 from acestep_gguf.vision.image_file import open_image
 
@@ -27,6 +29,7 @@ PAGE: Final = """\
 <meta http-equiv="Content-Security-Policy"
       content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
 <title>{{ report.bundle }}</title>
 <style>
   body { font: 16px/1.4 sans-serif; margin: 2em auto; max-width: 72em; padding: 0 1em; }
@@ -37,17 +40,28 @@ PAGE: Final = """\
   section { border-top: 2px solid #888; display: flex; flex-wrap: wrap; gap: 2em; padding: 1em 0; }
   section > div { flex: 1 1 24em; }
   img { max-width: 100%; }
-  mark { background: #ffe08a; }
+  mark { background: #ffe08a; color: #000; }
+  small { display: block; opacity: .75; white-space: nowrap; }
+  .tables { overflow-x: auto; }
+  svg { display: block; font-size: 13px; max-width: 45em; overflow: visible; width: 100%; }
+  svg text, svg circle { fill: currentColor; }
+  svg .grid { stroke: currentColor; stroke-opacity: .2; }
+  svg .interval { stroke: currentColor; stroke-width: 1.5; }
 </style>
 <h1>{{ report.bundle }}</h1>
-<p>Each decoder and each tower was asked the same {{ report.asked | length }} questions; the first row is
-what the others are compared with. KL is the divergence of a prediction in nats a token, top-1 the share of
-tokens where both would choose the same, same the number of equal answers, alike the tokens before the first
-difference, cosine that of image embeds.</p>
-<table>
-<tr>{% for head in heads %}<th>{{ head }}</th>{% endfor %}</tr>
-{% for row in rows %}<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<p>{{ asked }} The first row is what the others are compared with. KL is the divergence of a prediction
+in nats a token (mean, 90th and 99th percentile), top-1 the share of tokens where both would choose the same,
+perplexity that of the first row's tokens; below a figure stand the ends of its 95 % interval.\
+{% if pictures %} Same is the number of equal answers, cosine that of image embeds, centred without the mean
+token of each picture.{% endif %}</p>
+{{ plot | safe }}
+<div class="tables">
+{% for table in tables %}<table>
+<tr>{% for head in table.heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell.figure }}\
+{% if cell.interval %}<small>{{ cell.interval }}</small>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table>
+{% endfor %}</div>
 {% for shown in pictures %}<section>
 <div><img src="{{ shown.image }}" alt=""><p>{{ shown.name }}</p></div>
 <div>{% for question in shown.questions %}<h3>{{ question.text }}</h3>
@@ -82,15 +96,21 @@ class _Picture:
     questions: Sequence[_Question]
 
 
-def html_page(report: QualityReport) -> str:
-    """The page.
+def html_page(report: QualityReport | TextReport) -> str:
+    """The page; of a text, without it.
 
     Raises:
         ImageError: a picture is not there any more.
     """
     template = Environment(autoescape=True).from_string(PAGE)
-    rows = [cells(candidate) for candidate in report.candidates]
-    return template.render(report=report, heads=HEADS, rows=rows, pictures=list(_pictures(report)))
+    if isinstance(report, QualityReport):
+        asked = f"Each decoder and each tower was asked the same {len(report.asked)} questions."
+        pictures = list(_pictures(report))
+    else:
+        asked = f"Each decoder read the same {report.n_windows} windows of {report.n_ctx} tokens of a text."
+        pictures = []
+    plot = divergence_plot(dots_of(report))
+    return template.render(report=report, asked=asked, tables=tables(report), plot=plot, pictures=pictures)
 
 
 def _pictures(report: QualityReport) -> Iterator[_Picture]:

@@ -1,12 +1,8 @@
-"""What was measured, as data and as a table."""
+"""What was measured, as data."""
 
 from dataclasses import dataclass
-from typing import Final
 
-HEADS: Final = (
-    "decoder", "tower", "MB", "KL", "top-1", "same", "alike", "cosine", "least", "s/image", "s/answer"
-)  # fmt: skip
-LINE: Final = "{:<14} {:<10} {:>9} {:>8} {:>7} {:>7} {:>7} {:>8} {:>8} {:>8} {:>8}"
+from acestep_gguf.quality.statistics import Divergence, Estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,22 +24,35 @@ class ComparedAnswer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedsError:
+    """Cosines of image embeds to the best tower's: mean and least over the tokens of all pictures.
+
+    The centred ones are without the mean token of each picture, which hides what sets its tokens apart.
+    """
+
+    cosine: float
+    min_cosine: float
+    centred_cosine: float
+    min_centred_cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A decoder with a tower, and its answers next to the best one's, in the order of the questions.
 
-    ``kl_divergence`` (nats a token, of the best one's prediction to this one's) and ``top_1`` (share of
-    tokens where both would choose the same) are over the best one's answers. ``cosine`` and ``min_cosine``
-    of image embeds are to the best one's, mean and least over all image tokens. ``bytes`` are those of both
-    files, and seconds are for one picture and for one answer without it.
+    ``kl_divergence`` (of the best one's prediction from this one's), ``top_1`` (share of tokens where both
+    would choose the same) and ``perplexity`` (this one's, of those tokens) are over the tokens of the best
+    one's answers. ``bytes`` are those of both files, and seconds are for one picture and for one answer
+    without it.
     """
 
     decoder: str
     tower: str
     bytes: int
-    kl_divergence: float
-    top_1: float
-    cosine: float
-    min_cosine: float
+    kl_divergence: Divergence
+    top_1: Estimate
+    perplexity: Estimate
+    embeds: EmbedsError
     image_s: float
     answer_s: float
     answers: tuple[ComparedAnswer, ...]
@@ -52,11 +61,6 @@ class Candidate:
     def n_same(self) -> int:
         """Answers that are the best one's, token by token."""
         return sum(answer.is_same for answer in self.answers)
-
-    @property
-    def n_alike(self) -> float:
-        """Tokens before the first difference, the mean over the answers."""
-        return sum(answer.n_alike for answer in self.answers) / len(self.answers)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,23 +77,26 @@ class QualityReport:
         return self.candidates[0]
 
 
-def table(report: QualityReport) -> str:
-    """The report in lines; the answers themselves are in JSON and HTML only."""
-    return "\n".join(LINE.format(*row) for row in (HEADS, *map(cells, report.candidates)))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextCandidate:
+    """A decoder that read a text; figures as of ``Candidate``, over the tokens that count of the text."""
+
+    decoder: str
+    bytes: int
+    kl_divergence: Divergence
+    top_1: Estimate
+    perplexity: Estimate
+    seconds: float
 
 
-def cells(found: Candidate) -> tuple[str, ...]:
-    """A candidate's row, under ``HEADS``."""
-    return (
-        found.decoder,
-        found.tower,
-        f"{found.bytes / 1e6:.1f}",
-        f"{found.kl_divergence:.1e}",
-        f"{found.top_1:.1%}",
-        f"{found.n_same}/{len(found.answers)}",
-        f"{found.n_alike:.1f}",
-        f"{found.cosine:.4f}",
-        f"{found.min_cosine:.4f}",
-        f"{found.image_s:.2f}",
-        f"{found.answer_s:.2f}",
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextReport:
+    """All decoders on a text, read in ``n_windows`` windows of ``n_ctx`` tokens.
+
+    The first is the best one, and its perplexity that of its own predictions after they were rounded.
+    """
+
+    bundle: str
+    n_ctx: int
+    n_windows: int
+    candidates: tuple[TextCandidate, ...]

@@ -71,3 +71,12 @@ def cosines(one: FloatArray, other: FloatArray) -> npt.NDArray[np.float64]:
     products = np.einsum("ij,ij->i", one, other, dtype=np.float64)
     lengths = [np.linalg.norm(rows.astype(np.float64), axis=1) for rows in (one, other)]
     return np.asarray(products / np.maximum(lengths[0] * lengths[1], np.finfo(np.float64).tiny))
+
+
+def centred_cosines(one: FloatArray, other: FloatArray) -> npt.NDArray[np.float64]:
+    """The same as ``cosines`` of one picture, each without its mean token.
+
+    All tokens of a picture share a large mean, which makes plain cosines look better than what sets the
+    tokens apart is.
+    """
+    return cosines(*(rows - rows.mean(axis=0, dtype=np.float64).astype(np.float32) for rows in (one, other)))

@@ -37,9 +37,10 @@ def test_a_bundle_next_to_its_checkpoint(tmp_path: Path, tiny: TinyCheckpoint) -
     )
     assert [found.decoder for found in report.candidates][:2] == ["checkpoint", "F32"]
     best, ours = report.candidates[:2]
-    assert best.kl_divergence == pytest.approx(0, abs=1e-9)
+    assert best.kl_divergence.mean.value == pytest.approx(0, abs=1e-9)
     assert best.n_same == 1
-    assert ours.kl_divergence < 1e-5
-    assert (ours.top_1, ours.n_same) == (1.0, 1)
-    assert ours.min_cosine > 1 - 1e-6
+    assert ours.kl_divergence.p99.value < 1e-5
+    assert (ours.top_1.value, ours.n_same) == (1.0, 1)
+    assert ours.embeds.min_cosine > 1 - 1e-6
+    assert ours.embeds.min_centred_cosine > 1 - 1e-5
     assert ours.answers[0].text == best.answers[0].text

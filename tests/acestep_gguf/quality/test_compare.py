@@ -70,14 +70,21 @@ def test_every_decoder_and_tower_is_compared_with_the_best(tiny_bundle: Path, sh
     bundle = Bundle.read(tiny_bundle)
     best, *others = report.candidates
     assert (best.decoder, best.tower) == ("F32", "float32")
-    assert (best.kl_divergence, best.top_1, best.n_same) == (0.0, 1.0, 2)
-    assert best.cosine == pytest.approx(1)
-    assert best.min_cosine == pytest.approx(1)
+    assert (best.kl_divergence.p99.value, best.top_1.value, best.n_same) == (0.0, 1.0, 2)
+    assert best.embeds.min_cosine == pytest.approx(1)
+    assert best.embeds.min_centred_cosine == pytest.approx(1)
     assert {found.decoder for found in report.candidates} == set(bundle.decoders.files)
     assert {found.tower for found in report.candidates} == set(bundle.vision.files if bundle.vision else ())
     quantized = next(found for found in others if found.decoder == "Q4_K_M" and found.tower == "float32")
-    assert quantized.kl_divergence > 1e-6
-    assert quantized.cosine == pytest.approx(1)
+    divergence = quantized.kl_divergence
+    assert 1e-6 < divergence.mean.value < divergence.p99.value
+    assert divergence.p90.value < divergence.p99.value
+    assert divergence.mean.low is not None
+    assert divergence.mean.low < divergence.mean.value
+    assert quantized.perplexity.value > best.perplexity.value  # the best one chose these tokens
+    assert quantized.embeds.cosine == pytest.approx(1)
+    int8 = next(found for found in others if found.tower == "int8").embeds
+    assert int8.min_centred_cosine < int8.centred_cosine < int8.cosine < 1
     assert best.bytes - quantized.bytes == bundle.decoder("F32").bytes - bundle.decoder("Q4_K_M").bytes
     assert [asked.question for asked in report.asked] == ["How many?", "What is this?"]
     assert told[-1] in bundle.decoders.files
@@ -113,10 +120,13 @@ def test_a_reference_comes_first_and_its_answers_are_what_counts(
     best, other, *_ = report.candidates
     assert (best.decoder, best.tower, best.bytes, best.answer_s) == ("checkpoint", "checkpoint", 7, 0.5)
     assert best.answers[0].text == "said"
-    assert (best.kl_divergence, best.top_1) == (0.0, 1.0)
-    assert best.cosine == pytest.approx(1)
-    assert other.kl_divergence > 1  # random weights are sure of nothing
-    assert other.cosine < 0.9
+    assert (best.kl_divergence.mean.value, best.top_1.value) == (0.0, 1.0)
+    assert best.embeds.cosine == pytest.approx(1)
+    assert best.perplexity.value == pytest.approx(1)
+    assert other.kl_divergence.mean.value > 1  # random weights are sure of nothing
+    assert other.kl_divergence.mean.low is None  # of one answer
+    assert other.perplexity.value > 10
+    assert other.embeds.cosine < 0.9
     assert other.answers[0].n_alike < 3
 
 

@@ -6,7 +6,7 @@ import pytest
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import BundleError
-from acestep_gguf.vision.embeds import ImageEmbeds, cosines
+from acestep_gguf.vision.embeds import ImageEmbeds, centred_cosines, cosines
 
 
 @pytest.fixture
@@ -64,3 +64,12 @@ def test_cosines_of_rows() -> None:
     one = np.array([[1, 0], [1, 1], [1, 1], [0, 0]], np.float32)
     other = np.array([[-2, 0], [5, 0], [-1, 1], [1, 0]], np.float32)
     np.testing.assert_allclose(cosines(one, other), [-1, 0.5**0.5, 0, 0], atol=1e-12)
+
+
+def test_centred_cosines_do_not_see_what_all_tokens_of_a_picture_share() -> None:
+    random = np.random.default_rng(0)
+    mean = np.full(64, 30, np.float32)
+    one, other = random.normal(size=(2, 50, 64)).astype(np.float32)
+    assert cosines(one + mean, other + mean).min() > 0.99
+    assert abs(centred_cosines(one + mean, other + mean).mean()) < 0.1
+    np.testing.assert_allclose(centred_cosines(one + mean, one - mean), np.ones(50), atol=1e-6)
