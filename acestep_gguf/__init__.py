@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from acestep_gguf.answer import Answer, Chunk, Timings, Usage
     from acestep_gguf.engine.batch import Outcome
     from acestep_gguf.engine.engine import AceStep
+    from acestep_gguf.engine.likelihood import Likelihood
     from acestep_gguf.engine.question import Question
     from acestep_gguf.errors import AceStepError
     from acestep_gguf.options import AnswerOptions, EngineOptions
@@ -30,6 +31,7 @@ __all__ = [
     "Chunk",
     "EmbedsFile",
     "EngineOptions",
+    "Likelihood",
     "Outcome",
     "Progress",
     "Question",
@@ -46,6 +48,7 @@ _MODULES = {
     "Chunk": "answer",
     "EmbedsFile": "vision.embeds_file",
     "EngineOptions": "options",
+    "Likelihood": "engine.likelihood",
     "Outcome": "engine.batch",
     "Progress": "progress",
     "Question": "engine.question",

@@ -21,6 +21,7 @@ from acestep_gguf.decoding.speculation import Speculation
 from acestep_gguf.engine.answer_writer import AnswerWriter
 from acestep_gguf.engine.async_batch import Questions, answer_all_async
 from acestep_gguf.engine.batch import OneAtATime, Outcome, Stepwise, answer_all
+from acestep_gguf.engine.likelihood import Likelihood, LikelihoodReader
 from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.scheduler import ENCODED_AHEAD, Scheduler
 from acestep_gguf.engine.turns import Stopwatch, Turnstile
@@ -202,6 +203,18 @@ class AceStep:
         written and the thread; in a loop that is left early, ``contextlib.aclosing`` closes it at once.
         """
         return answer_all_async(self._stepwise, questions, n_untaken=len(self._decoders))
+
+    def likelihoods(self, question: Question, texts: Sequence[str]) -> tuple[Likelihood, ...]:
+        """How probable each of ``texts`` is as the beginning of the answer; the question is read once.
+
+        A text is taken as it is: after a template that ends in a line, one in a sentence begins with a space.
+
+        Raises:
+            PromptError: a text is empty; or what ``generate`` raises.
+        """
+        with self._turnstile.turn():
+            self._check_open()
+            return LikelihoodReader(self._prompts, self._encoder, self._decoder).read(question, texts)
 
     @contextmanager
     def scheduler(

@@ -90,8 +90,13 @@ class PromptBuilder:
         """
         return self.build_parsed(parse_messages(messages))
 
-    def build_parsed(self, turns: Sequence[Turn]) -> Prompt:
+    def build_parsed(self, turns: Sequence[Turn], beginning: str = "") -> Prompt:
         """The same for messages that ``parse_messages`` has checked already.
+
+        Args:
+            turns: the messages.
+            beginning: of the answer. It is tokenized together with the template's text before it, as any
+                text between two control tokens is.
 
         Raises:
             PromptError: the chat template does not take them, or they have images and the model has no vision
@@ -99,10 +104,10 @@ class PromptBuilder:
         """
         if self._spec.image_token is None and any(turn.images for turn in turns):
             raise PromptError(NO_TOWER)
-        spans = self._spans(self._renderer.render(turns))
+        spans = self._spans(self._renderer.render(turns), beginning)
         return Prompt(spans, tuple(image for turn in turns for image in turn.images))
 
-    def _spans(self, pieces: Sequence[Piece]) -> tuple[Span, ...]:
+    def _spans(self, pieces: Sequence[Piece], beginning: str) -> tuple[Span, ...]:
         """Text between two control tokens is tokenized as one string, whoever wrote its parts.
 
         An answer keeps the tokens in which the model wrote it: its text could be tokenized in others.
@@ -130,7 +135,7 @@ class PromptBuilder:
                     tokens, n_images = self._control(self._spec.image_end), n_images + 1
                 else:
                     tokens.append(self._spec.control_tokens[piece.text])
-        spans.append(TokenSpan(tuple(tokens + self._text_tokens(text, before))))
+        spans.append(TokenSpan(tuple(tokens + self._text_tokens(text + beginning, before))))
         return tuple(span for span in spans if span != TokenSpan(()))
 
     def _beginning(self, pieces: Sequence[Piece]) -> list[int]:
