@@ -3,8 +3,8 @@
 onnxruntime's DynamicQuantizeMatMul quantizes an input to uint8 with one step for all of it, so that one large
 channel makes the step too coarse for the others. Three remedies, each taken only where it is needed:
 
-1. The step before the layer (a norm, or the values of attention) divides large channels by powers of two, and
-   the layer's weights are multiplied by them. It costs nothing (SmoothQuant, arXiv 2211.10438).
+1. The step before the layer (a norm, or the values of attention) divides large channels, and the layer's
+   weights are multiplied by the same. It costs nothing (SmoothQuant, arXiv 2211.10438).
 2. Large channels are multiplied in float32, beside the int8 product of the rest (LLM.int8(), arXiv
    2208.07339).
 3. The layer stays in float32.
@@ -29,6 +29,9 @@ BAD_ERROR: Final = 0.05
 OUTLIER_SHARE: Final = 32
 # Halvings of the largest channel that are tried as the limit of all channels.
 MAX_HALVINGS: Final = 12
+# How much of the difference between channels is moved into the weights: 1 is all of it. SmoothQuant's alpha.
+MIGRATIONS: Final = (0.5, 0.6, 0.7, 0.85, 1.0)
+LEAST_CHANNEL: Final = 1e-4  # of the largest one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +39,7 @@ class Int8Input:
     """How an input of n channels is quantized for the linear layers that take it.
 
     Args:
-        divisors: powers of two, float32 [n]; the step before has divided by them, weights are multiplied.
+        divisors: float32 [n]; the step before has divided by them, weights are multiplied.
         outliers: numbers of the channels that are multiplied in float32.
     """
 
@@ -103,13 +106,10 @@ class LinearWeights:
     def __init__(self, weights: Iterable[Floats]) -> None:
         self.magnitudes = np.concatenate([np.abs(weight) for weight in weights])  # [all outputs, n]
         self.squares = np.einsum("ij,ij->j", self.magnitudes, self.magnitudes, dtype=np.float64)
-        self._largest = self.magnitudes.max(axis=1)
 
     def largest(self, divisors: Divisors) -> NDArray[np.float64]:
-        """Largest magnitude of each output's weights once they are multiplied by ``divisors``, at least 1."""
-        changed = np.flatnonzero(divisors > 1)
-        scaled = (self.magnitudes[:, changed] * divisors[changed]).max(axis=1, initial=0)
-        largest: NDArray[np.float64] = np.maximum(self._largest, scaled).astype(np.float64)
+        """Largest magnitude of each output's weights once they are multiplied by ``divisors``."""
+        largest: NDArray[np.float64] = (self.magnitudes * divisors).max(axis=1).astype(np.float64)
         return largest
 
 
@@ -135,7 +135,8 @@ def plan_input(
     """
     plan = Int8Input(np.ones(len(channels.low), np.float32))
     error = predicted_error(channels, weights, plan)
-    for divisors in _divisor_candidates(channels) if is_foldable else ():
+    candidates = (*_limiting(channels), *_migrating(channels, weights)) if is_foldable else ()
+    for divisors in candidates:
         smoothed = Int8Input(divisors)
         if (smoothed_error := predicted_error(channels, weights, smoothed)) < error:
             plan, error = smoothed, smoothed_error
@@ -154,7 +155,7 @@ def max_outliers(n_channels: int) -> int:
     return max(1, n_channels // OUTLIER_SHARE)
 
 
-def _divisor_candidates(channels: ChannelStatistics) -> Iterable[Divisors]:
+def _limiting(channels: ChannelStatistics) -> Iterable[Divisors]:
     """Divisors that bring all channels below a limit, for lower and lower limits."""
     largest = channels.largest
     for halvings in range(1, MAX_HALVINGS + 1):
@@ -163,6 +164,18 @@ def _divisor_candidates(channels: ChannelStatistics) -> Iterable[Divisors]:
             return
         exponents = np.ceil(np.log2(np.maximum(largest / limit, 1)))
         yield np.exp2(exponents).astype(np.float32)
+
+
+def _migrating(channels: ChannelStatistics, weights: LinearWeights) -> Iterable[Divisors]:
+    """Divisors that make channels more alike, and their weights less: SmoothQuant's equation 4."""
+    inputs, norms = channels.largest, np.sqrt(weights.squares)
+    if inputs.max() == 0 or norms.max() == 0:
+        return
+    inputs = np.maximum(inputs / inputs.max(), LEAST_CHANNEL)
+    norms = np.maximum(norms / norms.max(), LEAST_CHANNEL)
+    for share in MIGRATIONS:
+        divisors = inputs**share / norms ** (1 - share)
+        yield (divisors / np.median(divisors)).astype(np.float32)
 
 
 def quantize_weight(weight: Floats, outliers: Sequence[int] = ()) -> tuple[NDArray[np.int8], Floats]:

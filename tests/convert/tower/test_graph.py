@@ -203,7 +203,7 @@ def test_the_int8_tower_of_internvl_is_close(tmp_path: Path, norm_type: str) -> 
 
 
 def test_int8_multiplies_what_its_norms_divided(tmp_path: Path) -> None:
-    """In the int8 tower alone: divisors are powers of two, so that float32 would not notice them."""
+    """In the int8 tower alone, and most of all where channels stand out."""
     checkpoint = TinyCheckpoint(n_outliers=4).write(tmp_path / "c")
     bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
 
@@ -213,8 +213,7 @@ def test_int8_multiplies_what_its_norms_divided(tmp_path: Path) -> None:
         return np.asarray(onnx.numpy_helper.to_array(weight))
 
     divisors = norm("float32") / norm("int8")
-    assert (divisors > 8).sum() == 4
-    assert (np.log2(divisors) % 1 == 0).all()
+    assert (divisors > 8 * np.median(divisors)).sum() == 4
 
 
 def test_damaged_tower_weights_leave_nothing_behind(tmp_path: Path) -> None:
