@@ -18,6 +18,7 @@ from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama.backend import Handle, Log, StopFlag, backend
 from acestep_gguf.llama.batch import Batch
 from acestep_gguf.llama.devices import cpu_overrides
+from acestep_gguf.llama.eval_callback import ProductWatch
 from acestep_gguf.llama.library import lib
 from acestep_gguf.llama.params import (
     CACHE_TYPES,
@@ -132,13 +133,20 @@ class Model(Handle):
 class Context(Handle):
     """A KV cache and what computes on it.
 
+    Args:
+        model: whose weights it multiplies.
+        params: how.
+        products: sees what the weights are multiplied with. After an error of its own, nothing that the
+            context holds is of use.
+
     Raises:
         DecodeError: llama.cpp cannot make it, for want of memory for instance.
     """
 
-    def __init__(self, model: Model, params: ContextParams) -> None:
+    def __init__(self, model: Model, params: ContextParams, products: ProductWatch | None = None) -> None:
         self.model = model
         self.params = params
+        self._products = products
         native = lib.llama_context_default_params()
         native.n_ctx = params.n_ctx * params.n_seq_max
         native.n_seq_max = params.n_seq_max
@@ -152,6 +160,8 @@ class Context(Handle):
         native.flash_attn_type = FLASH_ATTENTION[params.flash_attn]
         native.offload_kqv = params.offload_kqv
         native.no_perf = True
+        if products is not None:
+            native.cb_eval = products.callback
         log = backend()
         log.clear()
         pointer = lib.llama_init_from_model(model.pointer, native)
@@ -322,6 +332,8 @@ class Context(Handle):
         log.clear()
         self._n_outputs = 0
         status = lib.llama_decode(self.pointer, batch)
+        if self._products is not None:
+            self._products.check()
         if status == ABORTED and self._stop is not None:
             self._stop.check()
         if status != 0:
