@@ -72,21 +72,25 @@ class Imatrix:
         return found
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImatrixSums:
+    """What a GGUF file of llama-imatrix has: by tensor name, sums of squares, float32 [n] for each of its
+    matrices one after another, and counts of rows, float32 [n_matrices].
+    """
+
+    sums: Mapping[str, Importance]
+    counts: Mapping[str, Importance]
+    datasets: tuple[str, ...]
+    n_chunks: int
+
+
 def read_imatrix(path: Path) -> Imatrix:
     """Read and check the file ``path``.
 
     Raises:
         ImatrixError: missing, in another format, damaged, or with values that no mean square has.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise ImatrixError(f"{path} is not a file: choose another imatrix.")
-        n_bytes = path.stat().st_size
-        if n_bytes > MAX_BYTES:
-            raise ImatrixError(f"{path} has {n_bytes} bytes, far more than an imatrix: choose another file.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImatrixError(f"{path} cannot be read ({error.strerror}): choose another imatrix.") from error
+    data = _read(path)
     imatrix = _read_gguf(path, data) if data.startswith(MAGIC) else _read_legacy(path, data)
     for name, entry in imatrix.entries.items():
         if not np.isfinite(entry).all() or (entry < 0).any():
@@ -94,7 +98,43 @@ def read_imatrix(path: Path) -> Imatrix:
     return imatrix
 
 
+def read_sums(path: Path) -> ImatrixSums:
+    """Read and check the file ``path`` as it is, undivided; in the older format it cannot be.
+
+    Raises:
+        ImatrixError: missing, in another format, damaged, or with values that no sum of squares has.
+    """
+    data = _read(path)
+    if not data.startswith(MAGIC):
+        raise ImatrixError(f"{path} is in the older format: let llama-imatrix write it as GGUF.")
+    found = _sums_in_gguf(path, data)
+    for name, sums in found.sums.items():
+        numbers = np.concatenate([sums, found.counts[name]])
+        if not np.isfinite(numbers).all() or (numbers < 0).any():
+            raise _damaged(path, f"values of {name!r} are negative, infinite or NaN")
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            raise ImatrixError(f"{path} is not a file: choose another imatrix.")
+        n_bytes = path.stat().st_size
+        if n_bytes > MAX_BYTES:
+            raise ImatrixError(f"{path} has {n_bytes} bytes, far more than an imatrix: choose another file.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImatrixError(f"{path} cannot be read ({error.strerror}): choose another imatrix.") from error
+
+
 def _read_gguf(path: Path, data: bytes) -> Imatrix:
+    found = _sums_in_gguf(path, data)
+    entries = {name: _mean_squares(path, name, sums, found.counts[name]) for name, sums in found.sums.items()}
+    dataset = found.datasets[0] if found.datasets else None
+    return Imatrix(path=path, entries=entries, n_chunks=found.n_chunks, dataset=dataset)
+
+
+def _sums_in_gguf(path: Path, data: bytes) -> ImatrixSums:
     try:
         header = read_gguf_header(path)
     except (BundleError, UnsupportedModelError) as error:
@@ -102,20 +142,20 @@ def _read_gguf(path: Path, data: bytes) -> Imatrix:
     sums, counts = _suffixed(header, ".in_sum2"), _suffixed(header, ".counts")
     if not sums or sums.keys() != counts.keys():
         raise _damaged(path, "its .counts and .in_sum2 do not come in pairs")
-    entries = {}
-    for name in sorted(sums):
+    for name in sums:
         if sums[name].type.name != "F32" or counts[name].type.name != "F32":
             raise _damaged(path, f"sums or counts of {name!r} are not float32")
-        entries[name] = _mean_squares(path, name, _values(sums[name], data), _values(counts[name], data))
-
     datasets = header.metadata.get("imatrix.datasets")
     n_chunks = header.metadata.get("imatrix.chunk_count")
     chunk_size = header.metadata.get("imatrix.chunk_size")
     if not isinstance(datasets, StringArray) or type(n_chunks) is not int or type(chunk_size) is not int:
         raise _damaged(path, "imatrix.datasets, imatrix.chunk_count or imatrix.chunk_size is missing")
-    names = datasets.read()
-    dataset = _text(names[0]) if names else None
-    return Imatrix(path=path, entries=entries, n_chunks=_u32(path, n_chunks), dataset=dataset)
+    return ImatrixSums(
+        sums={name: _values(sums[name], data) for name in sorted(sums)},
+        counts={name: _values(counts[name], data) for name in sorted(sums)},
+        datasets=tuple(map(_text, datasets.read())),
+        n_chunks=_u32(path, n_chunks),
+    )
 
 
 def _mean_squares(path: Path, name: str, sums: Importance, counts: Importance) -> Importance:
