@@ -43,6 +43,7 @@ class OutputFolder:
     decoders: dict[Ftype, DecoderFile] = field(default_factory=dict)
     towers: dict[VisionPrecision, VisionFile] = field(default_factory=dict)
     mmproj: dict[MmprojFtype, FileRecord] = field(default_factory=dict)
+    quality: FileRecord | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -71,7 +72,8 @@ class OutputFolder:
             for precision, file in (bundle.vision.files if bundle.vision else {}).items()
             if _is_sound(path, file) and _is_sound(path, file.data)
         }
-        return cls(path=path, bundle=bundle, decoders=decoders, towers=towers, mmproj=mmproj)
+        quality = bundle.quality if bundle.quality and _is_sound(path, bundle.quality) else None
+        return cls(path=path, bundle=bundle, decoders=decoders, towers=towers, mmproj=mmproj, quality=quality)
 
     @property
     def ftypes(self) -> tuple[Ftype, ...]:

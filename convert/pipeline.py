@@ -208,4 +208,5 @@ def _bundle(
         image=plan.model.image,
         prompt=plan.model.prompt,
         mmproj=mmproj,
+        quality=plan.output.quality,
     )

@@ -179,7 +179,8 @@ class Bundle:
     """bundle.json. ``min_reader_version`` is the oldest schema version whose readers understand this file.
 
     A decoder without a vision tower has neither ``vision`` nor ``image``. ``mmproj`` has the same tower and
-    projector for llama.cpp, if they were asked for; the runtime does not read them.
+    projector for llama.cpp, if they were asked for; the runtime does not read them. ``quality`` is a report
+    on what the quantizations cost, if it was measured.
     """
 
     schema_version: int
@@ -191,6 +192,7 @@ class Bundle:
     image: ImageSpec | None
     prompt: PromptSpec
     mmproj: dict[MmprojFtype, FileRecord] = field(default_factory=dict)
+    quality: FileRecord | None = None
 
     def __post_init__(self) -> None:
         _check_printable("name", self.name)
@@ -292,6 +294,8 @@ class Bundle:
             yield vision
             yield vision.data
         yield from self.mmproj.values()
+        if self.quality:
+            yield self.quality
 
 
 def min_reader_version(image: ImageSpec | None, prompt: PromptSpec) -> int:

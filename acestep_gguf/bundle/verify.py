@@ -123,6 +123,8 @@ def _records(folder: Path, bundle: Bundle) -> Iterator[tuple[FileRecord, dict[st
             yield vision.data, {}
     for mmproj in bundle.mmproj.values():
         yield mmproj, {"header": partial(_check_mmproj, folder / mmproj.file)}
+    if bundle.quality:
+        yield bundle.quality, {}
 
 
 def _run(file: str, n_bytes: int, checks: dict[str, Check]) -> FileReport:

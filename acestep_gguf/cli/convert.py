@@ -70,6 +70,13 @@ def convert(
     ] = False,
     vision: TowerPrecisions = None,
     calibration: CalibrationPictures = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Measure on the demo's pictures what the types cost, and put it into the bundle.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     log_json: LogJson = False,
     steering: SteeringOptions,
@@ -101,6 +108,30 @@ def convert(
             threads=threads,
             on_event=show,
         )
+    if report and not dry_run:
+        _add_report(out, log_json=log_json)
+
+
+def _add_report(bundle: Path, *, log_json: bool) -> None:
+    from time import perf_counter
+
+    from acestep_gguf.bundle.schema import Bundle
+    from acestep_gguf.cli.progress import JsonLines
+    from acestep_gguf.cli.quality import add_report
+    from acestep_gguf.quantize.conversion_events import FileDone
+
+    if Bundle.read(bundle).vision is None:
+        raise UsageError(f"{bundle} is ready, but --report asks about pictures, which it does not read.")
+    started = perf_counter()
+    lines = add_report(bundle)
+    record = Bundle.read(bundle).quality
+    if log_json and record is not None:
+        done = FileDone(
+            file=record.file, bytes=record.bytes, sha256=record.sha256, seconds=perf_counter() - started
+        )
+        JsonLines()(done)
+    else:
+        print(f"\n{lines}")
 
 
 def _ftypes_there(out: Path) -> tuple[Ftype, ...]:

@@ -2,10 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from acestep_gguf.cli.options import AsJson, BundleFolder
-from acestep_gguf.cli.terminal import json_text
+from acestep_gguf.cli.terminal import json_text, printable
+
+if TYPE_CHECKING:
+    from acestep_gguf.bundle.schema import Bundle
 
 
 def info(bundle: BundleFolder, as_json: AsJson = False) -> None:
@@ -23,7 +26,27 @@ def facts_and_settings(folder: Path) -> dict[str, Any]:
     facts = bundle_facts(folder)
     bundle = Bundle.read(folder)
     settings, reason = machine_settings(bundle, bundle.decoder(), pictures=bundle.vision is not None)
-    return {**facts, "settings": asdict(settings), "settings_reason": reason}
+    return {
+        **facts,
+        "quality": _quality(folder, bundle),
+        "settings": asdict(settings),
+        "settings_reason": reason,
+    }
+
+
+def _quality(folder: Path, bundle: "Bundle") -> dict[str, Any] | None:
+    """The report that the bundle carries, as JSON values, without the questions and the answers."""
+    if bundle.quality is None:
+        return None
+    import msgspec
+
+    from acestep_gguf.quality.bundled import read_from_bundle
+
+    report = msgspec.to_builtins(read_from_bundle(folder, bundle))
+    figures = [
+        {key: value for key, value in found.items() if key != "answers"} for found in report["candidates"]
+    ]
+    return {"n_questions": len(report["asked"]), "candidates": figures}
 
 
 def table(facts: dict[str, Any]) -> str:
@@ -50,10 +73,26 @@ def table(facts: dict[str, Any]) -> str:
             (file["precision"], _file(file, f"cosine {file['cosine_to_float32']:.4f}"))
             for file in facts["vision"]
         ),
+        *_quality_rows(facts["quality"]),
         ("", ""),
         ("settings", facts["settings_reason"]),
     ]
     return "\n".join(f"{label:<10}{text}".rstrip() for label, text in rows)
+
+
+def _quality_rows(quality: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if quality is None:
+        return []
+    names = [printable(f"{found['decoder']}, {found['tower']}") for found in quality["candidates"]]
+    width = max(map(len, names))
+    rows = [
+        ("", ""),
+        ("quality", f"against {names[0]}, over {quality['n_questions']} questions about pictures"),
+    ]
+    for name, found in list(zip(names, quality["candidates"], strict=True))[1:]:
+        divergence, top_1 = found["kl_divergence"]["mean"]["value"], found["top_1"]["value"]
+        rows.append(("", f"{name:<{width}}  KL divergence {divergence:.1e}  same token {top_1:.1%}"))
+    return rows
 
 
 def _sides(image: dict[str, Any]) -> str:

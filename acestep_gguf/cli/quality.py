@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -12,6 +12,14 @@ from acestep_gguf.cli.options import AsJson, BundleFolder, filled, path
 from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import CheckpointError, UsageError
 
+if TYPE_CHECKING:
+    from acestep_gguf.quality.report import QualityReport
+
+Report = Annotated[
+    bool, typer.Option("--report", help="Put the figures into the bundle, where `info` shows them.")
+]
+
+N_PREDICT: Final = 64
 # About a person's own pictures; the bundled ones come with their own.
 QUESTIONS: Final = ("Describe this image in detail.", "What is in this image?", "What text is in this image?")
 
@@ -37,11 +45,12 @@ def quality(
     ] = None,
     n_predict: Annotated[
         int, typer.Option("-n", "--n-predict", help="Length of an answer in tokens at most.")
-    ] = 64,
+    ] = N_PREDICT,
     html: Annotated[
         Path | None,
         typer.Option(parser=path, metavar="FILE", help="Also write a page with pictures and answers."),
     ] = None,
+    report: Report = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure what quantizations of a bundle cost.
@@ -50,9 +59,9 @@ def quality(
     """
     from functools import partial
 
+    from acestep_gguf.quality.bundled import write_into_bundle
     from acestep_gguf.quality.compare import measure_quality
     from acestep_gguf.quality.page import html_page
-    from acestep_gguf.quality.table import tables
     from acestep_gguf.storage.atomic_file import write_atomically
 
     if html is not None:
@@ -63,19 +72,41 @@ def quality(
         from acestep_gguf.quality.reference import open_reference  # torch, if it is there
 
         reference = partial(open_reference, checkpoint, max_tokens=n_predict)
-    report = measure_quality(
+    measured = measure_quality(
         bundle,
         _asked(pictures or (), question or ()),
         max_tokens=n_predict,
         reference=reference,
-        on_candidate=lambda name: print(f"asking {name}", file=sys.stderr),
+        on_candidate=_say,
     )
+    if report:
+        write_into_bundle(bundle, measured)
     if html is not None:
         try:
-            write_atomically(html, [html_page(report).encode(errors="replace")])
+            write_atomically(html, [html_page(measured).encode(errors="replace")])
         except OSError as error:
             raise UsageError(f"{html} cannot be written ({error.strerror}): give another --html.") from error
-    print(json_text(report) if as_json else "\n\n".join(table.lines() for table in tables(report)))
+    print(json_text(measured) if as_json else _lines(measured))
+
+
+def add_report(bundle: Path) -> str:
+    """Measure on the demo's pictures, put the figures into ``bundle``, and give them as a table."""
+    from acestep_gguf.quality.bundled import write_into_bundle
+    from acestep_gguf.quality.compare import measure_quality
+
+    measured = measure_quality(bundle, _asked((), ()), max_tokens=N_PREDICT, on_candidate=_say)
+    write_into_bundle(bundle, measured)
+    return _lines(measured)
+
+
+def _lines(measured: "QualityReport") -> str:
+    from acestep_gguf.quality.table import tables
+
+    return "\n\n".join(table.lines() for table in tables(measured))
+
+
+def _say(candidate: str) -> None:
+    print(f"asking {candidate}", file=sys.stderr)
 
 
 def _check_can_be_written(html: Path) -> None:

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.bundle.verify import verify_bundle
+from acestep_gguf.demo.questions import CHECKPOINT, read_questions
+from acestep_gguf.quality.bundled import read_from_bundle
 from tests.support.command_line import acestep, check_is_one_line
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
 def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -51,6 +55,35 @@ def test_quiet_without_a_terminal_but_for_the_table(tiny_checkpoint: Path, tmp_p
     assert done.stdout.splitlines()[-1].startswith(f"{tmp_path / 'out'} is ready: ")
     done = convert(tiny_checkpoint, tmp_path / "out", "-q", "Q8_0")
     assert done.stdout == f"{tmp_path / 'out'} has everything already.\n"
+
+
+@pytest.mark.slow
+def test_a_report_goes_into_the_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = convert(tiny_checkpoint, out, "-q", "F32", "-q", "Q4_K_M", "--vision", "float32", "--report")
+    assert done.returncode == 0, done.stderr
+    assert "asking Q4_K_M" in done.stderr
+    table = done.stdout[done.stdout.index("decoder ") :]
+    assert table.splitlines()[1].startswith("F32")
+    report = read_from_bundle(out, Bundle.read(out))
+    assert report is not None
+    assert len(report.asked) == len(read_questions(CHECKPOINT))
+    assert verify_bundle(out).problems == ()
+
+    done = convert(tiny_checkpoint, out, "-q", "Q8_0", "--report", "--log-json")
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["event"], last["file"]) == ("file", "quality.json")
+    again = read_from_bundle(out, Bundle.read(out))
+    assert again is not None
+    assert {found.decoder for found in again.candidates} == {"F32", "Q8_0", "Q4_K_M"}
+
+
+def test_no_report_of_a_decoder_alone(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(has_tower=False).write(tmp_path / "tiny")
+    done = convert(checkpoint, tmp_path / "out", "-q", "Q8_0", "--report")
+    assert done.returncode == 1
+    assert "is ready, but --report asks about pictures" in done.stderr
+    assert Bundle.read(tmp_path / "out").quality is None
 
 
 def test_json_lines_of_a_conversion(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from acestep_gguf.quality.bundled import write_into_bundle
+from acestep_gguf.quality.report import PictureQuestion, QualityReport
+from tests.acestep_gguf.quality.reports import candidate
 from tests.support.command_line import acestep
 
 
@@ -20,6 +23,23 @@ def test_info_as_table_and_as_json(tiny_bundle: Path) -> None:
         "Q8_0": False,
         "F32": False,
     }
+
+
+def test_info_shows_what_was_measured(bundle_copy: Path) -> None:
+    assert json.loads(acestep("info", bundle_copy, "--json").stdout)["quality"] is None
+    measured = QualityReport(
+        bundle="Tiny",
+        asked=(PictureQuestion(picture="a.png", question="What?"),) * 3,
+        candidates=(candidate("F32", "a"), candidate("Q4_K_M\x1b[2J", "b", divergence=0.0123)),
+    )
+    write_into_bundle(bundle_copy, measured)
+    table = acestep("info", bundle_copy).stdout
+    assert "against F32, float32, over 3 questions about pictures" in table
+    assert "Q4_K_M?[2J, float32  KL divergence 1.2e-02  same token 97.5%" in table
+    quality = json.loads(acestep("info", bundle_copy, "--json").stdout)["quality"]
+    assert quality["n_questions"] == 3
+    assert quality["candidates"][1]["kl_divergence"]["mean"]["value"] == 0.0123
+    assert "answers" not in quality["candidates"][1]
 
 
 def test_info_loads_neither_llama_cpp_nor_onnxruntime(tiny_bundle: Path) -> None:
