@@ -6,19 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acestep_gguf.cli.option_groups import takes_groups
-from acestep_gguf.cli.options import AsJson, BundleFolder, Verbose, filled, path
+from acestep_gguf.cli.options import AsJson, BundleFolder, MaxTiles, Threads, Verbose, filled, path
 from acestep_gguf.cli.quality import QUESTIONS
 from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import UsageError
-from acestep_gguf.options import OUTPUT, PICTURES_AND_PROMPT, EngineOptions
+from acestep_gguf.options import MACHINE, OUTPUT, PICTURES_AND_PROMPT
 
 if TYPE_CHECKING:
     from acestep_gguf.quantize.importance.run import Made
     from acestep_gguf.quantize.importance.samples import Sample
 
 
-@takes_groups
 def imatrix(
     bundle: BundleFolder,
     pictures: Annotated[
@@ -98,7 +96,46 @@ def imatrix(
     ] = False,
     as_json: AsJson = False,
     verbose: Verbose = False,  # noqa: ARG001 (its callback does all)
-    engine: EngineOptions,
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            *("-q", "--quant"),
+            help="Decoder that reads. By default that of most bits.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(
+            help="Tower: float32 or int8. By default that which lost the least.", rich_help_panel=MACHINE
+        ),
+    ] = None,
+    max_tiles: MaxTiles = None,
+    n_ctx: Annotated[
+        int | None,
+        typer.Option(
+            *("-c", "--ctx-size"),
+            help="Tokens of a sample at most, or of a chunk of text (512).",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    n_ubatch: Annotated[
+        int | None,
+        typer.Option(
+            *("-ub", "--ubatch-size"),
+            help="Tokens that llama.cpp computes at a time.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    n_gpu_layers: Annotated[
+        int | None,
+        typer.Option(
+            *("-ngl", "--n-gpu-layers"),
+            help="Layers on GPUs; -1 is all. By default what fits.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    threads: Threads = None,
 ) -> None:
     """Make an importance matrix from pictures.
 
@@ -108,6 +145,7 @@ def imatrix(
     from dataclasses import asdict
 
     from acestep_gguf.cli.imatrix_progress import watching
+    from acestep_gguf.options import EngineOptions
     from acestep_gguf.quantize.importance.run import ImatrixOptions, TextFile, make_imatrix
     from acestep_gguf.quantize.importance.samples import picture_samples, read_samples
     from acestep_gguf.quantize.importance.sums import weighting_from
@@ -127,6 +165,15 @@ def imatrix(
         process_output=process_output,
         in_files=in_file or (),
         restart=restart,
+    )
+    engine = EngineOptions(
+        quant=quant,
+        vision=vision,
+        max_tiles=max_tiles,
+        n_ctx=n_ctx,
+        n_ubatch=n_ubatch,
+        n_gpu_layers=n_gpu_layers,
+        n_threads=threads,
     )
     with watching() as show:
         made = make_imatrix(
