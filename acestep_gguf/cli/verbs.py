@@ -28,6 +28,7 @@ VERBS: Final = {
     "info": "Show what is in a bundle.",
     "verify": "Check that a bundle is complete and undamaged.",
     "quality": "Measure what quantizations of a bundle cost.",
+    "score": "Score a bundle's decoders in MME, MMBench, SEED-Bench and MathVista.",
     "plan": "Show memory, settings and expected speed.",
     "tune": "Measure which settings suit this machine.",
     "demo": "Convert a small model, and ask it about pictures.",

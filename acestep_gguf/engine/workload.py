@@ -35,9 +35,14 @@ def workload_of(
     """
     options = options or EngineOptions()
     if longest is not None:
-        images = len(longest.pictures)
+        later = _opened_later(files, len(longest.pictures))
         n_text, n_text_before = _text_tokens(files, longest)
-        return replace(_opened_later(files, images), n_text=n_text, n_text_before=n_text_before)
+        return replace(
+            later,
+            n_embeds=max(later.n_embeds, sum(map(_has_embeds, longest.pictures))),
+            n_text=n_text,
+            n_text_before=n_text_before,
+        )
     if first is None:
         return _opened_later(files, int(files.bundle.vision is not None))
     pictures = first.pictures

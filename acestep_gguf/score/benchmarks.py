@@ -22,6 +22,7 @@ class Benchmark:
         read: the items of a file or folder, whichever of the official forms it has; raises BenchmarkError.
         prompts: by whose words to ask with: "vlmevalkit", "lmms-eval", "official"; first the usual.
         likelihood_prompts: the same for what a choice's text is put after, where likelihoods count.
+        right_by_rule: whether an answer is right by each rule, for itself: without the others of its group.
         score: scores of answers by their items' index, by every rule that there is. Each item needs an
             answer; items whose answer is not published are left out. Raises BenchmarkError.
         card: what the card claims of the described model: points of MME, else percent.
@@ -33,6 +34,7 @@ class Benchmark:
     read: Callable[[Path], list[Item]]
     prompts: Mapping[str, Prompt]
     likelihood_prompts: Mapping[str, Prompt] = field(default_factory=dict)
+    right_by_rule: Callable[[Item, str], Mapping[str, bool]]
     score: Callable[[Sequence[Item], Answers], tuple[Score, ...]]
     card: float
     limits: str
@@ -50,6 +52,7 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
                 LMMS_EVAL: mme.lmms_eval_prompt,
                 OFFICIAL: mme.vlmevalkit_prompt,
             },
+            right_by_rule=mme.right_by_rule,
             score=mme.score,
             card=2158.9,
             limits="The card does not say by which rule; all categories together have 2,800 points.",
@@ -59,6 +62,7 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
             title="MMBench",
             read=mmbench.read,
             prompts={VLMEVALKIT: mmbench.vlmevalkit_prompt, LMMS_EVAL: mmbench.lmms_eval_prompt},
+            right_by_rule=mmbench.right_by_rule,
             score=mmbench.score,
             card=82.4,
             limits="Compare with figures by exact matching; those with a judge, most of them, are higher.",
@@ -72,6 +76,7 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
                 OFFICIAL: seedbench.official_likelihood_prompt,
                 LMMS_EVAL: seedbench.lmms_eval_likelihood_prompt,
             },
+            right_by_rule=seedbench.right_by_rule,
             score=seedbench.score,
             card=75.8,
             limits="Of pictures only, as SEEDBench_IMG; figures that count videos, too, are others.",
@@ -81,6 +86,7 @@ BENCHMARKS: Final[Mapping[str, Benchmark]] = {
             title="MathVista",
             read=mathvista.read,
             prompts={VLMEVALKIT: mathvista.query_prompt, LMMS_EVAL: mathvista.lmms_eval_prompt},
+            right_by_rule=mathvista.right_by_rule,
             score=mathvista.score,
             card=65.3,
             limits="By rules, not comparable with published figures: there a GPT reads the answers.",

@@ -66,6 +66,11 @@ def _wanted(item: Item) -> str:
     return f"Answer the question using a single floating-point number{places}."
 
 
+def right_by_rule(item: Item, answer: str) -> dict[str, bool]:
+    """Whether an answer is right by each rule, for itself."""
+    return {rule: found(item, answer) is True for rule, found in RULES.items()}
+
+
 def score(items: Sequence[Item], answers: Mapping[str, str]) -> tuple[Score, ...]:
     """By every rule: overall, by task, by skill; of the harnesses' also the share that needs no judge."""
     pairs = answered(items, answers)

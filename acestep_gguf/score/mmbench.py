@@ -57,6 +57,11 @@ def lmms_eval_prompt(item: Item) -> str:
     )
 
 
+def right_by_rule(item: Item, answer: str) -> dict[str, bool]:
+    """Whether an answer is right by each rule, for itself."""
+    return {rule: found(answer, item.choices) == item.answer for rule, found in RULES.items()}
+
+
 def score(items: Sequence[Item], answers: Mapping[str, str]) -> tuple[Score, ...]:
     """By every rule and split: overall, by ability, by category."""
     pairs = answered(items, answers)

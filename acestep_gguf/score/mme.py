@@ -58,6 +58,11 @@ def lmms_eval_prompt(item: Item) -> str:
     return f"{question}\nAnswer the question using a single word or phrase."
 
 
+def right_by_rule(item: Item, answer: str) -> dict[str, bool]:
+    """Whether an answer is right by each rule, for itself."""
+    return {rule: found(answer) == item.answer for rule, found in RULES.items()}
+
+
 def score(items: Sequence[Item], answers: Mapping[str, str]) -> tuple[Score, ...]:
     """Points by every rule: of perception, of cognition, of each category, and its two shares."""
     pairs = answered(items, answers)
@@ -72,7 +77,7 @@ def _scores(pairs: Sequence[tuple[Item, str]], rule: str) -> Iterator[Score]:
     for name, groups in marks.items():
         single[name] = 100 * sum(map(sum, groups.values())) / sum(map(len, groups.values()))
         both[name] = 100 * sum(map(all, groups.values())) / len(groups)
-    for name, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
+    for name, categories in (("total", CATEGORIES), ("perception", PERCEPTION), ("cognition", COGNITION)):
         present = [one for one in categories if one in marks]
         if present:
             points = sum(single[one] + both[one] for one in present)

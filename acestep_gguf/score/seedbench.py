@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,6 +61,11 @@ def lmms_eval_likelihood_prompt(item: Item) -> str:
     return f"{item.question} Answer :"
 
 
+def right_by_rule(item: Item, answer: str) -> dict[str, bool]:
+    """Whether an answer is right by each rule, for itself."""
+    return {rule: found(answer, item.choices) == item.answer for rule, found in RULES.items()}
+
+
 def score(items: Sequence[Item], answers: Mapping[str, str]) -> tuple[Score, ...]:
     """By every rule for letters: overall and by category."""
     pairs = answered(items, answers)
@@ -79,17 +85,23 @@ def likelihood_scores(
         items: those with a published answer count.
         sums: by index, for each of an item's choices in their order, its tokens' log-probabilities summed.
         means: the same, divided by the number of tokens.
+
+    An item without likelihoods, since its picture is damaged for instance, counts as wrong.
     """
     found: list[Score] = []
     for rule, given in ((BY_SUM, sums), (BY_MEAN, means)):
         marks = []
         for item in items:
             if item.answer is not None:
-                likelihoods = dict(zip(item.choices, given[item.index], strict=True))
-                picked = max(likelihoods, key=lambda letter, of=likelihoods: of[letter])  # type: ignore[misc]
-                marks.append((item.category, picked == item.answer))
+                letter = most_likely(item, given[item.index]) if item.index in given else None
+                marks.append((item.category, letter == item.answer))
         found += _scores(marks, rule)
     return tuple(found)
+
+
+def most_likely(item: Item, likelihoods: Sequence[float]) -> str:
+    """The letter of the choice, of several equal ones the first, whose likelihood is the largest."""
+    return max(zip(item.choices, likelihoods, strict=True), key=itemgetter(1))[0]
 
 
 def _scores(marks: Sequence[tuple[str, bool]], rule: str) -> Iterator[Score]:

@@ -78,16 +78,30 @@ def encode_pictures(
             yield Encoded(path, picture.input.n_tokens, None)
             continue
         start = perf_counter()
-        write_embeds(
-            path,
-            encoder.encode(picture),
-            bundle=bundle,
-            precision=encoder.precision,
-            pixels_sha256=pixels_sha256,
-            size=None if image.tiles is None else picture.size,
-            max_tiles=max_tiles,
-        )
+        write_encoded(path, picture, encoder, bundle, max_tiles=max_tiles)
         yield Encoded(path, picture.input.n_tokens, perf_counter() - start)
+
+
+def write_encoded(
+    path: Path, picture: Picture, encoder: ImageEncoder, bundle: Bundle, *, max_tiles: int | None = None
+) -> None:
+    """Write the embeds of a picture that ``encoder``, made for ``bundle`` and ``max_tiles``, has opened.
+
+    Raises:
+        ImageError: ``path`` cannot be written.
+        BundleError: the tower's files are missing or damaged.
+        DecodeError: onnxruntime failed.
+    """
+    _, image = bundle.tower()
+    write_embeds(
+        path,
+        encoder.encode(picture),
+        bundle=bundle,
+        precision=encoder.precision,
+        pixels_sha256=_pixels_sha256(picture, image),
+        size=None if image.tiles is None else picture.size,
+        max_tiles=max_tiles,
+    )
 
 
 def _paths(pictures: Sequence[Path], out: Path) -> list[Path]:

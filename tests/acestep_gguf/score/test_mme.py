@@ -47,6 +47,7 @@ def test_points() -> None:
             "code_reasoning acc+": 0.0,
             "code_reasoning": 50.0,
             "cognition": 50.0,
+            "total": 162.5,
         }
     best = scores["perception", "vlmevalkit"]
     assert (best.most, best.n) == (200.0, 4)
