@@ -79,7 +79,7 @@ def score(
     exact: Exact = False,
     verbose: Verbose = False,  # noqa: ARG001 (its callback does all)
 ) -> None:
-    """Ask a benchmark's questions, and score the answers.
+    """Score decoders in MME, MMBench, SEED-Bench or MathVista.
 
     The same command carries on where it was stopped, and asks again what failed.
     """

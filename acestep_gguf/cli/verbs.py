@@ -28,7 +28,7 @@ VERBS: Final = {
     "info": "Show what is in a bundle.",
     "verify": "Check that a bundle is complete and undamaged.",
     "quality": "Measure what quantizations of a bundle cost.",
-    "score": "Score a bundle's decoders in MME, MMBench, SEED-Bench and MathVista.",
+    "score": "Score decoders in MME, MMBench, SEED-Bench or MathVista.",
     "plan": "Show memory, settings and expected speed.",
     "tune": "Measure which settings suit this machine.",
     "demo": "Convert a small model, and ask it about pictures.",
@@ -42,6 +42,7 @@ EXAMPLES: Final = {
     ),
     "batch": ('acestep-gguf batch BUNDLE photos/ -p "Describe this image." -o answers.jsonl',),
     "convert": ("acestep-gguf convert CHECKPOINT BUNDLE -q Q4_K_M",),
+    "score": ("acestep-gguf score BUNDLE mmbench MMBench_DEV_EN.tsv -q Q4_K_M -q Q8_0",),
 }
 PYTHONS_OWN: Final = ("import", "list")
 

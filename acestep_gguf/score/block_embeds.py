@@ -1,26 +1,29 @@
 """The image embeds of some pictures of a benchmark on disk, so that each is encoded once for all decoders."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from acestep_gguf.bundle.names import vision_precision_from
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import AceStepError, BenchmarkError, ImageError
 from acestep_gguf.score.item import PictureRef
-from acestep_gguf.storage.atomic_file import remove_partial
+from acestep_gguf.storage.atomic_file import partial_name
 from acestep_gguf.vision.embeds_file import SUFFIX, EmbedsFile, model_identity
 from acestep_gguf.vision.encode_pictures import write_encoded
 from acestep_gguf.vision.encoder import ImageEncoder
 from acestep_gguf.vision.tiling import tiling_of
 
-F32 = 4
+F32: Final = 4
+NAME: Final = re.compile("[0-9a-f]{64}")
 
 
 class BlockEmbeds:
-    """A folder of image embeds, which is left empty after each block of pictures.
+    """A folder of image embeds, of one block of pictures at a time; nobody else may use it meanwhile.
 
     Args:
         folder: made when the first picture is encoded.
@@ -87,19 +90,20 @@ class BlockEmbeds:
         encoder.close()
         return found
 
-    def forget(self, files: Mapping[str, EmbedsFile | AceStepError]) -> None:
-        """Remove what ``encode`` gave, and what a process left that was killed while it wrote."""
-        paths = [Path(file.path) for file in files.values() if isinstance(file, EmbedsFile)]
-        remove_partial(paths)
-        for path in paths:
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # something else is in it
+    def forget(self) -> None:
+        """Remove all embeds, and what a process left that was killed while it wrote some."""
+        for path in self._folder.glob(f"*{SUFFIX}"):
+            if NAME.fullmatch(path.stem):
+                path.unlink(missing_ok=True)
+        for left in self._folder.glob(partial_name(f"*{SUFFIX}.*")):
+            left.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or something else is in it
             self._folder.rmdir()
 
     def _path(self, key: str) -> Path:
         """Another one for another tower: of two precisions, one may have been stopped."""
         name = hashlib.sha256(f"{self._model} {key}".encode(errors="surrogateescape")).hexdigest()
-        return self._folder / f"{name[:32]}{SUFFIX}"
+        return self._folder / f"{name}{SUFFIX}"
 
 
 def _unwritable(folder: Path, why: object) -> BenchmarkError:

@@ -263,7 +263,7 @@ def prompts_of(benchmark: Benchmark, prompts: str | None) -> list[tuple[type[Pas
     if not found:
         names = dict.fromkeys(name for _, known in ways for name in known)
         raise BenchmarkError(
-            f"{benchmark.title} has no prompts of {prompts!r}: choose from {', '.join(names)}.",
+            f"{benchmark.title} has no prompts={prompts}: choose from {', '.join(names)}.",
             settings=["prompts"],
         )
     return found

@@ -1,8 +1,10 @@
 """A bundle's decoders answer a benchmark: every answer is kept at once, and scored when all are there."""
 
+import fcntl
+import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
@@ -82,7 +84,7 @@ def score_bundle(
     except OSError as error:
         raise BenchmarkError(f"{output} cannot be made ({error.strerror}): give another output.") from error
     embeds = BlockEmbeds(output / "embeds", folder, vision=options.vision, n_threads=options.n_threads)
-    with ExitStack() as stack:
+    with _locked(output), ExitStack() as stack:
         passes: dict[DecoderFtype, list[Pass]] = {}
         for ftype in ftypes:
             settings = settings_of(
@@ -119,6 +121,23 @@ def score_bundle(
                 for ftype, its in passes.items()
             ),
         )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out, which would remove embeds; the system lets go when the process ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BenchmarkError(
+                f"another process writes into {folder}: wait for it, or give another output.",
+                settings=["output"],
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _benchmark(name: str) -> Benchmark:
@@ -171,12 +190,14 @@ class _Run:
         missing = [its for its in self._by_picture.values() if any(map(self._n_missing, its))]
         n_missing = sum(self._n_missing(item) for its in missing for item in its)
         if not n_missing:
+            self._embeds.forget()  # a kill may have come after the last answer
             return
         n_all = len(self.passes) * sum(map(len, self._by_picture.values()))
         n_pictures = max(1, BLOCK_BYTES // self._embeds.bytes_per_picture)
         with watching(n_all - n_missing, n_all) as show:
             for start in range(0, len(missing), n_pictures):
                 self._ask_block(missing[start : start + n_pictures], show)
+                self._embeds.forget()
 
     def _n_missing(self, item: Item) -> int:
         return sum(one.is_missing(item) for one in self.passes)
@@ -203,4 +224,3 @@ class _Run:
             with AceStep(self._folder, replace(self._options, quant=ftype), longest=longest) as model:
                 for one, missing in zip(passes, asked, strict=True):
                     one.ask(model, missing, show)
-        self._embeds.forget(encoded)
