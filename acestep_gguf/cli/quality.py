@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -13,7 +13,7 @@ from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from acestep_gguf.quality.report import QualityReport
+    from acestep_gguf.quality.report import QualityReport, TextReport
 
 Report = Annotated[
     bool, typer.Option("--report", help="Put the figures into the bundle, where `info` shows them.")
@@ -43,6 +43,20 @@ def quality(
             parser=path, help="Compare with this checkpoint in transformers instead of the bundle's best."
         ),
     ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            parser=path,
+            metavar="FILE",
+            help="Compare the decoders on this text instead, as llama-perplexity.",
+        ),
+    ] = None,
+    ctx_size: Annotated[
+        int, typer.Option("-c", "--ctx-size", help="Tokens of each window of the text.")
+    ] = 512,
+    chunks: Annotated[
+        int | None, typer.Option(help="Windows of the text to read at most; by default all.")
+    ] = None,
     n_predict: Annotated[
         int, typer.Option("-n", "--n-predict", help="Length of an answer in tokens at most.")
     ] = N_PREDICT,
@@ -55,32 +69,24 @@ def quality(
 ) -> None:
     """Measure what quantizations of a bundle cost.
 
-    All decoders and towers are asked the same, and it is shown how far each is from the best of them.
+    All decoders and towers are asked the same, or all decoders read the same text, and it is shown how far
+    each is from the best of them.
     """
-    from functools import partial
-
-    from acestep_gguf.quality.bundled import write_into_bundle
-    from acestep_gguf.quality.compare import measure_quality
     from acestep_gguf.quality.page import html_page
     from acestep_gguf.storage.atomic_file import write_atomically
 
     if html is not None:
         _check_can_be_written(html)
-    reference = None
-    if checkpoint is not None:
-        _check_is_its_checkpoint(bundle, checkpoint)
-        from acestep_gguf.quality.reference import open_reference  # torch, if it is there
-
-        reference = partial(open_reference, checkpoint, max_tokens=n_predict)
-    measured = measure_quality(
-        bundle,
-        _asked(pictures or (), question or ()),
-        max_tokens=n_predict,
-        reference=reference,
-        on_candidate=_say,
-    )
-    if report:
-        write_into_bundle(bundle, measured)
+    if text is None:
+        measured: QualityReport | TextReport = _on_pictures(
+            bundle, _asked(pictures or (), question or ()), checkpoint, n_predict, in_bundle=report
+        )
+    elif pictures or question or checkpoint is not None or report:
+        raise UsageError(
+            "--text takes the place of pictures, --question, --checkpoint and --report: leave them out."
+        )
+    else:
+        measured = _on_text(bundle, text, ctx_size, chunks)
     if html is not None:
         try:
             write_atomically(html, [html_page(measured).encode(errors="replace")])
@@ -91,22 +97,52 @@ def quality(
 
 def add_report(bundle: Path) -> str:
     """Measure on the demo's pictures, put the figures into ``bundle``, and give them as a table."""
+    return _lines(_on_pictures(bundle, _asked((), ()), None, N_PREDICT, in_bundle=True))
+
+
+def _on_pictures(
+    bundle: Path,
+    asked: Sequence[tuple[Path, str]],
+    checkpoint: Path | None,
+    n_predict: int,
+    *,
+    in_bundle: bool,
+) -> "QualityReport":
+    from functools import partial
+
     from acestep_gguf.quality.bundled import write_into_bundle
     from acestep_gguf.quality.compare import measure_quality
 
-    measured = measure_quality(bundle, _asked((), ()), max_tokens=N_PREDICT, on_candidate=_say)
-    write_into_bundle(bundle, measured)
-    return _lines(measured)
+    reference = None
+    if checkpoint is not None:
+        _check_is_its_checkpoint(bundle, checkpoint)
+        from acestep_gguf.quality.reference import open_reference  # torch, if it is there
+
+        reference = partial(open_reference, checkpoint, max_tokens=n_predict)
+    measured = measure_quality(
+        bundle, asked, max_tokens=n_predict, reference=reference, on_candidate=_say("asking")
+    )
+    if in_bundle:
+        write_into_bundle(bundle, measured)
+    return measured
 
 
-def _lines(measured: "QualityReport") -> str:
+def _on_text(bundle: Path, text: Path, n_ctx: int, chunks: int | None) -> "TextReport":
+    from acestep_gguf.quality.text import measure_text, read_text
+
+    return measure_text(
+        bundle, read_text(text), n_ctx=n_ctx, max_windows=chunks, on_candidate=_say("reading with")
+    )
+
+
+def _lines(measured: "QualityReport | TextReport") -> str:
     from acestep_gguf.quality.table import tables
 
     return "\n\n".join(table.lines() for table in tables(measured))
 
 
-def _say(candidate: str) -> None:
-    print(f"asking {candidate}", file=sys.stderr)
+def _say(does: str) -> Callable[[str], None]:
+    return lambda name: print(f"{does} {name}", file=sys.stderr)
 
 
 def _check_can_be_written(html: Path) -> None:

@@ -34,7 +34,7 @@ def same_top_1(best: Floats, other: Floats) -> Bools:
     return np.asarray(np.argmax(best, axis=1) == np.argmax(other, axis=1))
 
 
-def token_log_probabilities(logits: Floats, tokens: Sequence[int]) -> Doubles:
+def token_log_probabilities(logits: Floats, tokens: Sequence[int] | npt.NDArray[np.int64]) -> Doubles:
     """Logarithm of the probability of each of ``tokens``: float64 [n] of logits [n, n_vocab]."""
     return np.asarray(log_probabilities(logits)[np.arange(len(tokens)), np.asarray(tokens)])
 

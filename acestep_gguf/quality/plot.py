@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from acestep_gguf.quality.report import QualityReport, TextReport
+from acestep_gguf.quality.report import Candidate, QualityReport, TextCandidate, TextReport
 from acestep_gguf.quality.statistics import Estimate
 from acestep_gguf.quality.table import scientific
 
@@ -29,15 +29,12 @@ class Dot:
 
 
 def dots_of(report: QualityReport | TextReport) -> list[Dot]:
-    """The candidates that a logarithm has a place for: those with a divergence."""
-    found = [
-        Dot(f"{candidate.decoder}, {candidate.tower}", candidate.bytes / 1e6, candidate.kl_divergence.mean)
-        for candidate in (report.candidates if isinstance(report, QualityReport) else ())
-    ] or [
-        Dot(candidate.decoder, candidate.bytes / 1e6, candidate.kl_divergence.mean)
-        for candidate in report.candidates
-    ]
-    return [dot for dot in found if dot.divergence.value > 0]
+    """What is compared with the first candidate, as far as a logarithm has a place for it."""
+    if isinstance(report, TextReport):
+        dots = [_dot(found.decoder, found) for found in report.candidates[1:]]
+    else:
+        dots = [_dot(f"{found.decoder}, {found.tower}", found) for found in report.candidates[1:]]
+    return [dot for dot in dots if dot.divergence.value > 0]
 
 
 def divergence_plot(dots: Sequence[Dot]) -> str:
@@ -72,7 +69,7 @@ def divergence_plot(dots: Sequence[Dot]) -> str:
     last_label = -math.inf
     for dot in sorted(dots, key=lambda dot: -dot.divergence.value):
         at_x, at_y = x.at(dot.megabytes), y.at(math.log10(dot.divergence.value))
-        if dot.divergence.low and dot.divergence.high:
+        if dot.divergence.low is not None and dot.divergence.low > 0 and dot.divergence.high is not None:
             ends = (y.at(math.log10(end)) for end in (dot.divergence.low, dot.divergence.high))
             parts.append(_line(at_x, next(ends), at_x, next(ends), "interval"))
         parts.append(f'<circle cx="{at_x:.1f}" cy="{at_y:.1f}" r="5"><title>{_label(dot)}</title></circle>')
@@ -110,8 +107,12 @@ class _Axis:
 def _log_axis(dots: Sequence[Dot]) -> _Axis:
     """Powers of ten, upwards, that hold all dots and their intervals."""
     ends = [end for dot in dots for end in (dot.divergence.value, dot.divergence.low, dot.divergence.high)]
-    logs = [math.log10(end) for end in ends if end]
+    logs = [math.log10(end) for end in ends if end is not None and end > 0]
     return _Axis([math.floor(min(logs)), math.floor(max(logs)) + 1], BOTTOM, TOP)
+
+
+def _dot(name: str, found: Candidate | TextCandidate) -> Dot:
+    return Dot(name, found.bytes / 1e6, found.kl_divergence.mean)
 
 
 def _label(dot: Dot) -> str:

@@ -93,10 +93,12 @@ class TextCandidate:
 class TextReport:
     """All decoders on a text, read in ``n_windows`` windows of ``n_ctx`` tokens.
 
-    The first is the best one, and its perplexity that of its own predictions after they were rounded.
+    The first is the best one. ``base_perplexity`` is its own after its predictions were rounded as
+    llama-perplexity rounds them: the "PPL(base)" that it prints.
     """
 
     bundle: str
     n_ctx: int
     n_windows: int
+    base_perplexity: Estimate
     candidates: tuple[TextCandidate, ...]

@@ -57,3 +57,14 @@ def test_without_the_extra_the_package_is_named(
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingPackageError, match=r"needs the torch package.*acestep-gguf\[reference\]"):
         run(tiny_bundle, picture, checkpoint=tiny_checkpoint)
+
+
+def test_a_text(tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("A red circle above two blue squares. " * 20)
+    quality(tiny_bundle, text=text, ctx_size=64, chunks=2, as_json=True)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["n_windows"] == 2
+    assert "reading with F32" in printed.err
+    with pytest.raises(UsageError, match="--text takes the place of pictures"):
+        run(tiny_bundle, picture, text=text)

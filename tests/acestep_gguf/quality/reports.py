@@ -50,4 +50,10 @@ def text_report() -> TextReport:
         )
         for decoder, n_bytes, divergence in (("F32", 4_000_000, 0.0), ("Q4_K_M", 1_000_000, 0.0123))
     )
-    return TextReport(bundle="Tiny", n_ctx=512, n_windows=3, candidates=candidates)
+    return TextReport(
+        bundle="Tiny",
+        n_ctx=512,
+        n_windows=3,
+        base_perplexity=Estimate(12.6, None, None),
+        candidates=candidates,
+    )
