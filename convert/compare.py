@@ -40,11 +40,19 @@ NORMAL_ERROR: Final = {
     QType.IQ4_XS: 0.077,
     QType.Q4_1: 0.078,
     QType.Q4_0: 0.086,
+    QType.IQ3_S: 0.137,
     QType.Q3_K: 0.150,
+    QType.IQ3_XXS: 0.182,
+    QType.IQ2_S: 0.249,
     QType.Q2_K: 0.300,
+    QType.IQ2_XS: 0.301,
+    QType.IQ2_XXS: 0.345,
+    QType.IQ1_M: 0.454,
+    QType.IQ1_S: 0.487,
 }
-# Heavy tails cost up to 1.5 times as much (Student's t with 3 degrees of freedom), an imatrix 1.1 times; rows
-# that are not the checkpoint's, with an error of 1 and more, are beyond the margin of every type.
+# Heavy tails cost up to 1.5 times as much (Student's t with 3 degrees of freedom), an imatrix 1.1 times, at
+# the fewest bits perhaps 1.6 times; rows that are not the checkpoint's, with an error of 1.3 and more, are
+# beyond the margin of every type.
 MARGIN: Final = 2.0
 
 CHUNK_WEIGHTS: Final = 2**20

@@ -27,7 +27,7 @@ from acestep_gguf.errors import BundleError, CheckpointError, PromptError, Usage
 from acestep_gguf.prompt.chat_template import ChatTemplate
 from acestep_gguf.quantize.conversion_events import Planned, PlannedFile
 from acestep_gguf.quantize.gguf_layout import GgufLayout, lay_out
-from acestep_gguf.quantize.imatrix import Importance, read_imatrix
+from acestep_gguf.quantize.imatrix import Importance, check_is_weighed, read_imatrix
 from acestep_gguf.quantize.one_pass import buffer_bytes
 from acestep_gguf.quantize.planning import bytes_free, check_ftype, identity, planned_gguf, worker_threads
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice, choose_types
@@ -189,7 +189,10 @@ def plan_bundle(model: CheckpointModel, out: Path, request: ConversionRequest) -
     imatrix = read_imatrix(request.imatrix) if request.imatrix else None
     importance: dict[str, Importance] | None = None
     arch = model.config.text_config.family.arch
-    choices = {ftype: choose_types(ftype, shapes, request.steering, arch=arch) for ftype in missing}
+    choices = {
+        ftype: choose_types(ftype, shapes, request.steering, arch=arch, is_weighed=imatrix is not None)
+        for ftype in missing
+    }
     if imatrix:
         importance = {
             name: values
@@ -198,6 +201,7 @@ def plan_bundle(model: CheckpointModel, out: Path, request: ConversionRequest) -
         }
     decoders = {}
     for ftype in missing:
+        check_is_weighed(ftype, shapes, choices[ftype], importance)
         metadata = decoder_metadata(
             model.config.text_config,
             model.vocabulary,

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from gguf import GGMLQuantizationType as QType
 from numpy.typing import NDArray
 
 from acestep_gguf.bundle.gguf_header import MAGIC, GGUFHeader, StringArray, TensorInfo, read_gguf_header
-from acestep_gguf.errors import BundleError, ImatrixError, UnsupportedModelError
+from acestep_gguf.bundle.names import Ftype
+from acestep_gguf.errors import BundleError, ImatrixError, UnsupportedModelError, UsageError
 from acestep_gguf.quantize.gguf_layout import string, u32
-from acestep_gguf.quantize.recipes import EMBEDDINGS, TensorShape, TypeChoice
+from acestep_gguf.quantize.recipe_tables import ALWAYS_WEIGHED_TYPES, WEIGHED_FTYPES, WEIGHED_TYPES
+from acestep_gguf.quantize.recipes import EMBEDDINGS, OUTPUT, TensorShape, TypeChoice
 
 # A dense model of 32B parameters has 16 MB; the bound keeps a hostile file from filling the memory.
 MAX_BYTES: Final = 256 * 2**20
@@ -82,6 +85,41 @@ class ImatrixSums:
     counts: Mapping[str, Importance]
     datasets: tuple[str, ...]
     n_chunks: int
+
+
+def check_is_weighed(
+    ftype: Ftype,
+    tensors: Sequence[TensorShape],
+    choices: Mapping[str, TypeChoice],
+    importance: Mapping[str, Importance] | None,
+) -> None:
+    """Refuse what would be garbage without an importance matrix, by llama.cpp's rules.
+
+    Raises:
+        UsageError: ``ftype`` needs one, or the type of a tensor does.
+        ImatrixError: there is one, which knows nothing of such a tensor.
+    """
+    if importance is None and ftype in WEIGHED_FTYPES:
+        raise UsageError(
+            f"{ftype} is garbage without an importance matrix: give one with imatrix=FILE.",
+            settings=["imatrix"],
+        )
+    for tensor in tensors:
+        qtype = choices[tensor.name].qtype
+        is_exempt = tensor.name in (EMBEDDINGS, OUTPUT) and qtype not in ALWAYS_WEIGHED_TYPES
+        is_weighed = qtype in WEIGHED_TYPES or (qtype == QType.Q2_K and ftype == "Q2_K_S")
+        if not is_weighed or is_exempt or qtype == tensor.stored_type or tensor.name in (importance or {}):
+            continue
+        if importance is None:
+            raise UsageError(
+                f"{tensor.name} is garbage as {qtype.name} without an importance matrix: give one with "
+                "imatrix=FILE, or choose another type.",
+                settings=["imatrix"],
+            )
+        raise ImatrixError(
+            f"the imatrix has no entry for {tensor.name}, which is garbage as {qtype.name} without: make one "
+            "with more text, or choose another type."
+        )
 
 
 def read_imatrix(path: Path) -> Imatrix:

@@ -15,29 +15,26 @@ from gguf import GGMLQuantizationType as QType
 
 from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.quantize.ggml import block_size
+from acestep_gguf.quantize.recipe_tables import FEW_BITS, RECIPES, Place
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering
 
 EMBEDDINGS: Final = "token_embd.weight"
 OUTPUT: Final = "output.weight"
 
-BASE_TYPE: Final[dict[Ftype, QType]] = {
-    "Q4_K_M": QType.Q4_K,
-    "Q5_K_M": QType.Q5_K,
-    "Q8_0": QType.Q8_0,
-    "F16": QType.F16,
-    "BF16": QType.BF16,
-    "F32": QType.F32,
-}
 FLOAT_TYPES: Final = frozenset({QType.F32, QType.F16, QType.BF16})
-
-# The type that the more sensitive tensors of a mixed ("M") recipe get.
-MORE_BITS: Final[dict[Ftype, QType]] = {"Q4_K_M": QType.Q6_K, "Q5_K_M": QType.Q6_K}
 
 # For rows that the type's block does not divide.
 FALLBACK: Final[dict[QType, QType]] = {
+    QType.IQ1_S: QType.IQ4_NL,
+    QType.IQ1_M: QType.IQ4_NL,
+    QType.IQ2_XXS: QType.IQ4_NL,
+    QType.IQ2_XS: QType.IQ4_NL,
+    QType.IQ2_S: QType.IQ4_NL,
+    QType.IQ3_XXS: QType.IQ4_NL,
+    QType.IQ3_S: QType.IQ4_NL,
+    QType.IQ4_XS: QType.IQ4_NL,
     QType.Q2_K: QType.Q4_0,
     QType.Q3_K: QType.Q4_0,
-    QType.IQ4_XS: QType.IQ4_NL,
     QType.Q4_K: QType.Q5_0,
     QType.Q5_K: QType.Q5_1,
     QType.Q6_K: QType.Q8_0,
@@ -75,21 +72,32 @@ class TypeChoice:
 
 
 def choose_types(
-    ftype: Ftype, tensors: Sequence[TensorShape], steering: Steering = AS_THE_RECIPE, *, arch: str = "qwen2"
+    ftype: Ftype,
+    tensors: Sequence[TensorShape],
+    steering: Steering = AS_THE_RECIPE,
+    *,
+    arch: str = "qwen2",
+    is_weighed: bool = False,
 ) -> dict[str, TypeChoice]:
     """The type of every tensor, by name, in a decoder file of ``ftype`` and the architecture ``arch``.
+
+    With an importance matrix (``is_weighed``), some recipes are others.
 
     Raises:
         UsageError: ``steering`` has a rule that is for no tensor.
     """
     names = [tensor.name for tensor in tensors]
     steering.check_is_followed([tensor.name for tensor in tensors if is_quantizable(tensor)])
+    n_layers = sum(name.endswith(".attn_v.weight") for name in names)
+    n_sharing = _heads_sharing_values(tensors)
     recipe = _Recipe(
         ftype,
         steering,
-        n_layers=sum(name.endswith(".attn_v.weight") for name in names),
+        n_layers=n_layers,
+        n_sharing=n_sharing,
         is_tied=OUTPUT not in names,
-        heads_share_values=arch == "qwen2" or (arch == "llama" and _heads_share_values(tensors)),
+        is_70b=n_layers == N_LAYERS_70B and (arch == "qwen2" or (arch == "llama" and n_sharing > 1)),
+        is_weighed=is_weighed,
     )
     choices = {}
     for tensor in sorted(tensors, key=lambda tensor: layer_order(tensor.name)):
@@ -98,16 +106,22 @@ def choose_types(
     return choices
 
 
-def _heads_share_values(tensors: Sequence[TensorShape]) -> bool:
-    """Whether there are fewer heads of keys and values than of queries."""
+def _heads_sharing_values(tensors: Sequence[TensorShape]) -> int:
+    """How many heads of queries there are for each head of keys and values."""
     n_rows = {tensor.name: tensor.shape[0] for tensor in tensors}
-    return n_rows.get("blk.0.attn_q.weight") != n_rows.get("blk.0.attn_k.weight")
+    n_queries, n_keys = n_rows.get("blk.0.attn_q.weight"), n_rows.get("blk.0.attn_k.weight")
+    return n_queries // n_keys if n_queries and n_keys else 1
 
 
 def is_quantizable(tensor: TensorShape) -> bool:
     """Whether a recipe may touch the tensor; norms, biases and single rows stay as they are."""
     n_rows = prod(tensor.shape[:-1])
     return n_rows > 1 and tensor.name.endswith("weight") and "_norm.weight" not in tensor.name
+
+
+def role_of(name: str) -> str:
+    """What a tensor does in its layer, such as ``attn_v``; of those outside, ``token_embd`` or ``output``."""
+    return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def layer_order(name: str) -> tuple[int, str]:
@@ -120,19 +134,21 @@ def layer_order(name: str) -> tuple[int, str]:
 class _Recipe:
     """A recipe at work: it is asked for tensor after tensor, in layer order.
 
-    Like llama.cpp's, it counts attn_v and ffn_down as it meets them, so that one whose type is steered moves
-    the rule of the layers with more bits on by one.
+    Like llama.cpp's, it counts the tensors of each role as it meets them, so that one whose type is steered
+    moves the rule of the layers with more bits on by one.
     """
 
     ftype: Ftype
     steering: Steering
     n_layers: int
+    n_sharing: int
     is_tied: bool
-    heads_share_values: bool
+    is_70b: bool
+    is_weighed: bool
     n_met: Counter[str] = field(default_factory=Counter)
 
     def type_of(self, tensor: TensorShape) -> QType:
-        base, steering = BASE_TYPE[self.ftype], self.steering
+        base, steering = RECIPES[self.ftype].base, self.steering
         if not is_quantizable(tensor):
             return tensor.stored_type
         if tensor.name == EMBEDDINGS and steering.token_embedding_type is not None:
@@ -151,23 +167,14 @@ class _Recipe:
             # A tied embedding is the output matrix, too.
             if self.steering.output_tensor_type is not None:
                 return self.steering.output_tensor_type
-            return QType.Q8_0 if base == QType.Q8_0 or tensor.shape[-1] % block_size(base) else QType.Q6_K
-        match = re.search(r"(attn_v|ffn_down)\.weight$", tensor.name)
-        if match is None:
-            return base
-        layer = self.n_met[match[1]]
-        self.n_met[match[1]] += 1
-        if self.ftype in MORE_BITS and self._is_sensitive(layer):
-            return MORE_BITS[self.ftype]
-        is_70b = self.n_layers == N_LAYERS_70B and self.heads_share_values
-        if match[1] == "attn_v" and base == QType.Q4_K and is_70b:
-            return QType.Q5_K
-        return base
-
-    def _is_sensitive(self, layer: int) -> bool:
-        """The first and last eighth of the layers and every third between."""
-        n_layers = self.n_layers
-        return layer < n_layers // 8 or layer >= 7 * n_layers // 8 or (layer - n_layers // 8) % 3 == 2
+            does_not_fit = tensor.shape[-1] % block_size(base) > 0
+            return QType.Q8_0 if does_not_fit else RECIPES[self.ftype].output
+        role = role_of(tensor.name)
+        place = Place(self.n_met[role], self.n_layers, self.n_sharing, self.is_weighed)
+        self.n_met[role] += 1
+        qtype = RECIPES[self.ftype].type_of(role, place)
+        is_raised = self.is_70b and role == "attn_v" and self.ftype not in FEW_BITS
+        return QType.Q5_K if is_raised and qtype in (QType.Q3_K, QType.Q4_K) else qtype
 
 
 def _fitting_type(wanted: QType, n_per_row: int) -> QType:

@@ -14,7 +14,7 @@ from acestep_gguf.errors import UsageError
 from acestep_gguf.quantize.conversion_events import FileDone, Finished, Planned
 from acestep_gguf.quantize.gguf_layout import ALIGNMENT, GgufLayout, lay_out, u32
 from acestep_gguf.quantize.gguf_source import GgufSource
-from acestep_gguf.quantize.imatrix import Imatrix, Importance, read_imatrix
+from acestep_gguf.quantize.imatrix import Imatrix, Importance, check_is_weighed, read_imatrix
 from acestep_gguf.quantize.one_pass import GgufOutput, buffer_bytes, write_ggufs
 from acestep_gguf.quantize.planning import (
     OnEvent,
@@ -155,11 +155,14 @@ def _plan(
     check_ftype(ftype)
     _check_is_new_file(out, source)
     weighing = read_imatrix(imatrix) if imatrix else None
-    choices = choose_types(ftype, source.shapes, steering, arch=source.info.architecture)
+    choices = choose_types(
+        ftype, source.shapes, steering, arch=source.info.architecture, is_weighed=weighing is not None
+    )
     if not allow_requantize:
         _check_is_first_quantization(source, choices)
     layout = lay_out(_metadata(source, ftype, weighing), source.shapes, choices)
     importance = weighing.importance_of(source.shapes, choices) if weighing else None
+    check_is_weighed(ftype, source.shapes, choices, importance)
     return _Work(
         out=out,
         ftype=ftype,

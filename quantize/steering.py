@@ -4,19 +4,24 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from gguf import GGMLQuantizationType as QType
 
 from acestep_gguf.errors import UsageError
 
-# Types that ggml makes well without an importance matrix; those of fewer bits need one.
+# Those of the last line need an importance matrix: imatrix.py sees to that.
 STEERABLE_TYPES: Final = (
     QType.F32, QType.F16, QType.BF16,
     QType.Q4_0, QType.Q4_1, QType.Q5_0, QType.Q5_1, QType.Q8_0,
     QType.Q2_K, QType.Q3_K, QType.Q4_K, QType.Q5_K, QType.Q6_K,
-    QType.IQ4_NL, QType.IQ4_XS,
+    QType.IQ4_NL, QType.IQ4_XS, QType.IQ3_S,
+    QType.IQ1_S, QType.IQ1_M, QType.IQ2_XXS, QType.IQ2_XS, QType.IQ2_S, QType.IQ3_XXS,
 )  # fmt: skip
+
+# A mixture of a type for each tensor of llama.cpp's most layers has 200 kB.
+MAX_FILE_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,28 @@ def parse_steering(
         token_embedding_type=None if token_embedding_type is None else _parse_type(token_embedding_type),
         pure=pure,
     )
+
+
+def read_tensor_types(path: Path) -> tuple[str, ...]:
+    """The ``REGEX=TYPE`` of a file of llama-quantize's ``--tensor-type-file``, separated by white space.
+
+    Raises:
+        UsageError: the file cannot be read, is too large, or is no text.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path} is not a file: choose another one of tensor types.")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(
+                f"{path} has over {MAX_FILE_BYTES:,} bytes: choose another file of tensor types."
+            )
+        return tuple(path.read_text("utf-8").split())
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read ({error.strerror}): choose another file of tensor types."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a text of REGEX=TYPE: choose another file.") from error
 
 
 def _parse_type(name: str) -> QType:

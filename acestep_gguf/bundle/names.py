@@ -3,18 +3,18 @@
 import re
 from typing import Final, Literal, cast, get_args
 
-Ftype = Literal["Q4_K_M", "Q5_K_M", "Q8_0", "F16", "BF16", "F32"]
+# What a decoder may be made: from the least bits to the most.
+Ftype = (
+    Literal["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "Q2_K_S", "Q2_K", "IQ3_XXS", "IQ3_XS"]
+    | Literal["Q3_K_S", "IQ3_S", "IQ3_M", "Q3_K_M", "Q3_K_L", "IQ4_XS", "IQ4_NL", "Q4_0", "Q4_K_S", "Q4_K_M"]
+    | Literal["Q4_1", "Q5_0", "Q5_K_S", "Q5_K_M", "Q5_1", "Q6_K", "Q8_0", "F16", "BF16", "F32"]
+)
 VisionPrecision = Literal["float32", "int8"]
 MmprojFtype = Literal["F16", "Q8_0", "F32"]
 # What a decoder that somebody else made may be.
-DecoderFtype = (
-    Ftype
-    | Literal["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S"]
-    | Literal["Q5_K_S", "Q6_K", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_M", "IQ3_XXS"]
-    | Literal["IQ3_XS", "IQ3_S", "IQ3_M", "IQ4_NL", "IQ4_XS", "TQ1_0", "TQ2_0", "MXFP4_MOE"]
-)
+DecoderFtype = Ftype | Literal["TQ1_0", "TQ2_0", "MXFP4_MOE"]
 
-FTYPES: Final[tuple[Ftype, ...]] = get_args(Ftype)
+FTYPES: Final[tuple[Ftype, ...]] = tuple(name for names in get_args(Ftype) for name in get_args(names))
 VISION_PRECISIONS: Final[tuple[VisionPrecision, ...]] = get_args(VisionPrecision)
 MMPROJ_FTYPES: Final[tuple[MmprojFtype, ...]] = get_args(MmprojFtype)
 

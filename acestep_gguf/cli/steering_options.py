@@ -27,6 +27,14 @@ class SteeringOptions:
             help="Type of the tensors whose names match; repeat for more.",
         ),
     ] = ()
+    tensor_type_file: Annotated[
+        Path | None,
+        _flag(
+            "--tensor-type-file",
+            metavar="FILE",
+            help="File of such REGEX=TYPE, separated by spaces or new lines; --tensor-type counts first.",
+        ),
+    ] = None
     output_tensor_type: Annotated[
         str | None, _flag("--output-tensor-type", metavar="TYPE", help="Type of output.weight.")
     ] = None
@@ -43,10 +51,14 @@ class SteeringOptions:
         """What differs from the recipe.
 
         Raises:
-            UsageError: a type or a pattern cannot be used.
+            UsageError: a type or a pattern cannot be used, or the file of them cannot be read.
         """
-        from acestep_gguf.quantize.steering import parse_steering
+        from acestep_gguf.quantize.steering import parse_steering, read_tensor_types
 
+        from_file = () if self.tensor_type_file is None else read_tensor_types(self.tensor_type_file)
         return parse_steering(
-            self.tensor_type, self.output_tensor_type, self.token_embedding_type, pure=self.pure
+            (*self.tensor_type, *from_file),
+            self.output_tensor_type,
+            self.token_embedding_type,
+            pure=self.pure,
         )

@@ -390,9 +390,9 @@ def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     assert [file.fallbacks for file in plan.files[:2]] == [{"Q6_K -> Q8_0": 1, "Q4_K -> Q5_0": 1}, {}]
 
 
-@pytest.mark.parametrize("ftypes", [[], ["Q3_K_M"], ["q8_0"]])
+@pytest.mark.parametrize("ftypes", [[], ["TQ1_0"], ["q8_0"]])
 def test_file_types_that_do_not_exist_are_refused(tmp_path: Path, ftypes: list[Any]) -> None:
-    with pytest.raises(UsageError, match="Q4_K_M, Q5_K_M"):
+    with pytest.raises(UsageError, match="Q4_K_M, Q4_1"):
         convert_checkpoint(TinyCheckpoint().write(tmp_path / "c"), tmp_path / "bundle", ftypes)
 
 

@@ -266,7 +266,7 @@ def test_a_file_that_is_there_is_replaced_only_when_the_new_one_is_whole(
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"ftype": "Q3_K_M"}, UsageError, "'Q3_K_M' is not a file type that can be made"),
+        ({"ftype": "TQ1_0"}, UsageError, "'TQ1_0' is not a file type that can be made"),
         ({"imatrix": Path("missing.gguf")}, ImatrixError, "cannot be read"),
         ({"source": Path("missing.gguf")}, BundleError, "cannot be read"),
         ({"source": Path("/dev/zero")}, BundleError, "is not a file"),

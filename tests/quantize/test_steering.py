@@ -1,6 +1,7 @@
 """llama-quantize's options; test_requantize.py compares the files they lead to with llama.cpp's."""
 
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as QType
@@ -8,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from acestep_gguf.errors import UsageError
+from acestep_gguf.quantize.ggml import block_size
 from acestep_gguf.quantize.recipes import TensorShape, TypeChoice, choose_types
 from acestep_gguf.quantize.steering import (
     STEERABLE_TYPES,
     Steering,
     parse_steering,
+    read_tensor_types,
 )
 
 
@@ -40,7 +43,7 @@ def test_the_case_of_a_pattern_is_lowered_and_of_a_type_ignored_as_in_llama_quan
         "=Q8_0",
         "attn_v=",
         "attn_v=Q9_0",
-        "attn_v=IQ2_XXS",  # only with an imatrix, and then badly
+        "attn_v=TQ1_0",
         "attn_v=Q8_K",  # for sums only
         "attn_v=I32",
         "(=Q8_0",
@@ -131,4 +134,32 @@ def test_every_type_has_a_fallback_for_rows_that_do_not_fit(qtype: QType) -> Non
     choices = choose_types("Q4_K_M", decoder(2), rule(f"ffn_down={qtype.name}"))
     choice = choices["blk.0.ffn_down.weight"]
     assert choice.wanted == qtype
-    assert choice.is_fallback == ("K" in qtype.name or qtype.name == "IQ4_XS")
+    assert choice.is_fallback == (block_size(qtype) == 256)
+
+
+def test_a_file_of_tensor_types_is_read_as_llama_quantize_does(tmp_path: Path) -> None:
+    path = tmp_path / "types.txt"
+    path.write_text("attn_v=q6_k  ffn_down=q8_0\r\n\n\tblk\\.0=iq4_xs\n")
+    assert read_tensor_types(path) == ("attn_v=q6_k", "ffn_down=q8_0", r"blk\.0=iq4_xs")
+    path.write_text("")
+    assert read_tensor_types(path) == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read"),
+        (b"\xff\xfe", "is not a text"),
+        (b" " * (2**20 + 1), "has over 1,048,576 bytes"),
+    ],
+)
+def test_a_file_that_holds_no_tensor_types_is_one_clear_error(
+    tmp_path: Path, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "types.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        read_tensor_types(path)
+    with pytest.raises(UsageError, match="is not a file"):
+        read_tensor_types(tmp_path)
