@@ -139,7 +139,7 @@ def test_embeddings_that_ggml_cannot_make_are_refused(tmp_path: Path, qtype: str
     source = write_thin_decoder(tmp_path / "source.gguf", n_layers=1)
     imatrix, _ = weighed(source, tmp_path / "imatrix.gguf")
     steering = parse_steering(token_embedding_type=qtype)
-    with pytest.raises(ImatrixError, match="no entry for token_embd.weight"):
+    with pytest.raises(ImatrixError, match=r"no entry for token_embd\.weight"):
         quantize_gguf(source, tmp_path / "out.gguf", "IQ2_XS", imatrix=imatrix, steering=steering)
 
 
