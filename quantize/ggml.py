@@ -6,12 +6,28 @@ tensor into chunks of rows changes nothing.
 
 import ctypes
 from ctypes import POINTER, c_bool, c_int, c_int64, c_size_t, c_void_p
+from typing import Final
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from acestep_gguf.llama.library import ggml_function
+
+# Without importance, ggml ends the process.
+NEED_IMPORTANCE: Final = frozenset(
+    {GGMLQuantizationType.IQ1_S, GGMLQuantizationType.IQ2_XXS, GGMLQuantizationType.IQ2_XS}
+)
+# Of these it looks for points on a grid, and ends the process where an overflow leaves none.
+ON_A_GRID: Final = NEED_IMPORTANCE | {
+    GGMLQuantizationType.IQ1_M,
+    GGMLQuantizationType.IQ2_S,
+    GGMLQuantizationType.IQ3_XXS,
+    GGMLQuantizationType.IQ3_S,
+}
+# Of a weight, as of a scale in float16; and of its square times its importance, sums of which are squared.
+MAX_ON_A_GRID: Final = 65504.0
+MAX_WEIGHED_SQUARE: Final = 1e15
 
 
 class _TypeTraits(ctypes.Structure):
@@ -61,7 +77,8 @@ def quantize_rows(
 ) -> NDArray[np.uint8] | None:
     """Quantize ``rows``, float32 [n_rows, n_per_row], to uint8 [n_rows, row_size]; None if blocks broke.
 
-    Blocks break when a weight or a block's scale overflows float16. ``importance``, float32 [n_per_row],
+    Blocks break when a weight or a block's scale overflows float16, or its weighed square what ggml can
+    compute with. ``importance``, float32 [n_per_row],
     weighs the errors of a row's weights; types of 8 and more bits do without.
     """
     n_rows, n_per_row = rows.shape
@@ -73,6 +90,10 @@ def quantize_rows(
         or not importance.flags.c_contiguous
     ):
         raise ValueError(f"cannot weigh rows of {n_per_row} by {importance.dtype} {importance.shape}")
+    if importance is None and qtype in NEED_IMPORTANCE:
+        raise ValueError(f"cannot quantize to {qtype.name} without importance")
+    if qtype in ON_A_GRID and rows.size and not _fit_on_a_grid(rows, importance):
+        return None
     blocks = np.empty((n_rows, row_size(qtype, n_per_row)), np.uint8)
     if _row_size(qtype, n_per_row) != blocks.shape[1]:
         raise RuntimeError(f"gguf and llama-cpp-python disagree about {qtype.name}: install both again")
@@ -81,6 +102,12 @@ def quantize_rows(
     if n_bytes != blocks.nbytes:
         raise RuntimeError(f"ggml wrote {n_bytes} bytes of {qtype.name}, not {blocks.nbytes}")
     return blocks if are_sound(blocks, qtype) else None
+
+
+def _fit_on_a_grid(rows: NDArray[np.float32], importance: NDArray[np.float32] | None) -> bool:
+    largest = float(np.abs(rows).max())
+    weight = 1.0 if importance is None else float(importance.max())
+    return largest <= MAX_ON_A_GRID and weight * max(largest, 1.0) ** 2 <= MAX_WEIGHED_SQUARE
 
 
 def dequantize_rows(blocks: NDArray[np.uint8], qtype: GGMLQuantizationType) -> NDArray[np.float32]:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from acestep_gguf.bundle.gguf_header import MAGIC, GGUFHeader, StringArray, TensorInfo, read_gguf_header
 from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.errors import BundleError, ImatrixError, UnsupportedModelError, UsageError
+from acestep_gguf.quantize.ggml import NEED_IMPORTANCE
 from acestep_gguf.quantize.gguf_layout import string, u32
-from acestep_gguf.quantize.recipe_tables import ALWAYS_WEIGHED_TYPES, WEIGHED_FTYPES, WEIGHED_TYPES
+from acestep_gguf.quantize.recipe_tables import WEIGHED_FTYPES, WEIGHED_TYPES
 from acestep_gguf.quantize.recipes import EMBEDDINGS, OUTPUT, TensorShape, TypeChoice
 
 # A dense model of 32B parameters has 16 MB; the bound keeps a hostile file from filling the memory.
@@ -106,7 +107,7 @@ def check_is_weighed(
         )
     for tensor in tensors:
         qtype = choices[tensor.name].qtype
-        is_exempt = tensor.name in (EMBEDDINGS, OUTPUT) and qtype not in ALWAYS_WEIGHED_TYPES
+        is_exempt = tensor.name in (EMBEDDINGS, OUTPUT) and qtype not in NEED_IMPORTANCE
         is_weighed = qtype in WEIGHED_TYPES or (qtype == QType.Q2_K and ftype == "Q2_K_S")
         if not is_weighed or is_exempt or qtype == tensor.stored_type or tensor.name in (importance or {}):
             continue

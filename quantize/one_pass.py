@@ -162,7 +162,8 @@ def _quantize_chunk(
             quantized = quantize_rows(rows, qtype, importance)
             if quantized is None:
                 raise CheckpointError(
-                    f"tensor {name} has weights too large for {qtype.name}: convert to BF16 or F32."
+                    f"tensor {name} has weights, or an importance, too large for {qtype.name}: "
+                    "convert to BF16 or F32."
                 )
             blocks[qtype] = quantized
     return blocks

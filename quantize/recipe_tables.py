@@ -192,5 +192,3 @@ WEIGHED_FTYPES: Final[frozenset[Ftype]] = FEW_BITS | {"Q2_K_S", "IQ3_XXS", "IQ3_
 WEIGHED_TYPES: Final = frozenset(
     {QType.IQ1_S, QType.IQ1_M, QType.IQ2_XXS, QType.IQ2_XS, QType.IQ2_S, QType.IQ3_XXS}
 )
-# Embeddings and output have no entry in an importance matrix; ggml cannot make these without.
-ALWAYS_WEIGHED_TYPES: Final = frozenset({QType.IQ1_S, QType.IQ2_XXS, QType.IQ2_XS})

@@ -5,7 +5,15 @@ from gguf.quants import dequantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acestep_gguf.quantize.ggml import are_sound, block_size, dequantize_rows, quantize_rows, row_size
+from acestep_gguf.quantize.ggml import (
+    NEED_IMPORTANCE,
+    ON_A_GRID,
+    are_sound,
+    block_size,
+    dequantize_rows,
+    quantize_rows,
+    row_size,
+)
 from acestep_gguf.quantize.gguf_source import READABLE_TYPES
 from acestep_gguf.quantize.steering import STEERABLE_TYPES
 
@@ -58,10 +66,24 @@ def test_rows_that_do_not_fit_the_blocks_are_refused() -> None:
             quantize_rows(bad, QType.Q4_K)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("qtype", NEED_IMPORTANCE, ids=lambda qtype: qtype.name)
+def test_what_ggml_would_die_of_is_refused(qtype: QType) -> None:
+    with pytest.raises(ValueError, match="without importance"):
+        quantize_rows(np.zeros((1, 256), np.float32), qtype)
+
+
+@pytest.mark.parametrize("qtype", ON_A_GRID, ids=lambda qtype: qtype.name)
+def test_what_leaves_no_point_on_the_grid_is_noticed(qtype: QType) -> None:
+    """ggml would end the process."""
+    rows, even = np.ones((2, 256), np.float32), np.ones(256, np.float32)
+    for large, importance in ((rows * np.float32(1e25), even), (rows, even * np.float32(1e38))):
+        assert quantize_rows(large, qtype, importance) is None
+
+
 @pytest.mark.parametrize("qtype", STEERABLE_TYPES, ids=lambda qtype: qtype.name)
 def test_dequantized_rows_are_gguf_pys_to_the_bit(qtype: QType) -> None:
     rows = np.random.default_rng(2).standard_normal((5, 512)).astype(np.float32)
-    blocks = quantize_rows(rows, qtype)
+    blocks = quantize_rows(rows, qtype, np.ones(512, np.float32) if qtype in NEED_IMPORTANCE else None)
     assert blocks is not None
     read = dequantize_rows(blocks, qtype)
     assert read.dtype == np.float32

@@ -139,7 +139,7 @@ def test_weights_too_large_for_a_type_are_named(tmp_path: Path) -> None:
     weights = tiny.tensors()
     weights["language_model.model.layers.1.mlp.up_proj.weight"][5, 5] = 1e30
     write_safetensors(checkpoint / "model.safetensors", weights, "F32")
-    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_up\.weight has weights too large for F16"):
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_up\.weight has weights, or an importance, too large for F16"):
         convert_checkpoint(checkpoint, tmp_path / "bundle", ["F16"])
     assert not (tmp_path / "bundle").exists()
     bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["F32"])
