@@ -6,7 +6,7 @@ for decoders without experts.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from gguf import GGMLQuantizationType as QType
 
@@ -25,7 +25,7 @@ class Place:
 
 Where = Callable[[Place], bool]
 # Of several, the first that holds counts; where none does, the tensor gets the base type.
-Rule = QType | tuple[tuple[Where, QType], ...]
+Rule: TypeAlias = "QType | tuple[tuple[Where, QType], ...]"
 
 
 @dataclass(frozen=True, slots=True)

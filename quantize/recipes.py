@@ -102,7 +102,7 @@ def choose_types(
     choices = {}
     for tensor in sorted(tensors, key=lambda tensor: layer_order(tensor.name)):
         wanted = recipe.type_of(tensor)
-        choices[tensor.name] = TypeChoice(_fitting_type(wanted, tensor.shape[-1]), wanted)
+        choices[tensor.name] = TypeChoice(fitting_type(wanted, tensor.shape[-1]), wanted)
     return choices
 
 
@@ -177,7 +177,8 @@ class _Recipe:
         return QType.Q5_K if is_raised and qtype in (QType.Q3_K, QType.Q4_K) else qtype
 
 
-def _fitting_type(wanted: QType, n_per_row: int) -> QType:
+def fitting_type(wanted: QType, n_per_row: int) -> QType:
+    """``wanted``, or what a tensor whose rows have another length than its blocks gets instead."""
     if n_per_row % block_size(wanted) == 0:
         return wanted
     fallback = FALLBACK.get(wanted, wanted)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as QType
 from numpy.typing import NDArray
 
+from acestep_gguf.bundle.names import FTYPES as ALL_FTYPES
 from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import CheckpointError
@@ -139,7 +140,7 @@ def test_weights_too_large_for_a_type_are_named(tmp_path: Path) -> None:
     weights = tiny.tensors()
     weights["language_model.model.layers.1.mlp.up_proj.weight"][5, 5] = 1e30
     write_safetensors(checkpoint / "model.safetensors", weights, "F32")
-    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_up\.weight has weights, or an importance, too large for F16"):
+    with pytest.raises(CheckpointError, match=r"blk\.1\.ffn_up\.weight has weights, .* too large for F16"):
         convert_checkpoint(checkpoint, tmp_path / "bundle", ["F16"])
     assert not (tmp_path / "bundle").exists()
     bundle = convert_checkpoint(checkpoint, tmp_path / "bundle", ["F32"])
@@ -216,6 +217,6 @@ def test_each_file_is_carried_on_with_from_its_own_last_tensor(
 @pytest.mark.parametrize("n_threads", [1, 2, 64, 1024])
 def test_chunks_in_flight_are_bounded_whatever_is_asked_for(n_threads: int) -> None:
     shapes = [TensorShape("output.weight", (152064, 5120)), TensorShape("blk.0.ffn_up.weight", (27648, 5120))]
-    layouts = [lay_out({}, shapes, choose_types(ftype, shapes)) for ftype in get_args(Ftype)]
+    layouts = [lay_out({}, shapes, choose_types(ftype, shapes)) for ftype in ALL_FTYPES]
     for some in (layouts[:1], layouts):
         assert 2**20 < buffer_bytes(some, n_threads) <= 2**30

@@ -85,8 +85,8 @@ def test_absurd_numbers_of_threads_are_refused(threads: int) -> None:
 def test_other_ftypes_are_refused() -> None:
     for ftype in FTYPES:
         check_ftype(ftype)
-    for other in ("Q3_K_M", "q4_k_m", ""):
-        with pytest.raises(UsageError, match="choose from Q4_K_M"):
+    for other in ("TQ1_0", "q4_k_m", ""):
+        with pytest.raises(UsageError, match="choose from IQ1_S"):
             check_ftype(other)
 
 
