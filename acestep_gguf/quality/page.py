@@ -40,6 +40,7 @@ PAGE: Final = """\
   section { border-top: 2px solid #888; display: flex; flex-wrap: wrap; gap: 2em; padding: 1em 0; }
   section > div { flex: 1 1 24em; }
   img { max-width: 100%; }
+  h2 { font-size: 1.2em; }
   mark { background: #ffe08a; color: #000; }
   small { display: block; opacity: .75; white-space: nowrap; }
   .tables { overflow-x: auto; }
@@ -48,6 +49,7 @@ PAGE: Final = """\
   svg .grid { stroke: currentColor; stroke-opacity: .2; }
   svg .interval { stroke: currentColor; stroke-width: 1.5; }
 </style>
+<main>
 <h1>{{ report.bundle }}</h1>
 <p>{{ asked }} The first row is what the others are compared with. KL is the divergence of a prediction
 in nats a token (mean, 90th and 99th percentile), top-1 the share of tokens where both would choose the same,
@@ -55,7 +57,7 @@ perplexity that of the first row's tokens; below a figure stand the ends of its 
 {% if pictures %} Same is the number of equal answers, cosine that of image embeds, centred without the mean
 token of each picture.{% endif %}</p>
 {{ plot | safe }}
-<div class="tables">
+<div class="tables" role="region" aria-label="Figures" tabindex="0">
 {% for table in tables %}<table>
 <tr>{% for head in table.heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr>
 {% for row in table.rows %}<tr>{% for cell in row %}<td>{{ cell.figure }}\
@@ -64,13 +66,14 @@ token of each picture.{% endif %}</p>
 {% endfor %}</div>
 {% for shown in pictures %}<section>
 <div><img src="{{ shown.image }}" alt=""><p>{{ shown.name }}</p></div>
-<div>{% for question in shown.questions %}<h3>{{ question.text }}</h3>
+<div>{% for question in shown.questions %}<h2>{{ question.text }}</h2>
 <table>{% for answer in question.answers %}
 <tr><td>{{ answer.candidate }}</td><td class="text">{{ answer.alike }}\
 {% if answer.other %}<mark>{{ answer.other }}</mark>{% endif %}</td></tr>{% endfor %}
 </table>{% endfor %}</div>
 </section>
-{% endfor %}</html>
+{% endfor %}</main>
+</html>
 """
 
 

@@ -59,7 +59,7 @@ def divergence_plot(dots: Sequence[Dot]) -> str:
         at = y.at(decade)
         parts += [
             _line(LEFT, at, RIGHT, at, "grid"),
-            _text(LEFT - 8, at + 4, scientific(10**decade), "end"),
+            _text(LEFT - 8, at + 4, f"1e{decade:g}", "end"),
         ]
     parts.append(_text((LEFT + RIGHT) / 2, HEIGHT - 12, "MB", "middle"))
     parts.append(

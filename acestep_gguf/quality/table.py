@@ -83,7 +83,7 @@ def _predictions(found: Candidate | TextCandidate) -> list[Cell]:
     return [
         *(_cell(estimate, scientific) for estimate in (divergence.mean, divergence.p90, divergence.p99)),
         _cell(found.top_1, lambda share: f"{share * 100:.1f}", unit="%"),
-        _cell(found.perplexity, lambda value: f"{value:.4g}"),
+        _cell(found.perplexity, lambda value: f"{value:.4g}" if value >= 10 else f"{value:.3f}"),
     ]
 
 

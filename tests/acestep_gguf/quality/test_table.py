@@ -21,7 +21,7 @@ def test_lines_of_pictures_have_a_figure_and_its_interval_and_fit_a_terminal() -
         "Q4_K_M", "float32", "12.3", "1.2e-2", "3.7e-2", "1.2e-1", "97.5%", "1.235", "0/1", "1.25",
     ]  # fmt: skip
     assert answers[4].split() == [
-        "9.9e-3-1.9e-2", "3.0e-2-5.6e-2", "9.9e-2-1.9e-1", "95.1-98.8%", "1.2-1.346",
+        "9.9e-3-1.9e-2", "3.0e-2-5.6e-2", "9.9e-2-1.9e-1", "95.1-98.8%", "1.200-1.346",
     ]  # fmt: skip
     assert max(map(len, answers)) <= MOST_COLUMNS
     assert [line.split()[0] for line in embeds] == ["tower", "checkpoint", "float32", "int8"]
