@@ -17,6 +17,7 @@ VERBS: Final = {
     "convert": "Convert a checkpoint into a bundle.",
     "import": "Make a bundle of a decoder, and an mmproj file if it can see, of llama.cpp.",
     "quantize": "Quantize a decoder, a GGUF file.",
+    "mixture": "Search the mixture of types that loses least on pictures.",
     "imatrix": "Make an importance matrix from pictures.",
     "run": "Answer a question about pictures.",
     "batch": "Ask about many pictures, and write a table.",

@@ -67,14 +67,18 @@ class Answerer(Protocol):
 class BundleAnswerer:
     """A decoder of a bundle, loaded; a context that frees it.
 
+    ``path`` is another file of the same decoder, to be asked in the place of the bundle's.
+
     Raises:
         BundleError: it is missing or damaged.
         DecodeError: llama.cpp cannot load it.
     """
 
-    def __init__(self, folder: Path, bundle: Bundle, ftype: str, *, max_tokens: int) -> None:
+    def __init__(
+        self, folder: Path, bundle: Bundle, ftype: str, *, max_tokens: int, path: Path | None = None
+    ) -> None:
         record = bundle.decoder(ftype)
-        path = check_file(folder, record)
+        path = path or check_file(folder, record)
         header = read_gguf_header(path)
         info = decoder_info(header)
         check_vocabulary(header, bundle.prompt, bundle.image)
