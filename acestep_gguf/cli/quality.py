@@ -52,10 +52,11 @@ def quality(
         ),
     ] = None,
     ctx_size: Annotated[
-        int, typer.Option("-c", "--ctx-size", help="Tokens of each window of the text.")
-    ] = 512,
+        int | None,
+        typer.Option("-c", "--ctx-size", help="Tokens of each window of the text, by default 512."),
+    ] = None,
     chunks: Annotated[
-        int | None, typer.Option(help="Windows of the text to read at most; by default all.")
+        int | None, typer.Option(help="Windows of the text to read at most, by default all.")
     ] = None,
     n_predict: Annotated[
         int, typer.Option("-n", "--n-predict", help="Length of an answer in tokens at most.")
@@ -77,6 +78,8 @@ def quality(
 
     if html is not None:
         _check_can_be_written(html)
+    if text is None and (ctx_size, chunks) != (None, None):
+        raise UsageError("--ctx-size and --chunks say how a text is read: give --text, too.")
     if text is None:
         measured: QualityReport | TextReport = _on_pictures(
             bundle, _asked(pictures or (), question or ()), checkpoint, n_predict, in_bundle=report
@@ -127,12 +130,12 @@ def _on_pictures(
     return measured
 
 
-def _on_text(bundle: Path, text: Path, n_ctx: int, chunks: int | None) -> "TextReport":
-    from acestep_gguf.quality.text import measure_text, read_text
+def _on_text(bundle: Path, text: Path, n_ctx: int | None, chunks: int | None) -> "TextReport":
+    from acestep_gguf.quality.text import N_CTX, measure_text, read_text
 
-    return measure_text(
-        bundle, read_text(text), n_ctx=n_ctx, max_windows=chunks, on_candidate=_say("reading with")
-    )
+    read = read_text(text)
+    n_ctx = N_CTX if n_ctx is None else n_ctx
+    return measure_text(bundle, read, n_ctx=n_ctx, max_windows=chunks, on_candidate=_say("reading with"))
 
 
 def _lines(measured: "QualityReport | TextReport") -> str:

@@ -68,3 +68,5 @@ def test_a_text(tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: pytest
     assert "reading with F32" in printed.err
     with pytest.raises(UsageError, match="--text takes the place of pictures"):
         run(tiny_bundle, picture, text=text)
+    with pytest.raises(UsageError, match="give --text, too"):
+        run(tiny_bundle, picture, chunks=2)
