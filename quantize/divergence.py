@@ -14,7 +14,7 @@ from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
 from acestep_gguf.quality.answers import BundleAnswerer, EncodedPicture
-from acestep_gguf.quality.measures import kl_divergences
+from acestep_gguf.quality.measures import Doubles, kl_divergences
 from acestep_gguf.quantize.gguf_source import GgufSource
 from acestep_gguf.quantize.recipes import is_quantizable, layer_order
 from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
@@ -32,16 +32,22 @@ Types = Mapping[str, QType]
 OnMeasured = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Measured:
     """A decoder: the types that were chosen, by tensor, and what it is.
 
-    ``n_bytes`` are those of its file, ``kl_divergence`` is the mean over tokens in nats.
+    ``n_bytes`` are those of its file. ``divergences`` are KL divergences in nats: of each question, float64
+    [n_tokens] of its answer.
     """
 
     types: Types
     n_bytes: int
-    kl_divergence: float
+    divergences: tuple[Doubles, ...]
+
+    @property
+    def kl_divergence(self) -> float:
+        """The mean over all tokens."""
+        return float(np.concatenate(self.divergences).mean())
 
     @property
     def recipe(self) -> str:
@@ -138,11 +144,12 @@ class Judge:
             ):
                 best = np.load(self._scratch / f"{number}.npy", mmap_mode="r", allow_pickle=False)
                 divergences.append(kl_divergences(best, answerer.logits(question, picture, tokens)))
-        kl_divergence = float(np.concatenate(divergences).mean())
-        measured = Measured(types=types, n_bytes=path.stat().st_size, kl_divergence=kl_divergence)
+        measured = Measured(types=types, n_bytes=path.stat().st_size, divergences=tuple(divergences))
         path.unlink()
         self.n_measured += 1
-        self._on_measured(f"{self.n_measured}: {name}, {measured.n_bytes:,} B, KLD {kl_divergence:.3e}")
+        self._on_measured(
+            f"{self.n_measured}: {name}, {measured.n_bytes:,} B, KLD {measured.kl_divergence:.3e}"
+        )
         return measured
 
     def _answerer(self, path: Path | None) -> BundleAnswerer:

@@ -3,9 +3,8 @@
 import os
 import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -91,7 +90,18 @@ def mixture(
             on_measured=lambda line: print(line, file=sys.stderr, flush=True),
         )
     write_atomically(output, [report.mixture.recipe.encode()])
-    print(json_text(asdict(report)) if as_json else summary(report, output))
+    print(json_text(figures(report)) if as_json else summary(report, output))
+
+
+def figures(report: "MixtureReport") -> dict[str, Any]:
+    """The report as JSON has it."""
+    found = {
+        name: {"n_bytes": measured.n_bytes, "kl_divergence": measured.kl_divergence}
+        for name, measured in (("mixture", report.mixture), ("plain", report.plain))
+        if measured
+    }
+    types = {name: qtype.name for name, qtype in report.mixture.types.items()}
+    return {**found, "types": types, "max_bytes": report.max_bytes, "n_measured": report.n_measured}
 
 
 def summary(report: "MixtureReport", output: Path) -> str:

@@ -1,6 +1,6 @@
 """The mixture that is searched for against Q4_K_M of the same size, on pictures that the search did not see.
 
-python -m scripts.bench.mixture [--pictures 24] [--held-out 120]
+python -m scripts.bench.mixture [--pictures 8] [--held-out 100] [--layers-together 2]
 """
 
 from __future__ import annotations
@@ -8,18 +8,20 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Final
 
+import numpy as np
+
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.demo.questions import CHECKPOINT
-from acestep_gguf.quantize.divergence import Judge
+from acestep_gguf.quantize.divergence import Judge, Measured
 from acestep_gguf.quantize.mixture import MixtureRequest, search_mixture
 from scripts.demo.questions import SINGLES, questions
 from scripts.demo.scenes import draw
 
-MAX_TOKENS = 64
 SIZE: Final = "Q4_K_M"
 
 
@@ -37,47 +39,84 @@ def drawn(folder: Path, seed: str, count: int) -> list[tuple[Path, str]]:
     return asked
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A plain recipe and the mixture of its size, each on the pictures searched on and on others."""
+
+    plain: tuple[Measured, Measured]
+    mixture: tuple[Measured, Measured]
+    n_measured: int
+
+    @property
+    def gain(self) -> float:
+        """The share of the plain recipe's divergence that the mixture spares on other pictures."""
+        return 1 - self.mixture[1].kl_divergence / self.plain[1].kl_divergence
+
+    def gain_at_least(self) -> float:
+        """The lower end of its 95 % interval: a bootstrap over held-out questions."""
+        plain, mixture = (
+            np.array([one.sum() for one in measured.divergences])
+            for measured in (self.plain[1], self.mixture[1])
+        )
+        draws = np.random.default_rng(1).integers(len(plain), size=(1000, len(plain)))
+        return float(np.percentile(1 - mixture[draws].sum(1) / plain[draws].sum(1), 2.5))
+
+    def table(self) -> str:
+        """In Markdown."""
+        lines = ["| decoder | bytes | KLD, searched on | KLD, held out |", "|---|---|---|---|"]
+        for label, (seen, unseen) in ((SIZE, self.plain), ("mixture", self.mixture)):
+            figures = (f"{seen.n_bytes:,}", f"{seen.kl_divergence:.2e}", f"{unseen.kl_divergence:.2e}")
+            lines.append(f"| {' | '.join((label, *figures))} |")
+        return "\n".join(lines)
+
+
+def compare(folder: Path, pictures: int, held_out: int, request: MixtureRequest) -> Comparison:
+    """Search on some pictures and compare on others; ``folder`` is for what is made."""
+    for part in ("search", "held-out", "scratch", "held-out-scratch"):
+        (folder / part).mkdir()
+    bundle = folder / "bundle"
+    convert_checkpoint(CHECKPOINT, bundle, ["F32"], vision=["float32"])
+    seen = drawn(folder / "search", "mixture", pictures)
+    report = search_mixture(bundle, seen, request, folder / "scratch", on_measured=told)
+    assert report.plain is not None
+    judge = Judge(
+        bundle,
+        drawn(folder / "held-out", "mixture, held out", held_out),
+        folder / "held-out-scratch",
+        max_tokens=request.max_tokens,
+        imatrix=request.imatrix,
+        on_measured=told,
+    )
+    plain = judge.measure({}, SIZE, SIZE)
+    mixture = judge.measure(report.mixture.types, "mixture")
+    return Comparison((report.plain, plain), (report.mixture, mixture), report.n_measured)
+
+
+def told(line: str) -> None:
+    """Progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=24, help="to search on")
-    parser.add_argument("--held-out", type=int, default=120, help="to compare on")
+    parser.add_argument("--pictures", type=int, default=8, help="to search on")
+    parser.add_argument("--held-out", type=int, default=100, help="to compare on")
+    parser.add_argument("--swaps", type=int, default=0)
+    parser.add_argument("--layers-together", type=int, default=2)
     parser.add_argument("--imatrix", type=Path)
-    parser.add_argument("--recipe", type=Path, help="write the mixture here")
     arguments = parser.parse_args()
-
-    def told(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for part in ("search", "held-out", "scratch", "held-out-scratch"):
-            (folder / part).mkdir()
-        bundle = folder / "bundle"
-        convert_checkpoint(CHECKPOINT, bundle, ["F32"], vision=["float32"])
-        seen = drawn(folder / "search", "mixture", arguments.pictures)
-        unseen = drawn(folder / "held-out", "mixture, held out", arguments.held_out)
-        request = MixtureRequest(size=SIZE, max_tokens=MAX_TOKENS, imatrix=arguments.imatrix)
-        report = search_mixture(bundle, seen, request, folder / "scratch", on_measured=told)
-        if arguments.recipe:
-            arguments.recipe.write_text(report.mixture.recipe)
-        judge = Judge(
-            bundle,
-            unseen,
-            folder / "held-out-scratch",
-            max_tokens=MAX_TOKENS,
-            imatrix=arguments.imatrix,
-            on_measured=told,
-        )
-        plain = judge.measure({}, SIZE, SIZE)
-        mixture = judge.measure(report.mixture.types, "mixture")
-    print(f"{report.n_measured} decoders measured on {len(seen)} questions; held out: {len(unseen)}.")
-    print("| decoder | bytes | KLD, searched on | KLD, held out |")
-    print("|---|---|---|---|")
-    assert report.plain is not None
-    for label, own, held_out in ((SIZE, report.plain, plain), ("mixture", report.mixture, mixture)):
-        row = (f"{own.n_bytes:,}", f"{own.kl_divergence:.3e}", f"{held_out.kl_divergence:.3e}")
-        print(f"| {' | '.join((label, *row))} |")
-    print(f"held out, {1 - mixture.kl_divergence / plain.kl_divergence:.1%} less")
+    request = MixtureRequest(
+        size=SIZE,
+        imatrix=arguments.imatrix,
+        layers_together=arguments.layers_together,
+        swaps=arguments.swaps,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        found = compare(Path(folder), arguments.pictures, arguments.held_out, request)
+    print(
+        f"{found.table()}\n\n{found.n_measured} measured; on other pictures {found.gain:.0%} "
+        f"less, {found.gain_at_least():.0%} at least."
+    )
 
 
 if __name__ == "__main__":

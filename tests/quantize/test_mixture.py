@@ -131,7 +131,7 @@ def test_a_recipe_names_every_tensor_exactly() -> None:
         "blk.10.attn_output.weight": QType.F16,
         "blk.2.ffn_up.weight": QType.Q4_K,
     }
-    measured = Measured(types=types, n_bytes=1, kl_divergence=0.0)
+    measured = Measured(types=types, n_bytes=1, divergences=())
     assert measured.recipe == (
         "^output\\.weight$=Q6_K\n^blk\\.2\\.ffn_up\\.weight$=Q4_K\n^blk\\.10\\.attn_output\\.weight$=F16\n"
     )
