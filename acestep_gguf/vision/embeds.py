@@ -7,10 +7,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.errors import BundleError
 from acestep_gguf.vision.blocks import Block
-from acestep_gguf.vision.token_selection import kept_of_blocks, kept_patches, patch_grid
+from acestep_gguf.vision.token_selection import kept_of_blocks, kept_patches
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -32,14 +31,14 @@ class ImageEmbeds:
     patch_attention: FloatArray
     blocks: tuple[Block, ...] = ()
 
-    def kept(self, image_tokens: int | None, image: ImageSpec) -> FloatArray:
+    def kept(self, image_tokens: int | None) -> FloatArray:
         """The embeds of at most ``image_tokens`` tokens, in their order, float32 [n, n_embd].
 
         Tokens that belong to no patch come first and stay; of tiles, each gets its share, and the ends of
         rows are left out. None keeps all.
 
         Raises:
-            BundleError: the attention is not known, or so many patches do not form a grid.
+            BundleError: the attention is not known.
         """
         n_tokens, n_patches = len(self.embeds), len(self.patch_attention)
         if image_tokens is None or image_tokens >= n_tokens:
@@ -50,10 +49,11 @@ class ImageEmbeds:
                 settings=["image_tokens"],
             )
         if self.blocks:
-            return self.embeds[kept_of_blocks(self.patch_attention, self.blocks, image_tokens)]
+            rows = kept_of_blocks(self.embeds, self.patch_attention, self.blocks, image_tokens)
+            return self.embeds[rows]
         n_others = n_tokens - n_patches
-        grid = patch_grid(image.size, n_patches)
-        patches = kept_patches(self.patch_attention, grid, max(0, image_tokens - n_others))
+        n_kept = max(0, image_tokens - n_others)
+        patches = kept_patches(self.embeds[n_others:], self.patch_attention, n_kept)
         others = np.arange(min(n_others, image_tokens))
         return self.embeds[np.concatenate((others, n_others + patches))]
 

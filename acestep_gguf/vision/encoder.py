@@ -17,9 +17,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
-from acestep_gguf.bundle.schema import NO_TOWER, Bundle, check_file
+from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.cpus import cpu_name
-from acestep_gguf.errors import ImageError, PromptError
+from acestep_gguf.errors import ImageError
 from acestep_gguf.progress import Progress, Report, report_nothing
 from acestep_gguf.prompt.segments import ImageInput
 from acestep_gguf.sizes import show_size
@@ -226,9 +226,7 @@ class ImageEncoder:
 
     def rows(self, picture: Picture) -> FloatArray:
         """What the decoder reads of a picture, float32 [n_tokens, n_embd]; errors are those of ``encode``."""
-        if self._bundle.image is None:
-            raise PromptError(NO_TOWER)
-        return self.encode(picture).kept(self._image_tokens, self._bundle.image)
+        return self.encode(picture).kept(self._image_tokens)
 
     def stop(self) -> None:
         """Let the picture that is being encoded fail with a DecodeError; any thread may."""

@@ -1,57 +1,63 @@
 """Which image tokens to keep when a picture may cost only so many (``--image-tokens``).
 
-Most of them are those of the patches to which the tower's [CLS] token attends most, as in FasterVLM
-(arXiv 2412.01818). Attention alone can leave out whole regions, so a share is spread over the picture: each
-of these is the patch farthest from all that are kept, a rule that leaves no gap more than twice as wide as it
-must be (Gonzalez, "Clustering to minimize the maximum intercluster distance", 1985).
+A determinantal choice, as in CDPruner (arXiv 2506.10967): of all sets of patches, one with a large determinant
+of the matrix of their likenesses. So no two that are kept say the same. A patch counts the more, the more the
+tower's [CLS] token attends to it; CDPruner weighs patches by the question. docs/image_tokens.md compares both,
+and with attention a picture's tokens stay the same for the next question.
 """
 
 from collections.abc import Sequence
-from math import sqrt
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.bundle.image_spec import Size
-from acestep_gguf.errors import BundleError
 from acestep_gguf.vision.blocks import Block
 
 FloatArray = npt.NDArray[np.float32]
+DoubleArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.intp]
 
-SPREAD_SHARE: Final = 0.25
+# What the patch counts that is attended to least, where the one that is attended to most counts 1.
+LEAST_WEIGHT: Final = 0.4
+# Added to the likeness of a patch with itself: it decides where more are kept than there are directions.
+RIDGE: Final = 1e-6
+TINY: Final = float(np.finfo(np.float32).tiny)
 
 
-def kept_patches(attention: FloatArray, grid: tuple[int, int], n_kept: int) -> IndexArray:
+def kept_patches(embeds: FloatArray, attention: FloatArray, n_kept: int) -> IndexArray:
     """Indices of the patches to keep, ascending, [min(n_kept, n_patches)].
 
+    The set is found greedily, each time the patch that the determinant grows by most, as in "Fast Greedy MAP
+    Inference for Determinantal Point Process" (Chen, Zhang and Zhou, arXiv 1709.05135); of equals, the first.
+
     Args:
-        attention: what each patch receives, float32 [n_patches], in reading order.
-        grid: rows and columns of patches.
+        embeds: of the patches, float32 [n_patches, n_embd].
+        attention: what each patch receives, float32 [n_patches].
         n_kept: how many to keep.
     """
     n_patches = len(attention)
     if n_kept >= n_patches:
         return np.arange(n_patches)
-    n_spread = int(SPREAD_SHARE * n_kept)
-    kept = list(np.argsort(-attention, kind="stable")[: n_kept - n_spread])  # of equals, the first
-    places = np.indices(grid).reshape(2, n_patches)  # row and column of each patch
-    gaps = np.full(n_patches, np.iinfo(np.intp).max)  # squared distance to the nearest that is kept
-    for patch in kept:
-        gaps = np.minimum(gaps, _squared_distances(places, patch))
-    for _ in range(n_spread):
-        farthest = np.flatnonzero(gaps == gaps.max())
-        patch = farthest[np.argmax(attention[farthest])]
-        kept.append(patch)
-        gaps = np.minimum(gaps, _squared_distances(places, patch))
-    return np.sort(np.array(kept, np.intp))
+    kernel = _kernel(embeds, attention)
+    gains = np.diag(kernel).copy()  # by what factor each patch would multiply the determinant
+    rows = np.zeros((n_kept, n_patches))  # of the Cholesky factor, one for each that is kept
+    kept = np.zeros(n_kept, np.intp)
+    for n, row in enumerate(rows):
+        kept[n] = patch = gains.argmax()
+        row[:] = (kernel[patch] - rows[:n, patch] @ rows[:n]) / np.sqrt(gains[patch])
+        gains = np.maximum(gains - row**2, TINY)
+        gains[kept[: n + 1]] = 0
+    return np.sort(kept)
 
 
-def kept_of_blocks(attention: FloatArray, blocks: Sequence[Block], n_kept: int) -> IndexArray:
+def kept_of_blocks(
+    embeds: FloatArray, attention: FloatArray, blocks: Sequence[Block], n_kept: int
+) -> IndexArray:
     """Rows of a picture's embeds to keep, ascending, [min(n_kept, n_patches)]: each grid gets its share.
 
     Args:
+        embeds: of the picture, float32 [n_tokens, n_embd], as ``blocks`` say.
         attention: what each patch receives, float32 [n_patches], of one grid after the other.
         blocks: the grids.
         n_kept: how many to keep.
@@ -63,29 +69,23 @@ def kept_of_blocks(attention: FloatArray, blocks: Sequence[Block], n_kept: int) 
     for block in blocks:
         end = start + block.n_patches
         share = n_kept * end // n_patches - n_kept * start // n_patches
-        patches = kept_patches(attention[start:end], (block.rows, block.columns), share)
-        ends_before = patches // max(block.columns, 1) * block.has_newlines
-        kept.append(first_row + patches + ends_before)
+        patches = np.arange(block.n_patches)
+        rows = first_row + patches + patches // max(block.columns, 1) * block.has_newlines
+        kept.append(rows[kept_patches(embeds[rows], attention[start:end], share)])
         start, first_row = end, first_row + block.n_tokens
     return np.concatenate(kept)
 
 
-def patch_grid(size: Size, n_patches: int) -> tuple[int, int]:
-    """Rows and columns of the square patches that a picture of ``size`` is cut into.
+def _kernel(embeds: FloatArray, attention: FloatArray) -> DoubleArray:
+    """Likeness of each two patches, [n_patches, n_patches], times the weights of both.
 
-    Raises:
-        BundleError: so many patches do not form a grid.
+    All embeds of a picture share a large mean, which tells nothing: likeness is the cosine without it.
     """
-    rows = max(1, round(sqrt(n_patches * size.height / size.width)))
-    columns = n_patches // rows
-    if rows * columns != n_patches:
-        raise BundleError(
-            f"{n_patches} patches do not form a grid over {size.width} x {size.height} pixels: convert again."
-        )
-    return rows, columns
-
-
-def _squared_distances(places: npt.NDArray[np.intp], patch: int) -> npt.NDArray[np.intp]:
-    offsets = places - places[:, patch, None]
-    distances: npt.NDArray[np.intp] = (offsets * offsets).sum(axis=0)
-    return distances
+    scaled = embeds / max(float(np.abs(embeds).max()), TINY)  # squares of what a file holds could be infinite
+    centred = scaled - scaled.mean(axis=0)
+    directions = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), TINY)
+    likeness = (directions @ directions.T).astype(np.float64)
+    np.fill_diagonal(likeness, 1 + RIDGE)
+    roots = np.sqrt(attention.astype(np.float64) - attention.min())
+    weights = LEAST_WEIGHT + (1 - LEAST_WEIGHT) * roots / (roots.max() or 1.0)
+    return np.asarray(weights[:, np.newaxis] * likeness * weights)

@@ -1,78 +1,106 @@
-from math import pi
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acestep_gguf.bundle.image_spec import Size
-from acestep_gguf.errors import BundleError
-from acestep_gguf.vision.token_selection import SPREAD_SHARE, kept_patches, patch_grid
+from acestep_gguf.vision.blocks import Block
+from acestep_gguf.vision.token_selection import kept_of_blocks, kept_patches
 
-SIDES = st.integers(1, 12)
 SEEDS = st.integers(0, 99)
+N_EMBD = 16
 
 
-def some_attention(n: int, seed: int, *, distinct: int = 1000) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, distinct, n).astype(np.float32)
+def some_embeds(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, N_EMBD), np.float32)
 
 
-@settings(max_examples=40, deadline=None)
-@given(SIDES, SIDES, st.integers(1, 150), SEEDS)
-def test_as_many_as_wanted_each_once_in_reading_order(rows: int, columns: int, n: int, seed: int) -> None:
-    attention = some_attention(rows * columns, seed, distinct=3)
-    kept = kept_patches(attention, (rows, columns), n)
-    assert len(kept) == min(n, rows * columns)
+def equal_attention(n: int) -> np.ndarray:
+    return np.full(n, 0.1, np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 80), st.integers(0, 100), SEEDS, st.sampled_from((1, 2, 1000)))
+def test_as_many_as_wanted_each_once_in_reading_order(
+    n_patches: int, n: int, seed: int, distinct: int
+) -> None:
+    """Also where patches have the same embeds, and where more are kept than there are directions."""
+    numbers = np.random.default_rng(seed)
+    embeds = some_embeds(n_patches, seed)[numbers.integers(0, distinct, n_patches) % n_patches]
+    attention = numbers.integers(0, distinct, n_patches).astype(np.float32)
+    kept = kept_patches(embeds, attention, n)
+    assert len(kept) == min(n, n_patches)
     assert (np.diff(kept) > 0).all()
-    assert kept.min() >= 0
-    assert kept.max() < rows * columns
-    assert (kept == kept_patches(attention, (rows, columns), n)).all()
+    assert (kept >= 0).all()
+    assert (kept < n_patches).all()
+    assert (kept == kept_patches(embeds, attention, n)).all()
 
 
-@settings(max_examples=40, deadline=None)
-@given(SIDES, SIDES, st.integers(1, 150), SEEDS)
-def test_those_that_are_attended_to_most_are_among_them(rows: int, columns: int, n: int, seed: int) -> None:
-    attention = np.random.default_rng(seed).permutation(rows * columns).astype(np.float32)
-    n = min(n, rows * columns)
-    kept = kept_patches(attention, (rows, columns), n)
-    most = np.argsort(attention)[::-1][: n - int(SPREAD_SHARE * n)]
-    assert set(most) <= set(kept)
+@settings(max_examples=30, deadline=None)
+@given(SEEDS)
+def test_the_determinant_grows_by_as_much_as_it_can(seed: int) -> None:
+    """Each step against the determinants themselves, of all sets that are one patch larger."""
+    numbers = np.random.default_rng(seed)
+    embeds, attention = some_embeds(9, seed), numbers.random(9, np.float32)
+    centred = embeds - embeds.mean(axis=0)
+    directions = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    roots = np.sqrt(attention - attention.min())
+    weights = 0.4 + 0.6 * roots / roots.max()
+    kernel = weights[:, None] * (directions @ directions.T) * weights
+    kept: list[int] = []
+    for n in range(1, 6):
+        rest = [patch for patch in range(9) if patch not in kept]
+        kept.append(
+            max(rest, key=lambda patch: np.linalg.det(kernel[np.ix_([*kept, patch], [*kept, patch])]))
+        )
+        assert kept_patches(embeds, attention, n).tolist() == sorted(kept)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(2, 16), st.integers(2, 16), st.integers(4, 120), SEEDS)
-def test_no_part_of_the_picture_is_left_out(rows: int, columns: int, n: int, seed: int) -> None:
-    # All attention in one corner. Those that are spread lie at least as far from each other as the widest
-    # gap that is left is wide, r: so circles of radius r/2 around them and around the gap do not overlap.
-    n = min(n, rows * columns)
-    attention = -np.arange(rows * columns, dtype=np.float32)
-    kept = kept_patches(attention, (rows, columns), n)
-    row, column = np.divmod(np.arange(rows * columns), columns)
-    distances = np.hypot(row[:, None] - row[kept], column[:, None] - column[kept]).min(axis=1)
-    r = distances.max()
-    assert (int(SPREAD_SHARE * n) + 1) * pi * r**2 / 4 <= (rows - 1 + r) * (columns - 1 + r)
+def test_no_two_that_say_the_same() -> None:
+    different = some_embeds(6)
+    embeds = np.repeat(different, 5, axis=0)  # five patches of each of six kinds
+    kept = kept_patches(embeds, equal_attention(30), 6)
+    assert (kept // 5).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_what_all_patches_share_does_not_make_them_alike() -> None:
+    embeds = some_embeds(30)
+    found = kept_patches(embeds, equal_attention(30), 10)
+    assert kept_patches(embeds + 1000, equal_attention(30), 10).tolist() == found.tolist()
+
+
+def test_of_those_that_are_equally_unlike_what_is_attended_to() -> None:
+    embeds = np.concatenate([np.eye(8, dtype=np.float32), np.eye(8, dtype=np.float32)])
+    attention = equal_attention(16)
+    attention[[3, 8 + 5]] = 0.9
+    first, second = kept_patches(embeds, attention, 2).tolist()
+    assert (first, second) == (3, 13)
 
 
 def test_of_equals_the_first() -> None:
-    assert kept_patches(np.zeros(9, np.float32), (3, 3), 3).tolist() == [0, 1, 2]
-    # One of four is spread: all attention is on the upper left, so it is the lower right corner.
-    attention = np.array([9, 8, 0, 7, 0, 0, 0, 0, 0], np.float32)
-    assert kept_patches(attention, (3, 3), 4).tolist() == [0, 1, 3, 8]
+    assert kept_patches(np.ones((9, 4), np.float32), equal_attention(9), 3).tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("size", "n_patches", "grid"),
-    [
-        (Size(height=448, width=448), 1024, (32, 32)),
-        (Size(height=400, width=400), 784, (28, 28)),  # the last 8 pixels are in no patch
-        (Size(height=28, width=56), 8, (2, 4)),
-        (Size(height=14, width=14), 1, (1, 1)),
-    ],
-)
-def test_the_grid_of_patches(size: Size, n_patches: int, grid: tuple[int, int]) -> None:
-    assert patch_grid(size, n_patches) == grid
+@pytest.mark.parametrize("scale", [1e-38, 1.0, 3e38])
+def test_numbers_of_any_size(scale: float) -> None:
+    """A file of embeds may hold any that are finite."""
+    embeds = np.clip(some_embeds(20), -1, 1)
+    expected = kept_patches(embeds, equal_attention(20), 8).tolist()
+    with np.errstate(all="raise", under="ignore"):
+        assert kept_patches(embeds * np.float32(scale), equal_attention(20), 8).tolist() == expected
 
 
-def test_what_is_no_grid() -> None:
-    with pytest.raises(BundleError, match="do not form a grid"):
-        patch_grid(Size(height=448, width=448), 1023)
+def test_each_grid_gets_its_share_and_no_ends_of_rows_are_kept() -> None:
+    blocks = (Block(2, 3), Block(4, 4, has_newlines=True))
+    n_rows = 6 + 4 * 5
+    embeds, attention = some_embeds(n_rows), np.random.default_rng(1).random(6 + 16, np.float32)
+    newlines = {6 + 4 + 5 * row for row in range(4)}
+    for n in range(1, 23):
+        kept = kept_of_blocks(embeds, attention, blocks, n)
+        assert len(kept) == n
+        assert (np.diff(kept) > 0).all()
+        assert not newlines & set(kept.tolist())
+        assert (kept < 6).sum() == n * 6 // 22
+    patches = [row for row in range(6, n_rows) if row not in newlines]
+    expected = kept_patches(embeds[patches], attention[6:], 8)
+    kept = kept_of_blocks(embeds, attention, blocks, 11)
+    assert kept[kept >= 6].tolist() == [patches[patch] for patch in expected]

@@ -60,7 +60,7 @@ def test_a_tower_that_tells_no_attention(bundle_copy: Path) -> None:
     assert encoded.embeds.shape == (4, 256)
     assert encoded.patch_attention.shape == (0,)
     with pytest.raises(BundleError, match="too old for image_tokens"):
-        encoded.kept(2, Bundle.read(bundle_copy).tower()[1])
+        encoded.kept(2)
 
 
 def test_saturation_is_switched_off_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
