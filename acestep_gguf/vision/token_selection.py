@@ -1,9 +1,9 @@
 """Which image tokens to keep when a picture may cost only so many (``--image-tokens``).
 
-A determinantal choice, as in CDPruner (arXiv 2506.10967): of all sets of patches, one with a large determinant
-of the matrix of their likenesses. So no two that are kept say the same. A patch counts the more, the more the
-tower's [CLS] token attends to it; CDPruner weighs patches by the question. docs/image_tokens.md compares both,
-and with attention a picture's tokens stay the same for the next question.
+A determinantal choice, as in CDPruner (arXiv 2506.10967): of all sets of patches, one with a large
+determinant of the matrix of their likenesses. So no two that are kept say the same. A patch counts the more,
+the more the tower's [CLS] token attends to it; CDPruner weighs patches by the question. docs/image_tokens.md
+compares both, and with attention a picture's tokens stay the same for the next question.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ IndexArray = npt.NDArray[np.intp]
 LEAST_WEIGHT: Final = 0.4
 # Added to the likeness of a patch with itself: it decides where more are kept than there are directions.
 RIDGE: Final = 1e-6
+LEAST_GAIN: Final = RIDGE * LEAST_WEIGHT**2  # of any patch; rounding can make it less
 TINY: Final = float(np.finfo(np.float32).tiny)
 
 
@@ -46,7 +47,7 @@ def kept_patches(embeds: FloatArray, attention: FloatArray, n_kept: int) -> Inde
     for n, row in enumerate(rows):
         kept[n] = patch = gains.argmax()
         row[:] = (kernel[patch] - rows[:n, patch] @ rows[:n]) / np.sqrt(gains[patch])
-        gains = np.maximum(gains - row**2, TINY)
+        gains = np.maximum(gains - row**2, LEAST_GAIN)
         gains[kept[: n + 1]] = 0
     return np.sort(kept)
 
