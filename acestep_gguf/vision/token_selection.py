@@ -20,8 +20,8 @@ IndexArray = npt.NDArray[np.intp]
 
 # What the patch counts that is attended to least, where the one that is attended to most counts 1.
 LEAST_WEIGHT: Final = 0.4
-# Added to the likeness of a patch with itself, far above the rounding of float32: it decides where more are kept
-# than there are directions.
+# Added to the likeness of a patch with itself, far above float32's rounding: where more are kept than there
+# are directions, it decides.
 RIDGE: Final = 1e-4
 LEAST_GAIN: Final = RIDGE * LEAST_WEIGHT**2  # of any patch; rounding can make it less
 TINY: Final = float(np.finfo(np.float32).tiny)
