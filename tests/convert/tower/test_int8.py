@@ -136,7 +136,7 @@ def test_channels_of_all_sizes_are_made_alike(seed: int) -> None:
     """As behind the norm of a trained tower, where no channel stands out."""
     x, weight = normal(seed, N_ROWS, N_IN), normal(seed + 1, N_OUT, N_IN)
     sizes = np.exp(np.random.default_rng(seed).normal(0, 0.7, N_IN)).astype(np.float32)
-    x, weight = x * sizes, weight / np.sqrt(sizes)
+    x, weight = x * sizes, (weight / np.sqrt(sizes)).astype(np.float32)
     plan, _ = plan_input(statistics(x), LinearWeights([weight]), is_foldable=True)
     rest, _ = plan_input(statistics(x), LinearWeights([weight]), is_foldable=False)
     assert error(x, weight, plan) < 0.85 * error(x, weight, Int8Input(rest.divisors))
