@@ -333,19 +333,28 @@ SOURCES = {"numbers": "number", "words": "word", "bars": "chart"}  # the other s
 def held_out_questions(skill: str, count: int) -> Iterator[HeldOut]:
     """The first `count` test questions of a skill, the same on every call."""
     for number in range(count):
-        rng = Random(f"held-out/{skill}/{number}")
-        yield _held_out_pair(rng) if skill == "comparison" else _held_out_single(skill, rng)
+        yield _drawn(skill, Random(f"held-out/{skill}/{number}"), held_out=True)
 
 
-def _held_out_pair(rng: Random) -> HeldOut:
-    first, second, answer = random_pair(rng, held_out=True)
+def calibration_questions(skill: str, count: int) -> Iterator[HeldOut]:
+    """Questions of the same kinds about none of the things that are kept for tests."""
+    for number in range(count):
+        yield _drawn(skill, Random(f"calibration/{skill}/{number}"), held_out=False)
+
+
+def _drawn(skill: str, rng: Random, *, held_out: bool) -> HeldOut:
+    return (_pair if skill == "comparison" else _single)(skill, rng, held_out)
+
+
+def _pair(_skill: str, rng: Random, held_out: bool) -> HeldOut:
+    first, second, answer = random_pair(rng, held_out=held_out)
     images = tuple(draw(scene, rng)[0] for scene in (first, second))
     return HeldOut(pair_questions(first, second, answer, rng)[0], images)
 
 
-def _held_out_single(skill: str, rng: Random) -> HeldOut:
+def _single(skill: str, rng: Random, held_out: bool) -> HeldOut:
     while True:
-        picture = SINGLES[SOURCES.get(skill, "scene")](rng, True)
+        picture = SINGLES[SOURCES.get(skill, "scene")](rng, held_out)
         asked = [one for one in questions(picture, rng) if one.skill == skill]
         if asked:
             return HeldOut(rng.choice(asked), (draw(picture, rng)[0],))
