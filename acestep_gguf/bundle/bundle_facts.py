@@ -63,6 +63,8 @@ def _vision_facts(vision: Vision | None) -> list[dict[str, Any]]:
             "bytes": record.bytes + record.data.bytes,
             "cosine_to_float32": record.cosine_to_float32,
             "min_cosine_to_float32": record.min_cosine_to_float32,
+            "centred_cosine_to_float32": record.centred_cosine_to_float32,
+            "min_centred_cosine_to_float32": record.min_centred_cosine_to_float32,
             "default": precision == vision.default,
         }
         for precision, record in vision.files.items()

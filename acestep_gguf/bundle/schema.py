@@ -70,12 +70,15 @@ class VisionFile(FileRecord):
     """An ONNX file, its external data, and its fidelity: cosines of image embeds to float32's.
 
     ``cosine_to_float32`` is the mean over tokens of the calibration pictures, ``min_cosine_to_float32`` the
-    least. Schema version 1 had no ``min_cosine_to_float32`` and no ``reference``; float32 needs none.
+    least; the centred ones are without the mean token of each picture, and None in older bundles. Schema
+    version 1 had no ``min_cosine_to_float32`` and no ``reference``; float32 needs none.
     """
 
     data: FileRecord
     cosine_to_float32: float
     min_cosine_to_float32: float | None = None
+    centred_cosine_to_float32: float | None = None
+    min_centred_cosine_to_float32: float | None = None
     reference: ReferenceEmbeds | None = None
 
 

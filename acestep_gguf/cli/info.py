@@ -69,10 +69,7 @@ def table(facts: dict[str, Any]) -> str:
             (file["ftype"], _file(file, f"{file['bits_per_weight']:.2f} bits/weight"))
             for file in facts["decoders"]
         ),
-        *(
-            (file["precision"], _file(file, f"cosine {file['cosine_to_float32']:.4f}"))
-            for file in facts["vision"]
-        ),
+        *((file["precision"], _file(file, _cosines(file))) for file in facts["vision"]),
         *_quality_rows(facts["quality"]),
         ("", ""),
         ("settings", facts["settings_reason"]),
@@ -102,7 +99,13 @@ def _sides(image: dict[str, Any]) -> str:
 
 def _file(file: dict[str, Any], quality: str) -> str:
     mark = "  default" if file["default"] else ""
-    return f"{file['bytes'] / 1e6:>10.1f} MB  {quality:<20}{file['file']}{mark}"
+    return f"{file['bytes'] / 1e6:>10.1f} MB  {quality:<32}{file['file']}{mark}"
+
+
+def _cosines(file: dict[str, Any]) -> str:
+    centred = file["centred_cosine_to_float32"]
+    end = "" if centred is None else f", {centred:.4f} centred"
+    return f"cosine {file['cosine_to_float32']:.4f}{end}"
 
 
 def _count(number: int) -> str:

@@ -26,7 +26,7 @@ from acestep_gguf.convert.tower.int8 import (
     plan_input,
 )
 from acestep_gguf.errors import ImageError
-from acestep_gguf.vision.embeds import cosines
+from acestep_gguf.vision.embeds import centred_cosines, cosines
 from acestep_gguf.vision.image import pixel_values
 from acestep_gguf.vision.int8_check import reference_pixel_values
 from acestep_gguf.vision.tiling import tiling_of
@@ -49,6 +49,7 @@ MAX_FLOAT_SHARE: Final = 0.1
 class Calibration:
     """How a tower is quantized, and how close it comes: cosines of its image embeds to float32's.
 
+    The centred ones are without the mean token of each picture, which hides errors from the others.
     ``reference`` is what float32 makes of the reference picture, float32 [n_image_tokens, n_embd]; None if
     nothing is quantized.
     """
@@ -56,6 +57,8 @@ class Calibration:
     int8: Int8Inputs
     cosine_min: float
     cosine_mean: float
+    centred_cosine_min: float
+    centred_cosine_mean: float
     reference: Floats | None
 
 
@@ -95,11 +98,16 @@ def calibrate(
     float_embeds = tower.run(pixels, {}, observe)
     int8 = _choose(tower, statistics)
     int8_embeds = tower.run(pixels, int8)
-    found = np.concatenate([cosines(*pair) for pair in zip(int8_embeds, float_embeds, strict=True)])
+    pairs = list(zip(int8_embeds, float_embeds, strict=True))
+    found, centred = (
+        np.concatenate([cosine(*pair) for pair in pairs]) for cosine in (cosines, centred_cosines)
+    )
     return Calibration(
         int8=int8,
         cosine_min=float(found.min()),
         cosine_mean=float(found.mean()),
+        centred_cosine_min=float(centred.min()),
+        centred_cosine_mean=float(centred.mean()),
         reference=float_embeds[0],
     )
 

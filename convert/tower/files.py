@@ -26,7 +26,14 @@ from acestep_gguf.quantize.planning import ProgressTally
 from acestep_gguf.quantize.staging import OnWrite, Staging
 from acestep_gguf.vision.int8_check import reference_embeds
 
-NOT_QUANTIZED: Final = Calibration(int8={}, cosine_min=1.0, cosine_mean=1.0, reference=None)
+NOT_QUANTIZED: Final = Calibration(
+    int8={},
+    cosine_min=1.0,
+    cosine_mean=1.0,
+    centred_cosine_min=1.0,
+    centred_cosine_mean=1.0,
+    reference=None,
+)
 
 # Mean cosine of image embeds to float32's, from which on int8 is the default.
 GOOD_COSINE: Final = 0.99
@@ -114,6 +121,8 @@ class PlannedTower:
             data=FileRecord(file=self.data_name, bytes=data.n_bytes, sha256=data.sha256),
             cosine_to_float32=round(calibration.cosine_mean, 6),
             min_cosine_to_float32=round(calibration.cosine_min, 6),
+            centred_cosine_to_float32=round(calibration.centred_cosine_mean, 6),
+            min_centred_cosine_to_float32=round(calibration.centred_cosine_min, 6),
             reference=None if calibration.reference is None else reference_embeds(calibration.reference),
         )
 

@@ -279,6 +279,8 @@ def test_a_tower_of_schema_version_1_and_one_of_now(tmp_path: Path) -> None:
     write(tmp_path, VALID)
     old = Bundle.read(tmp_path)
     assert (old.vision_file().min_cosine_to_float32, old.vision_file().reference) == (None, None)
+    assert old.vision_file().centred_cosine_to_float32 is None
+    assert old.vision_file().min_centred_cosine_to_float32 is None
     with pytest.raises(BundleError, match="no 'int8' tower: choose from float32, or `convert` with vision="):
         old.vision_file("INT8")
 

@@ -3,8 +3,10 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.quality.bundled import write_into_bundle
 from acestep_gguf.quality.report import PictureQuestion, QualityReport
 from tests.acestep_gguf.quality.reports import candidate
@@ -40,6 +42,26 @@ def test_info_shows_what_was_measured(bundle_copy: Path) -> None:
     assert quality["n_questions"] == 3
     assert quality["candidates"][1]["kl_divergence"]["mean"]["value"] == 0.0123
     assert "answers" not in quality["candidates"][1]
+
+
+def test_info_shows_how_close_int8_comes(bundle_copy: Path) -> None:
+    bundle = Bundle.read(bundle_copy)
+    record = bundle.vision_file("int8")
+    assert record.centred_cosine_to_float32 is not None
+    cosines = f"cosine {record.cosine_to_float32:.4f}"
+    centred = f", {record.centred_cosine_to_float32:.4f} centred"
+    assert cosines + centred in acestep("info", bundle_copy).stdout
+    towers = json.loads(acestep("info", bundle_copy, "--json").stdout)["vision"]
+    assert towers[1]["centred_cosine_to_float32"] == record.centred_cosine_to_float32
+    assert towers[1]["min_centred_cosine_to_float32"] == record.min_centred_cosine_to_float32
+
+    assert bundle.vision is not None
+    older = replace(record, centred_cosine_to_float32=None, min_centred_cosine_to_float32=None)
+    files = bundle.vision.files | {"int8": older}
+    replace(bundle, vision=replace(bundle.vision, files=files)).write(bundle_copy)
+    table = acestep("info", bundle_copy).stdout
+    assert cosines in table
+    assert cosines + centred not in table
 
 
 def test_info_loads_neither_llama_cpp_nor_onnxruntime(tiny_bundle: Path) -> None:

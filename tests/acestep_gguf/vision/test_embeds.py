@@ -1,8 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from acestep_gguf.errors import BundleError
-from acestep_gguf.vision.embeds import ImageEmbeds, centred_cosines, cosines
+from acestep_gguf.vision.embeds import FloatArray, ImageEmbeds, centred_cosines, cosines
 
 
 def numbered(n_tokens: int, attention: list[float]) -> ImageEmbeds:
@@ -64,3 +67,21 @@ def test_centred_cosines_do_not_see_what_all_tokens_of_a_picture_share() -> None
     assert cosines(one + mean, other + mean).min() > 0.99
     assert abs(centred_cosines(one + mean, other + mean).mean()) < 0.1
     np.testing.assert_allclose(centred_cosines(one + mean, one - mean), np.ones(50), atol=1e-6)
+
+
+@given(
+    arrays(np.float32, (2, 7, 5), elements=st.floats(-8, 8, width=16)),
+    arrays(np.float32, (2, 1, 5), elements=st.integers(-16, 16)),
+    st.sampled_from([0.5, 1.0, 4.0]),
+)
+def test_centred_cosines_are_cosines_of_what_is_left_of_the_mean(
+    pictures: FloatArray, means: FloatArray, scale: float
+) -> None:
+    """Whatever is added to all tokens of one of the pictures, and however long its tokens are."""
+    left = pictures.astype(np.float64) - pictures.mean(axis=1, keepdims=True, dtype=np.float64)
+    lengths = np.linalg.norm(left, axis=2)
+    found = centred_cosines(*(scale * pictures + means).astype(np.float32))
+    clear = (lengths > 0.01).all(axis=0)  # of shorter ones, little is left of float32
+    expected = (left[0] * left[1]).sum(axis=1)[clear] / lengths.prod(axis=0)[clear]
+    np.testing.assert_allclose(found[clear], expected, atol=1e-3)
+    assert (abs(found) <= 1 + 1e-6).all()

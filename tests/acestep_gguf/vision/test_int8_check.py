@@ -12,7 +12,7 @@ from acestep_gguf.bundle.schema import Bundle, ReferenceEmbeds
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.storage.cache_folder import cache_folder
-from acestep_gguf.vision.embeds import cosines
+from acestep_gguf.vision.embeds import centred_cosines, cosines
 from acestep_gguf.vision.int8_check import (
     is_right,
     known_precision,
@@ -226,5 +226,8 @@ def test_what_is_recorded_is_what_the_files_compute(tiny_bundle: Path) -> None:
     assert record.min_cosine_to_float32 is not None
     assert record.reference is not None
     assert 0.99 < record.min_cosine_to_float32 <= cosines(quantized, exact).min() + 1e-5
+    assert record.min_centred_cosine_to_float32 is not None
+    assert 0.9 < record.min_centred_cosine_to_float32 <= centred_cosines(quantized, exact).min() + 1e-5
+    assert record.min_centred_cosine_to_float32 < record.centred_cosine_to_float32 < record.cosine_to_float32
     direction = np.frombuffer(record.reference.direction, "<f2").astype(np.float32)
     assert cosines(direction[np.newaxis], exact[record.reference.token][np.newaxis])[0] > 0.999999
