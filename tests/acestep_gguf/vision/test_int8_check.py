@@ -228,6 +228,7 @@ def test_what_is_recorded_is_what_the_files_compute(tiny_bundle: Path) -> None:
     assert 0.99 < record.min_cosine_to_float32 <= cosines(quantized, exact).min() + 1e-5
     assert record.min_centred_cosine_to_float32 is not None
     assert 0.9 < record.min_centred_cosine_to_float32 <= centred_cosines(quantized, exact).min() + 1e-5
+    assert record.centred_cosine_to_float32 is not None
     assert record.min_centred_cosine_to_float32 < record.centred_cosine_to_float32 < record.cosine_to_float32
     direction = np.frombuffer(record.reference.direction, "<f2").astype(np.float32)
     assert cosines(direction[np.newaxis], exact[record.reference.token][np.newaxis])[0] > 0.999999
