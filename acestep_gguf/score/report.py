@@ -6,7 +6,7 @@ from typing import Final
 
 from acestep_gguf.score.item import Score
 
-# Scores of a whole benchmark begin so: with them the card's figure is compared.
+# How the names of scores of a whole benchmark begin.
 WHOLE: Final = ("total", "Overall")
 CARD: Final = "card*"
 
@@ -55,6 +55,11 @@ class ScoreReport:
         return sum(one.errors for decoder in self.decoders for one in decoder.passes)
 
 
+def is_whole(score: Score) -> bool:
+    """Whether it is of the whole benchmark, or of a split of it: then the card's figure stands beside it."""
+    return score.name.startswith(WHOLE)
+
+
 def table(report: ScoreReport) -> str:
     """The report in lines: a row for each score, a column for each decoder."""
     names = [decoder.decoder for decoder in report.decoders]
@@ -83,7 +88,7 @@ def _value(score: Score) -> str:
 
 
 def _card(score: Score, report: ScoreReport) -> str:
-    return f"{report.card:.1f}" if score.name.startswith(WHOLE) else ""
+    return f"{report.card:.1f}" if is_whole(score) else ""
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
