@@ -24,6 +24,7 @@ def test_pictures_become_an_imatrix(tiny_bundle: Path, picture: Path, tmp_path: 
     check_is_one_line(done, "another --output, or --restart to begin anew")
 
 
+@pytest.mark.slow
 def test_one_kind_of_data_at_a_time(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
     done = acestep("imatrix", tiny_bundle, picture, "-f", picture, "-o", tmp_path / "out.gguf")
     check_is_one_line(done, "give one; --in-file adds others")
