@@ -96,7 +96,7 @@ LMMS_EVAL_HARNESS: Final = Harness(
     (
         *("torch==2.13.0", "transformers", "accelerate", "datasets", "evaluate", "sacrebleu", "openai"),
         *("python-dotenv", "loguru", "tenacity", "pytz", "jinja2", "pyyaml", "pillow", "tqdm", "pydantic"),
-        *("pytablewriter", "Levenshtein"),
+        *("pytablewriter", "Levenshtein", "filelock<3.25"),  # lmms-eval imports filelock._api
     ),
     "score_by_lmms_eval.py",
     {

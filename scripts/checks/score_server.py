@@ -40,7 +40,7 @@ dataset_kwargs:
     test: {path}
 test_split: test
 output_type: generate_until
-doc_to_visual: !function functions.{prefix}_doc_to_visual
+doc_to_visual: !function functions.picture_of
 doc_to_text: !function functions.{prefix}_doc_to_text
 doc_to_target: answer
 process_results: !function functions.{process}
@@ -76,6 +76,11 @@ TASKS: Final[Mapping[str, tuple[str, str, Mapping[str, tuple[str, str]], str]]] 
 FUNCTIONS: Final = """from lmms_eval.tasks.mmbench.en_utils import *
 from lmms_eval.tasks.mme.utils import *
 from lmms_eval.tasks.seedbench.utils import *
+from io import BytesIO
+from PIL import Image
+def picture_of(doc):
+    (cell,) = doc["image"] if isinstance(doc["image"], list) else [doc["image"]]
+    return [Image.open(BytesIO(cell["bytes"])).convert("RGB")]
 """
 
 
@@ -112,9 +117,10 @@ def by_lmms_eval(url: str, model: str, drawn: Mapping[str, Drawn], python: Path,
     done = subprocess.run(
         command, cwd=work, env={**os.environ, **offline}, capture_output=True, text=True, check=False
     )
-    if done.returncode:
+    written = [path for path in out.rglob("*_results.json") if path.parent.name != "submissions"]
+    if done.returncode or not written:  # it ends with 0 after most errors
         raise RuntimeError(f"lmms-eval failed: {(done.stdout + done.stderr)[-3000:]}")
-    (results,) = out.rglob("*_results.json")
+    (results,) = written
     scores = json.loads(results.read_text())["results"]
     found: dict[str, Any] = {}
     for name, (*_, metrics, _) in TASKS.items():
@@ -125,7 +131,7 @@ def by_lmms_eval(url: str, model: str, drawn: Mapping[str, Drawn], python: Path,
         totals = {
             ours: scale * scores[f"{name}_drawn"][f"{metric},none"] for metric, (_, ours) in metrics.items()
         }
-        found[name] = {"server": {"answers": [row["filtered_resps"][0] for row in rows], "totals": totals}}
+        found[name] = {"server": {"answers": [row["filtered_resps"] for row in rows], "totals": totals}}
     return found
 
 

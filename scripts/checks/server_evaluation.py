@@ -26,7 +26,7 @@ LMMS_EVAL: Final = "lmms-eval==0.7.3"
 IMPORTED: Final = (
     *("torch==2.13.0", "transformers", "accelerate", "datasets", "evaluate", "sacrebleu", "openai"),
     *("python-dotenv", "loguru", "tenacity", "pytz", "jinja2", "pyyaml", "pillow", "tqdm", "pydantic"),
-    "pytablewriter",
+    *("pytablewriter", "filelock<3.25"),  # lmms-eval imports filelock._api
 )
 NAME: Final = "held_out"
 TASK: Final = """task: {name}
