@@ -1,6 +1,6 @@
 """The mixture that is searched for against Q4_K_M of the same size, on pictures that the search did not see.
 
-python -m scripts.bench.mixture [--pictures 8] [--held-out 100] [--layers-together 2]
+python -m scripts.bench.mixture [--pictures 32] [--held-out 250] [--layers-together 1]
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def told(line: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=8, help="to search on")
-    parser.add_argument("--held-out", type=int, default=100, help="to compare on")
+    parser.add_argument("--pictures", type=int, default=32, help="to search on")
+    parser.add_argument("--held-out", type=int, default=250, help="to compare on")
     parser.add_argument("--swaps", type=int, default=0)
-    parser.add_argument("--layers-together", type=int, default=2)
+    parser.add_argument("--layers-together", type=int, default=1)
     parser.add_argument("--imatrix", type=Path)
     arguments = parser.parse_args()
     request = MixtureRequest(
