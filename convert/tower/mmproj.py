@@ -96,7 +96,7 @@ def plan_mmproj(
     positions = {"v.position_embd.weight": table}
     sources: dict[str, TensorSource] = {**tower, **positions, **_projector(config, tensors, kind)}
     shapes = [TensorShape(tensor, source.shape) for tensor, source in sources.items()]
-    choices = {shape.name: _choose_type(shape, MATRIX_TYPE[ftype]) for shape in shapes}
+    choices = {shape.name: choose_type(shape, MATRIX_TYPE[ftype]) for shape in shapes}
     metadata = _metadata(config, image, name, ftype, kind) | {CLASS_TOKEN_LAST_KEY: boolean(class_token_last)}
     layout = lay_out(metadata, shapes, choices)
     return PlannedMmproj(mmproj_file_name(name, ftype), layout, choices, tuple(sources.items()))
@@ -199,7 +199,8 @@ def _zeros(n: int) -> TensorSource:
     return _Computed((n,), lambda: np.zeros(n, np.float32))
 
 
-def _choose_type(tensor: TensorShape, wanted: QType) -> TypeChoice:
+def choose_type(tensor: TensorShape, wanted: QType) -> TypeChoice:
+    """The type of a tensor in a file whose matrices are ``wanted``."""
     if len(tensor.shape) == 1 or tensor.name in KEPT_F32:
         return TypeChoice(QType.F32, QType.F32)
     return TypeChoice(wanted if tensor.shape[-1] % block_size(wanted) == 0 else QType.F16, wanted)
