@@ -11,11 +11,11 @@ from gguf import GGMLQuantizationType as QType
 
 from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
 from acestep_gguf.quality.answers import BundleAnswerer, EncodedPicture
 from acestep_gguf.quality.measures import Doubles, kl_divergences
 from acestep_gguf.quantize.gguf_source import GgufSource
+from acestep_gguf.quantize.planning import worker_threads
 from acestep_gguf.quantize.recipes import is_quantizable, layer_order
 from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering, TensorTypeRule
@@ -65,6 +65,7 @@ class Judge:
         scratch: a folder of its own.
         max_tokens: of the reference's answers.
         imatrix: importance matrix to quantize with.
+        threads: that compute, by default what suits the machine.
         on_measured: called with a line for each decoder.
 
     Raises:
@@ -83,6 +84,7 @@ class Judge:
         *,
         max_tokens: int,
         imatrix: Path | None = None,
+        threads: int | None = None,
         on_measured: OnMeasured = lambda _: None,
     ) -> None:
         if not asked:
@@ -93,7 +95,7 @@ class Judge:
         if self._reference is None:
             raise UsageError(f"{folder} has no decoder to compare with: convert with -q F16, too.")
         self._scratch, self._max_tokens, self._imatrix = scratch, max_tokens, imatrix
-        self._on_measured = on_measured
+        self._threads, self._on_measured = threads, on_measured
         self._source = folder / self._bundle.decoder(self._reference).file
         with GgufSource(self._source) as source:
             self.tensors = source.shapes
@@ -154,13 +156,18 @@ class Judge:
 
     def _answerer(self, path: Path | None) -> BundleAnswerer:
         return BundleAnswerer(
-            self._folder, self._bundle, str(self._reference), max_tokens=self._max_tokens, path=path
+            self._folder,
+            self._bundle,
+            str(self._reference),
+            max_tokens=self._max_tokens,
+            path=path,
+            n_threads=self._threads,
         )
 
     def _shown(self, paths: Sequence[Path]) -> dict[Path, EncodedPicture]:
         vision, image = self._bundle.tower()
         best = max(vision.files, key=lambda precision: vision.files[precision].cosine_to_float32)
-        tower = VisionTower(self._folder, self._bundle, best, n_threads=usable_cpus())
+        tower = VisionTower(self._folder, self._bundle, best, n_threads=worker_threads(self._threads))
         tiling = tiling_of(image)
         shown = {}
         for path in paths:

@@ -22,7 +22,7 @@ from acestep_gguf.quantize.divergence import Judge, Measured
 from acestep_gguf.quantize.ggml import row_size
 from acestep_gguf.quantize.gguf_layout import ALIGNMENT
 from acestep_gguf.quantize.knapsack import Option, least_loss
-from acestep_gguf.quantize.planning import check_ftype
+from acestep_gguf.quantize.planning import check_ftype, worker_threads
 from acestep_gguf.quantize.recipes import TensorShape, fitting_type, is_quantizable, layer_order, role_of
 
 # What a tensor may become; where rows do not fit, their fallbacks.
@@ -47,6 +47,7 @@ class MixtureRequest:
         max_tokens: of the reference's answers.
         layers_together: layers next to each other that get the same types: fewer measurements.
         swaps: measurements to spend on groups that swap bits.
+        threads: that compute, by default what suits the machine.
 
     Raises:
         UsageError: one of them is out of its range.
@@ -57,6 +58,7 @@ class MixtureRequest:
     max_tokens: int = 64
     layers_together: int = 1
     swaps: int = 40
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.size, str):
@@ -64,6 +66,7 @@ class MixtureRequest:
         check_integer("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         check_integer("layers_together", self.layers_together, 1, MAX_LAYERS)
         check_integer("swaps", self.swaps, 0, MAX_SWAPS)
+        worker_threads(self.threads)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +106,7 @@ def search_mixture(
         scratch,
         max_tokens=request.max_tokens,
         imatrix=request.imatrix,
+        threads=request.threads,
         on_measured=on_measured,
     )
     groups = groups_of(judge.tensors, request.layers_together)

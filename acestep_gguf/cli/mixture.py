@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from acestep_gguf.bundle.names import FTYPES, Ftype, ftype_from
-from acestep_gguf.cli.options import AsJson, BundleFolder, filled, path
+from acestep_gguf.cli.options import AsJson, BundleFolder, Threads, filled, path
 from acestep_gguf.cli.quality import N_PREDICT, QUESTIONS
 from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import UsageError
@@ -57,6 +57,7 @@ def mixture(
     swaps: Annotated[
         int, typer.Option(help="Decoders to measure at the end, to improve on the choice.")
     ] = 40,
+    threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
     """Search the mixture of types that loses least on pictures.
@@ -76,6 +77,7 @@ def mixture(
         max_tokens=n_predict,
         layers_together=layers_together,
         swaps=swaps,
+        threads=threads,
     )
     samples = picture_samples(pictures, question or QUESTIONS)
     if any(len(sample.images) != 1 for sample in samples):

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -67,7 +67,8 @@ class Answerer(Protocol):
 class BundleAnswerer:
     """A decoder of a bundle, loaded; a context that frees it.
 
-    ``path`` is another file of the same decoder, to be asked in the place of the bundle's.
+    ``path`` is another file of the same decoder, to be asked in the place of the bundle's; ``n_threads`` are
+    by default what suits the machine.
 
     Raises:
         BundleError: it is missing or damaged.
@@ -75,7 +76,14 @@ class BundleAnswerer:
     """
 
     def __init__(
-        self, folder: Path, bundle: Bundle, ftype: str, *, max_tokens: int, path: Path | None = None
+        self,
+        folder: Path,
+        bundle: Bundle,
+        ftype: str,
+        *,
+        max_tokens: int,
+        path: Path | None = None,
+        n_threads: int | None = None,
     ) -> None:
         record = bundle.decoder(ftype)
         path = path or check_file(folder, record)
@@ -91,6 +99,8 @@ class BundleAnswerer:
         loading = ModelParams(use_extra_bufts=settings.use_extra_bufts)
         self._model = self._stack.enter_context(Model(path, loading))
         params = settings.context_params(n_ctx=min(info.context_length, MAX_N_CTX), n_outputs_max=max_tokens)
+        if n_threads is not None:
+            params = replace(params, n_threads=n_threads, n_threads_batch=n_threads)
         self._context = self._stack.enter_context(Context(self._model, params))
         self._decoder = Decoder(self._context)
         self._prompts = PromptBuilder(bundle.prompt, self._model.tokenize, self._model.token_bytes)

@@ -85,6 +85,7 @@ def compare(folder: Path, pictures: int, held_out: int, request: MixtureRequest)
         folder / "held-out-scratch",
         max_tokens=request.max_tokens,
         imatrix=request.imatrix,
+        threads=request.threads,
         on_measured=told,
     )
     plain = judge.measure({}, SIZE, SIZE)

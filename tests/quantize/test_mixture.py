@@ -22,7 +22,7 @@ def found(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     lines: list[str] = []
     picture = tmp_path_factory.mktemp("picture") / "picture.png"
     Image.linear_gradient("L").convert("RGB").save(picture)
-    request = MixtureRequest(size="Q4_K_M", max_tokens=4, layers_together=2, swaps=2)
+    request = MixtureRequest(size="Q4_K_M", max_tokens=4, layers_together=2, swaps=2, threads=1)
     scratch = tmp_path_factory.mktemp("scratch")
     report = search_mixture(tiny_bundle, [(picture, "What?")], request, scratch, on_measured=lines.append)
     return report, lines
@@ -60,7 +60,7 @@ def test_both_make_the_same_of_a_recipe(
 
 @pytest.mark.slow
 def test_the_reference_loses_nothing(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
-    judge = Judge(tiny_bundle, [(picture, "What?")], tmp_path, max_tokens=4)
+    judge = Judge(tiny_bundle, [(picture, "What?")], tmp_path, max_tokens=4, threads=1)
     assert judge.measure(judge.reference_types, "reference").kl_divergence == 0.0
     coarse = judge.measure(judge.reference_types | {"output.weight": QType.Q2_K}, "coarse")
     fine = judge.measure(judge.reference_types | {"output.weight": QType.Q8_0}, "fine")
@@ -88,7 +88,7 @@ def test_without_a_reference_nothing_is_measured(bundle_copy: Path, picture: Pat
     text = (bundle_copy / "bundle.json").read_text().replace('"F32": {', '"Q6_K": {')
     (bundle_copy / "bundle.json").write_text(text)
     with pytest.raises(UsageError, match="no decoder to compare with: convert with -q F16"):
-        Judge(bundle_copy, [(picture, "What?")], tmp_path, max_tokens=4)
+        Judge(bundle_copy, [(picture, "What?")], tmp_path, max_tokens=4, threads=1)
 
 
 def shapes(n_layers: int, n_ff: int = 512) -> list[TensorShape]:
