@@ -12,16 +12,13 @@ from gguf import GGMLQuantizationType as QType
 from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import UsageError
-from acestep_gguf.quality.answers import BundleAnswerer, EncodedPicture
+from acestep_gguf.quality.answers import BundleAnswerer, encode_with_tower
 from acestep_gguf.quality.measures import Doubles, kl_divergences
 from acestep_gguf.quantize.gguf_source import GgufSource
 from acestep_gguf.quantize.planning import worker_threads
 from acestep_gguf.quantize.recipes import is_quantizable, layer_order
 from acestep_gguf.quantize.requantize import plan_quantization, quantize_gguf
 from acestep_gguf.quantize.steering import AS_THE_RECIPE, Steering, TensorTypeRule
-from acestep_gguf.vision.image import crops_of, open_rgb
-from acestep_gguf.vision.tiling import tiling_of
-from acestep_gguf.vision.tower import VisionTower
 
 REFERENCES: Final = ("F32", "BF16", "F16")
 # What a file of chosen types calls itself; when all are chosen, its recipe decides nothing.
@@ -100,7 +97,11 @@ class Judge:
         with GgufSource(self._source) as source:
             self.tensors = source.shapes
         self.n_measured = 0
-        shown = self._shown(list(dict.fromkeys(path for path, _ in asked)))
+        vision, _ = self._bundle.tower()
+        paths = list(dict.fromkeys(path for path, _ in asked))
+        shown = encode_with_tower(
+            folder, self._bundle, vision.by_cosine[0], paths, n_threads=worker_threads(threads)
+        ).shown
         # In this order, questions about one picture read it once.
         self._asked = [(shown[path], question) for path, question in sorted(asked)]
         self._answers: list[tuple[int, ...]] = []
@@ -163,18 +164,6 @@ class Judge:
             path=path,
             n_threads=self._threads,
         )
-
-    def _shown(self, paths: Sequence[Path]) -> dict[Path, EncodedPicture]:
-        vision, image = self._bundle.tower()
-        best = max(vision.files, key=lambda precision: vision.files[precision].cosine_to_float32)
-        tower = VisionTower(self._folder, self._bundle, best, n_threads=worker_threads(self._threads))
-        tiling = tiling_of(image)
-        shown = {}
-        for path in paths:
-            upright = open_rgb(path, image)
-            embeds = tower.encode_picture(crops_of(upright, tiling), upright.size, tiling).embeds
-            shown[path] = EncodedPicture(path, embeds)
-        return shown
 
 
 def _steering(types: Types) -> Steering:

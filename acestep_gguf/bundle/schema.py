@@ -93,6 +93,11 @@ class Decoders:
         if self.default not in self.files:
             raise ValueError(f"the default decoder {self.default} is not among the files")
 
+    @property
+    def by_bits(self) -> list[DecoderFtype]:
+        """Their ftypes, that of most bits a weight first."""
+        return sorted(self.files, key=lambda ftype: -self.files[ftype].bits_per_weight)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vision:
@@ -104,6 +109,11 @@ class Vision:
     def __post_init__(self) -> None:
         if self.default not in self.files:
             raise ValueError(f"the default vision precision {self.default} is not among the files")
+
+    @property
+    def by_cosine(self) -> list[VisionPrecision]:
+        """Their precisions, that which lost the least first."""
+        return sorted(self.files, key=lambda precision: -self.files[precision].cosine_to_float32)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

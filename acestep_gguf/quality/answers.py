@@ -1,7 +1,7 @@
 """One decoder of a bundle that answers questions, and that says what it thinks of others' answers."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from acestep_gguf.bundle.decoder_info import check_vocabulary, decoder_info
 from acestep_gguf.bundle.gguf_header import read_gguf_header
+from acestep_gguf.bundle.names import VisionPrecision
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.llama.binding import Context, Model
@@ -25,6 +26,9 @@ from acestep_gguf.prompt.builder import ImageSpan, PromptBuilder
 from acestep_gguf.prompt.messages import user_message
 from acestep_gguf.prompt.segments import ImageInput
 from acestep_gguf.prompt.text_stream import TextStream
+from acestep_gguf.vision.image import crops_of, open_rgb
+from acestep_gguf.vision.tiling import tiling_of
+from acestep_gguf.vision.tower import VisionTower
 
 Floats = npt.NDArray[np.float32]
 
@@ -43,6 +47,38 @@ class EncodedPicture:
     def input(self) -> ImageInput:
         """What it is to a decoder."""
         return ImageInput(hashlib.sha256(np.ascontiguousarray(self.embeds).data).digest(), len(self.embeds))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPictures:
+    """What one tower made of pictures, and the seconds that each of them took."""
+
+    shown: Mapping[Path, EncodedPicture]
+    seconds: float
+
+
+def encode_with_tower(
+    folder: Path, bundle: Bundle, precision: VisionPrecision, paths: Sequence[Path], *, n_threads: int
+) -> EncodedPictures:
+    """What the tower of a bundle makes of the pictures at ``paths``; it is freed afterwards.
+
+    Raises:
+        PromptError: the bundle has no tower.
+        BundleError: it is missing or damaged.
+        ImageError: a picture is missing, damaged or too large.
+        DecodeError: onnxruntime failed.
+    """
+    _, image = bundle.tower()
+    tower, tiling = VisionTower(folder, bundle, precision, n_threads=n_threads), tiling_of(image)
+    seconds = 0.0
+    shown = {}
+    for path in paths:
+        upright = open_rgb(path, image)
+        crops = crops_of(upright, tiling)
+        started = perf_counter()
+        shown[path] = EncodedPicture(path, tower.encode_picture(crops, upright.size, tiling).embeds)
+        seconds += perf_counter() - started
+    return EncodedPictures(shown, seconds / len(paths))
 
 
 @dataclass(frozen=True, slots=True)

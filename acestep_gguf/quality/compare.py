@@ -17,7 +17,14 @@ from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import check_integer
-from acestep_gguf.quality.answers import Answerer, BundleAnswerer, EncodedPicture, GreedyAnswer
+from acestep_gguf.quality.answers import (
+    Answerer,
+    BundleAnswerer,
+    EncodedPicture,
+    EncodedPictures,
+    GreedyAnswer,
+    encode_with_tower,
+)
 from acestep_gguf.quality.measures import (
     Bools,
     Doubles,
@@ -35,9 +42,6 @@ from acestep_gguf.quality.report import (
 )
 from acestep_gguf.quality.statistics import divergence_of, perplexity_of, share_of
 from acestep_gguf.vision.embeds import centred_cosines, cosines
-from acestep_gguf.vision.image import crops_of, open_rgb
-from acestep_gguf.vision.tiling import tiling_of
-from acestep_gguf.vision.tower import VisionTower
 
 Floats = npt.NDArray[np.float32]
 
@@ -74,14 +78,6 @@ class _Pair:
     tower: VisionPrecision
 
 
-@dataclass(frozen=True, slots=True)
-class _Tower:
-    """What one tower made of the pictures, and the seconds that each of them took."""
-
-    shown: Mapping[Path, EncodedPicture]
-    seconds: float
-
-
 def measure_quality(
     folder: Path,
     asked: Sequence[tuple[Path, str]],
@@ -115,10 +111,10 @@ def measure_quality(
     bundle = Bundle.read(folder)
     pairs = _pairs(bundle)
     paths = list(dict.fromkeys(path for path, _ in asked))
-    towers: dict[VisionPrecision, _Tower] = {}
+    towers: dict[VisionPrecision, EncodedPictures] = {}
     for precision in dict.fromkeys(pair.tower for pair in pairs):
         on_candidate(f"{precision} tower")
-        towers[precision] = _ask_tower(folder, bundle, precision, paths)
+        towers[precision] = encode_with_tower(folder, bundle, precision, paths, n_threads=usable_cpus())
 
     candidates: list[Candidate] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,7 +124,7 @@ def measure_quality(
             with reference() as opened:
                 started = perf_counter()
                 shown = {path: EncodedPicture(path, opened.image_embeds(path)) for path in paths}
-                tower = _Tower(shown, (perf_counter() - started) / len(paths))
+                tower = EncodedPictures(shown, (perf_counter() - started) / len(paths))
                 candidates.append(comparison.ask(opened, tower, opened.name, opened.tower, opened.bytes))
         for ftype in dict.fromkeys(pair.ftype for pair in pairs):
             on_candidate(ftype)
@@ -149,29 +145,13 @@ def measure_quality(
 def _pairs(bundle: Bundle) -> list[_Pair]:
     """The decoders and towers to ask, the best pair first."""
     vision, _ = bundle.tower()
-    files = bundle.decoders.files
-    ftypes = sorted(files, key=lambda ftype: -files[ftype].bits_per_weight)
-    towers = sorted(vision.files, key=lambda precision: -vision.files[precision].cosine_to_float32)
+    ftypes, towers = bundle.decoders.by_bits, vision.by_cosine
     pairs = [
         *(_Pair(ftypes[0], tower) for tower in towers),
         *(_Pair(ftype, towers[0]) for ftype in ftypes),
         _Pair(bundle.decoders.default, vision.default),
     ]
     return list(dict.fromkeys(pairs))
-
-
-def _ask_tower(folder: Path, bundle: Bundle, precision: VisionPrecision, paths: Sequence[Path]) -> _Tower:
-    _, image = bundle.tower()
-    tower, tiling = VisionTower(folder, bundle, precision, n_threads=usable_cpus()), tiling_of(image)
-    seconds = 0.0
-    shown = {}
-    for path in paths:
-        upright = open_rgb(path, image)
-        crops = crops_of(upright, tiling)
-        started = perf_counter()
-        shown[path] = EncodedPicture(path, tower.encode_picture(crops, upright.size, tiling).embeds)
-        seconds += perf_counter() - started
-    return _Tower(shown, seconds / len(paths))
 
 
 class _Comparison:
@@ -188,7 +168,7 @@ class _Comparison:
         self._best_shown: Mapping[Path, EncodedPicture] = {}
 
     def ask(
-        self, answerer: Answerer, tower: _Tower, decoder: str, tower_name: str, n_bytes: int
+        self, answerer: Answerer, tower: EncodedPictures, decoder: str, tower_name: str, n_bytes: int
     ) -> Candidate:
         """Ask ``answerer``, with what ``tower`` made of the pictures."""
         self._best_shown = self._best_shown or tower.shown
@@ -229,7 +209,7 @@ class _Comparison:
             answers=tuple(answers),
         )
 
-    def _embeds_error(self, tower: _Tower) -> EmbedsError:
+    def _embeds_error(self, tower: EncodedPictures) -> EmbedsError:
         pairs = [(self._best_shown[path].embeds, shown.embeds) for path, shown in tower.shown.items()]
         plain = np.concatenate([cosines(*pair) for pair in pairs])
         centred = np.concatenate([centred_cosines(*pair) for pair in pairs])

@@ -73,8 +73,8 @@ def measure_text(
         and what ``compare_on_text`` raises.
     """
     bundle = Bundle.read(folder)
-    records = sorted(bundle.decoders.files.items(), key=lambda named: -named[1].bits_per_weight)
-    paths: dict[str, Path] = {ftype: check_file(folder, record) for ftype, record in records}
+    decoders = bundle.decoders
+    paths: dict[str, Path] = {ftype: check_file(folder, decoders.files[ftype]) for ftype in decoders.by_bits}
     return compare_on_text(
         bundle.name, paths, text, n_ctx=n_ctx, max_windows=max_windows, on_candidate=on_candidate
     )

@@ -34,13 +34,11 @@ def best_of(bundle: Bundle, engine: EngineOptions) -> EngineOptions:
     Raises:
         BundleError: the bundle has not what it names.
     """
-    decoders = bundle.decoders.files
-    quant = engine.quant or max(decoders, key=lambda ftype: decoders[ftype].bits_per_weight)
+    quant = engine.quant or bundle.decoders.by_bits[0]
     bundle.decoder(quant)
     vision = engine.vision
     if vision is None and bundle.vision is not None:
-        towers = bundle.vision.files
-        vision = max(towers, key=lambda precision: towers[precision].cosine_to_float32)
+        vision = bundle.vision.by_cosine[0]
     return replace(engine, quant=quant, vision=vision, cache=False)
 
 
