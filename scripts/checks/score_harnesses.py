@@ -258,14 +258,21 @@ def likelihoods_compared(items: Sequence[Item], losses: list[list[float]], their
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def read_command_line(description: str) -> argparse.Namespace:
+    """``bundle``, ``work``, a folder that is there, and ``seed``."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--work", type=Path, default=user_cache_path("acestep-gguf-bench") / "harnesses")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    work: Path = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    arguments.work = arguments.work.resolve()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    return arguments
+
+
+def main() -> None:
+    arguments = read_command_line((__doc__ or "").splitlines()[0])
+    work: Path = arguments.work
     drawn = draw_all(work / "drawn", arguments.seed)
     forms = {
         VLMEVALKIT: {name: BENCHMARKS[name].read(one.tsv) for name, one in drawn.items()},

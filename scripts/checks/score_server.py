@@ -8,7 +8,6 @@ OpenAI's API, lmms-eval by tasks of ours, which name its own functions and read 
 is left out: both would ask a judge.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -17,8 +16,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-
-from platformdirs import user_cache_path
 
 from acestep_gguf.score.benchmarks import BENCHMARKS
 from scripts.checks.drawn_benchmarks import Drawn, draw_all
@@ -30,6 +27,7 @@ from scripts.checks.score_harnesses import (
     asked,
     compared,
     environment,
+    read_command_line,
 )
 from scripts.checks.server_load import started
 
@@ -153,13 +151,8 @@ def reported(harness: Harness, drawn: Mapping[str, Drawn], theirs: Mapping[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--work", type=Path, default=user_cache_path("acestep-gguf-bench") / "harnesses")
-    parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    work: Path = arguments.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
+    arguments = read_command_line((__doc__ or "").splitlines()[0])
+    work: Path = arguments.work
     drawn = draw_all(work / "drawn", arguments.seed)
     model = arguments.bundle.resolve().name
     differences = []
