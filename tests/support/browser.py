@@ -18,14 +18,16 @@ def installed_browser() -> str | None:
 
 
 def drop(page: Page, *paths: Path) -> None:
-    """Drop files and folders onto the middle of the page, by the browser's own events."""
+    """Drop files and folders onto the middle of the page, by the browser's own events; ends when it got them."""
     data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
     width, height = page.evaluate("[innerWidth, innerHeight]")
+    page.evaluate("window.got = new Promise((got) => addEventListener('drop', got, { once: true })), null")
     session = page.context.new_cdp_session(page)
     for event in ("dragEnter", "dragOver", "drop"):
         place = {"x": width / 2, "y": height / 2}
         session.send("Input.dispatchDragEvent", {"type": event, **place, "data": data})
     session.detach()
+    page.evaluate("got.then(() => null)")
 
 
 def paste(page: Page, path: Path) -> None:

@@ -4,12 +4,14 @@ import { byId, element, icon, announce } from "./dom.js";
 import { ACCEPT, picturesAmong, thumbnail } from "./pictures.js";
 
 const attached = [];
+let coming = Promise.resolve(); // files that were dropped and are still being gathered
 
 /** Give the form its life; `onask` is called with a question's text and pictures. */
 export function connect({ onask, onstop }) {
   const question = byId("question");
-  byId("composer").onsubmit = (event) => {
+  byId("composer").onsubmit = async (event) => {
     event.preventDefault();
+    await coming;
     const text = question.value.trim();
     if (!text && !attached.length) return question.focus();
     if (!byId("stop").hidden) return; // an answer is being written
@@ -50,6 +52,11 @@ export function attach(files) {
     announce(pictures.length === 1 ? `${pictures[0].name} added` : `${pictures.length} pictures added`);
   byId("question").focus();
   return others;
+}
+
+/** Let a question that is asked before this is done wait for it. */
+export function holdUntil(done) {
+  coming = Promise.allSettled([coming, done]);
 }
 
 /** Whether a question can be asked, or an answer be stopped. */

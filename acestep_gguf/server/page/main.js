@@ -54,13 +54,17 @@ addEventListener("dragleave", (event) => {
 addEventListener("dragover", (event) => {
   if (isOfFiles(event)) event.preventDefault();
 });
-addEventListener("drop", async (event) => {
+addEventListener("drop", (event) => {
   if (!isOfFiles(event)) return;
   event.preventDefault();
   inside = 0;
   byId("drop").hidden = true;
+  composer.holdUntil(take(event.dataTransfer));
+});
+
+async function take(transfer) {
   try {
-    const { files, hasFolder } = await dropped(event.dataTransfer);
+    const { files, hasFolder } = await dropped(transfer);
     if (hasFolder || !byId("folder").hidden) {
       view("folder");
       batch.take(files);
@@ -68,7 +72,8 @@ addEventListener("drop", async (event) => {
   } catch (error) {
     trouble(`What was dropped cannot be read: ${error.message}`);
   }
-});
+}
+
 addEventListener("paste", (event) => {
   const files = [...event.clipboardData.files];
   if (!files.length || byId("chat").hidden || document.querySelector("dialog[open]")) return;

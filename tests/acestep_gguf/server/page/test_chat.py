@@ -46,6 +46,28 @@ def test_pictures_are_dropped_pasted_chosen_and_removed(page: Page) -> None:
     expect(page.get_by_role("button", name="Remove shapes.png").nth(1)).to_be_focused()
 
 
+SLOW_DROP = """() => {
+    const asked = new Promise((go) => { window.go = go; });
+    const entryOf = DataTransferItem.prototype.webkitGetAsEntry;
+    DataTransferItem.prototype.webkitGetAsEntry = function () {
+        const entry = entryOf.call(this);
+        const file = (...callbacks) => asked.then(() => entry.file(...callbacks));
+        return { isFile: true, isDirectory: false, fullPath: entry.fullPath, file };
+    };
+}"""
+
+
+def test_a_question_waits_for_pictures_that_were_dropped_before_it(page: Page) -> None:
+    page.evaluate(SLOW_DROP)
+    drop(page, SHAPES)
+    ask(page, SHAPE)
+    with page.expect_request("**/v1/chat/completions") as asked:
+        assert not attached(page)
+        page.evaluate("go()")
+    assert [part["type"] for part in body(asked.value)["messages"][0]["content"]] == ["image_url", "text"]
+    expect_answers(page, ["square"])
+
+
 def test_what_is_no_picture_is_named_and_left_out(page: Page, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     drop(page, tmp_path / "notes.txt", SHAPES)
