@@ -21,13 +21,14 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "answer", "cpus", "grammar", "options", "progress", "sizes"),
+    ("errors", "answer", "cpus", "grammar", "options", "ort_session", "progress", "sizes"),
     ("storage",),
     ("bundle",),
     ("llama",),
     ("prompt",),
     ("vision",),
     ("plan",),
+    ("prefill",),
     ("decoding",),
     ("engine", "demo"),
     ("batch",),
@@ -46,8 +47,13 @@ OWNERS = {
     "llguidance": ("acestep_gguf/grammar/matcher.py",),
     "llama_cpp": ("acestep_gguf/llama/",),
     "gguf": ("convert/", "quantize/"),
-    "onnxruntime": ("acestep_gguf/vision/tower.py", "convert/tower/calibration.py"),
-    "onnx": ("convert/tower/",),
+    "onnxruntime": (
+        "acestep_gguf/ort_session.py",
+        "acestep_gguf/prefill/",
+        "acestep_gguf/vision/tower.py",
+        "convert/tower/calibration.py",
+    ),
+    "onnx": ("convert/onnx_graph.py", "convert/prefill/", "convert/tower/"),
     "pillow_heif": ("acestep_gguf/vision/image_file.py",),
     "pyarrow": ("acestep_gguf/batch/parquet.py", "acestep_gguf/score/parquet.py"),
     "pypdfium2": ("acestep_gguf/vision/pdf.py",),

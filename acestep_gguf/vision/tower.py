@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from acestep_gguf.bundle.names import VisionPrecision
 from acestep_gguf.bundle.schema import Bundle
@@ -19,8 +18,8 @@ from acestep_gguf.bundle.vision_info import (
     PIXEL_VALUES,
     check_vision_file,
 )
-from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import BundleError, DecodeError
+from acestep_gguf.ort_session import ORT_ERRORS, first_line, session_options
 from acestep_gguf.vision.blocks import packed
 from acestep_gguf.vision.embeds import ImageEmbeds
 from acestep_gguf.vision.image import normalized
@@ -29,43 +28,10 @@ from acestep_gguf.vision.tiling import Tiling
 FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
-SEVERITY_ERROR: Final = 3
 DAMAGED: Final = (
     "the vision tower gave image embeds of another shape, or not finite ones: its weights are damaged, copy "
     "the bundle again."
 )
-VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
-
-_ORT_ERRORS: Final = (
-    ort_errors.EPFail,
-    ort_errors.EngineError,
-    ort_errors.Fail,
-    ort_errors.InvalidArgument,
-    ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf,
-    ort_errors.ModelLoaded,
-    ort_errors.NoModel,
-    ort_errors.NoSuchFile,
-    ort_errors.NotImplemented,
-    ort_errors.RuntimeException,
-    RuntimeError,
-    OSError,
-)
-
-
-def session_options(n_threads: int) -> ort.SessionOptions:
-    """Settings of a tower's session.
-
-    x86 CPUs without VNNI add products of int8 in 16 bits, which overflow; there onnxruntime is told to take
-    its slower, exact way. Other CPUs ignore that setting.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = SEVERITY_ERROR
-    if not cpu_flags() & VNNI:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    return options
 
 
 class VisionTower:
@@ -85,9 +51,9 @@ class VisionTower:
         options = session_options(n_threads)
         try:
             self._session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise BundleError(
-                f"onnxruntime cannot load {path} ({_first_line(error)}): convert again."
+                f"onnxruntime cannot load {path} ({first_line(error)}): convert again."
             ) from error
         self._input_shape = (1, 3, image.size.height, image.size.width)
         self._embeds_shape = (1, image.n_image_tokens, image.n_embd)
@@ -111,8 +77,8 @@ class VisionTower:
         try:
             self._run = ort.RunOptions()
             found = self._session.run(self._outputs, {PIXEL_VALUES: pixel_values}, self._run)
-        except _ORT_ERRORS as error:
-            raise DecodeError(f"onnxruntime failed on a picture ({_first_line(error)}).") from error
+        except ORT_ERRORS as error:
+            raise DecodeError(f"onnxruntime failed on a picture ({first_line(error)}).") from error
         outputs = dict(zip(self._outputs, found, strict=True))
         embeds = outputs[IMAGE_EMBEDS]
         attention = outputs.get(PATCH_ATTENTION, np.empty((1, 0), np.float32))
@@ -157,8 +123,8 @@ class VisionTower:
         nothing = {PIXEL_VALUES: np.zeros(self._input_shape, np.float32)}
         try:
             newline: FloatArray = self._session.run([IMAGE_NEWLINE], nothing, alone)[0]
-        except _ORT_ERRORS as error:
-            raise DecodeError(f"onnxruntime failed on the tower ({_first_line(error)}).") from error
+        except ORT_ERRORS as error:
+            raise DecodeError(f"onnxruntime failed on the tower ({first_line(error)}).") from error
         if (
             newline.dtype != np.float32
             or newline.shape != (self._image.n_embd,)
@@ -170,7 +136,3 @@ class VisionTower:
     def stop(self) -> None:
         """Let the picture that is being encoded fail with a DecodeError; any thread may."""
         self._run.terminate = True
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

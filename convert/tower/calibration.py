@@ -26,11 +26,11 @@ from acestep_gguf.convert.tower.int8 import (
     plan_input,
 )
 from acestep_gguf.errors import ImageError
+from acestep_gguf.ort_session import session_options
 from acestep_gguf.vision.embeds import centred_cosines, cosines
 from acestep_gguf.vision.image import pixel_values
 from acestep_gguf.vision.int8_check import reference_pixel_values
 from acestep_gguf.vision.tiling import tiling_of
-from acestep_gguf.vision.tower import session_options
 
 Floats = NDArray[np.float32]
 OnInput = Callable[[str, Floats], None]

@@ -12,6 +12,7 @@ from acestep_gguf.bundle.names import VISION_PRECISIONS, VisionPrecision, vision
 from acestep_gguf.bundle.schema import FileRecord, Vision, VisionFile
 from acestep_gguf.bundle.vision_info import PIXEL_VALUES
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
+from acestep_gguf.convert.onnx_graph import OnnxGraph
 from acestep_gguf.convert.tower.calibration import (
     MAX_FLOAT_SHARE,
     Calibration,
@@ -20,7 +21,6 @@ from acestep_gguf.convert.tower.calibration import (
 )
 from acestep_gguf.convert.tower.graph import Tensors, TowerGraph
 from acestep_gguf.convert.tower.int8 import Int8Input, Int8Inputs, max_outliers
-from acestep_gguf.convert.tower.onnx_graph import OnnxGraph
 from acestep_gguf.quantize.conversion_events import PlannedFile
 from acestep_gguf.quantize.planning import ProgressTally
 from acestep_gguf.quantize.staging import OnWrite, Staging

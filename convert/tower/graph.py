@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from acestep_gguf.convert.checkpoint.config import VisionConfig, VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.weight import Weight
+from acestep_gguf.convert.onnx_graph import MICROSOFT, OnnxGraph
 from acestep_gguf.convert.tower.int8 import Divisors, Int8Inputs, Int8Layer, int8_product
-from acestep_gguf.convert.tower.onnx_graph import MICROSOFT, OnnxGraph
 from acestep_gguf.convert.tower.position_embedding import interpolate_positions
 from acestep_gguf.errors import UnsupportedModelError
 

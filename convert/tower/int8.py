@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from acestep_gguf.convert.tower.onnx_graph import MICROSOFT, OnnxGraph
+from acestep_gguf.convert.onnx_graph import MICROSOFT, OnnxGraph
 
 Floats = NDArray[np.float32]
 Divisors = Floats

@@ -18,7 +18,7 @@ def installed_browser() -> str | None:
 
 
 def drop(page: Page, *paths: Path) -> None:
-    """Drop files and folders onto the middle of the page, by the browser's own events; ends when it got them."""
+    """Drop files and folders onto the middle of the page, by its own events; wait until it has them."""
     data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
     width, height = page.evaluate("[innerWidth, innerHeight]")
     page.evaluate("window.got = new Promise((got) => addEventListener('drop', got, { once: true })), null")

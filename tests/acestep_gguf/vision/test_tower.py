@@ -9,7 +9,6 @@ import pytest
 
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import BundleError, DecodeError
-from acestep_gguf.vision import tower as tower_module
 from acestep_gguf.vision.tower import VisionTower
 
 
@@ -61,18 +60,6 @@ def test_a_tower_that_tells_no_attention(bundle_copy: Path) -> None:
     assert encoded.patch_attention.shape == (0,)
     with pytest.raises(BundleError, match="too old for image_tokens"):
         encoded.kept(2)
-
-
-def test_saturation_is_switched_off_without_vnni(monkeypatch: pytest.MonkeyPatch) -> None:
-    def setting(*flags: str) -> str:
-        monkeypatch.setattr(tower_module, "cpu_flags", lambda: frozenset(flags))
-        try:
-            return str(tower_module.session_options(1).get_session_config_entry("session.x64quantprecision"))
-        except RuntimeError:
-            return "not set"
-
-    assert setting("avx2", "avx512f") == setting() == "1"
-    assert setting("avx2", "avx_vnni") == setting("avx512_vnni") == "not set"
 
 
 @pytest.mark.parametrize(

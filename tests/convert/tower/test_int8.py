@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from acestep_gguf.convert.onnx_graph import OnnxGraph
 from acestep_gguf.convert.tower.int8 import (
     GOOD_ERROR,
     ChannelStatistics,
@@ -18,7 +19,6 @@ from acestep_gguf.convert.tower.int8 import (
     predicted_error,
     quantize_weight,
 )
-from acestep_gguf.convert.tower.onnx_graph import OnnxGraph
 
 Floats = NDArray[np.float32]
 
