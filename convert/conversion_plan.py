@@ -18,6 +18,7 @@ from acestep_gguf.bundle.names import (
 )
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.gguf_metadata import decoder_metadata
+from acestep_gguf.convert.int8_layers.files import PlannedPrefill, plan_prefill
 from acestep_gguf.convert.model import CheckpointModel
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.tower.calibration import find_pictures
@@ -48,6 +49,7 @@ class ConversionOptions(TypedDict, total=False):
         imatrix: file of llama-imatrix, made from the same model.
         mmproj: types in which the tower and projector are written for llama.cpp, too.
         class_token_first: write them for a llama.cpp without the defect #25814, see docs/llama_cpp.md.
+        prefill: also write the decoder's layers in int8, for onnxruntime to read long prompts with.
         vision: precisions of the tower to make; those that are there already stay.
         calibration: folder of pictures that show what int8 would ruin, by default a few of our own.
         threads: threads that read and quantize, by default one for each core.
@@ -59,6 +61,7 @@ class ConversionOptions(TypedDict, total=False):
     imatrix: Path | None
     mmproj: Sequence[MmprojFtype]
     class_token_first: bool
+    prefill: bool
     vision: Sequence[VisionPrecision]
     calibration: Path | None
     threads: int | None
@@ -75,6 +78,7 @@ class ConversionRequest:
     imatrix: Path | None = None
     mmproj: Sequence[MmprojFtype] = ()
     class_token_first: bool = False
+    prefill: bool = False
     vision: Sequence[VisionPrecision] = VISION_PRECISIONS
     calibration: Path | None = None
     threads: int | None = None
@@ -127,18 +131,20 @@ class ConversionPlan:
     decoders: Mapping[Ftype, PlannedDecoder]
     towers: Mapping[VisionPrecision, PlannedTower]
     mmproj: Mapping[MmprojFtype, PlannedMmproj]
+    prefill: PlannedPrefill | None
     importance: Mapping[str, Importance] | None
     n_threads: int
 
     @property
     def is_empty(self) -> bool:
         """Whether everything that was asked for is there."""
-        return not (self.decoders or self.towers or self.mmproj)
+        return not (self.decoders or self.towers or self.mmproj or self.prefill)
 
     def event(self) -> Planned:
         """The event that says what will be written."""
         files = tuple(self._files())
-        memory = max(self._decoder_memory(), self._tower_memory())
+        prefill_memory = self.prefill.memory if self.prefill else 0
+        memory = max(self._decoder_memory(), self._tower_memory(), prefill_memory)
         return Planned(
             folder=str(self.output.path),
             files=files,
@@ -156,6 +162,8 @@ class ConversionPlan:
             yield from tower.planned_files()
         for mmproj in self.mmproj.values():
             yield planned_gguf(folder / mmproj.file, "mmproj", mmproj.layout, mmproj.choices, None)
+        if self.prefill:
+            yield from self.prefill.planned_files()
 
     def _decoder_memory(self) -> int:
         layouts = [decoder.layout for decoder in self.decoders.values()]
@@ -225,6 +233,7 @@ def plan_bundle(model: CheckpointModel, out: Path, request: ConversionRequest) -
         decoders=decoders,
         towers=_plan_towers(model, request, output),
         mmproj=_plan_mmproj(model, name, request, output),
+        prefill=_plan_prefill(model, request, output),
         importance=importance,
         n_threads=request.n_threads,
     )
@@ -284,6 +293,18 @@ def _plan_mmproj(
         )
         for ftype in missing
     }
+
+
+def _plan_prefill(
+    model: CheckpointModel, request: ConversionRequest, output: OutputFolder
+) -> PlannedPrefill | None:
+    is_wanted = request.prefill or (output.bundle is not None and output.bundle.prefill is not None)
+    if not is_wanted or output.prefill:
+        return None
+    source = model.source
+    return plan_prefill(
+        model.config.text_config, model.tensors.decoder, source.config_sha256, source.weights_sha256
+    )
 
 
 def _check_steering_has_effect(request: ConversionRequest, output: OutputFolder) -> None:

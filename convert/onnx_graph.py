@@ -23,7 +23,10 @@ except ModuleNotFoundError as error:
 Weights = NDArray[np.float32] | NDArray[np.int8]
 Shapes = Mapping[str, Sequence[str | int | None]]
 
-DATA_TYPES: Final = {np.float32: TensorProto.FLOAT, np.int8: TensorProto.INT8}
+DType = type[np.float32] | type[np.int8] | type[np.int32]
+DATA_TYPES: Final[Mapping[DType, int]] = {
+    np.float32: TensorProto.FLOAT, np.int8: TensorProto.INT8, np.int32: TensorProto.INT32,
+}  # fmt: skip
 OPSET: Final = 20  # the first with Gelu
 IR_VERSION: Final = 9
 MICROSOFT: Final = "com.microsoft"
@@ -58,9 +61,20 @@ class OnnxGraph:
         self._constants: list[TensorProto] = []
         self._weights: list[_Weight] = []
 
-    def node(self, op: str, inputs: Sequence[str], name: str, *, domain: str = "", **attributes: Any) -> str:
-        """Add a node whose only output is called ``name``."""
-        self._nodes.append(helper.make_node(op, list(inputs), [name], name=name, domain=domain, **attributes))
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[str],
+        name: str,
+        *,
+        domain: str = "",
+        also: Sequence[str] = (),
+        **attributes: Any,
+    ) -> str:
+        """Add a node whose first output is called ``name``, and further ones as in ``also``."""
+        self._nodes.append(
+            helper.make_node(op, list(inputs), [name, *also], name=name, domain=domain, **attributes)
+        )
         self._names.add(name)
         return name
 
@@ -68,9 +82,10 @@ class OnnxGraph:
         """Whether there is a node called ``name``."""
         return name in self._names
 
-    def constant(self, name: str, values: Sequence[int]) -> str:
-        """Add a small int64 vector."""
-        self._constants.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    def constant(self, name: str, values: Sequence[int] | np.float32) -> str:
+        """Add a small int64 vector, or one float32."""
+        array = np.asarray(values) if isinstance(values, np.float32) else np.array(values, np.int64)
+        self._constants.append(numpy_helper.from_array(array, name))
         return name
 
     def weight(
@@ -119,16 +134,32 @@ class OnnxGraph:
         """All weights, by name, in memory."""
         return {weight.name: weight.read() for weight in self._weights}
 
-    def to_model(self, *, inputs: Shapes, outputs: Shapes, data_file: str) -> ModelProto:
-        """The model, whose weights lie in ``data_file`` beside it; inputs and outputs are float32."""
+    def to_model(
+        self,
+        *,
+        name: str,
+        inputs: Shapes,
+        outputs: Shapes,
+        data_file: str = "",
+        dtypes: Mapping[str, DType] | None = None,
+    ) -> ModelProto:
+        """The model ``name``, whose weights lie in ``data_file`` beside it.
+
+        Inputs and outputs are float32, but for the inputs in ``dtypes``.
+        """
+        types = {key: DATA_TYPES[dtype] for key, dtype in (dtypes or {}).items()}
+        inputs_, outputs_ = (
+            [
+                helper.make_tensor_value_info(key, types.get(key, TensorProto.FLOAT), shape)
+                for key, shape in side.items()
+            ]
+            for side in (inputs, outputs)
+        )
         graph = helper.make_graph(
             self._nodes,
-            "vision",
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-                for name, shape in outputs.items()
-            ],
+            name,
+            inputs_,
+            outputs_,
             [*self._constants, *(_external(weight, data_file) for weight in self._weights)],
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]

@@ -10,6 +10,7 @@ from acestep_gguf.bundle.names import (
     FTYPES,
     LLAMA_FTYPE,
     MMPROJ_FTYPES,
+    PREFILL_FILE,
     VISION_PRECISIONS,
     Ftype,
     MmprojFtype,
@@ -22,6 +23,7 @@ from acestep_gguf.bundle.schema import (
     Bundle,
     DecoderFile,
     FileRecord,
+    PrefillFile,
     PromptSpec,
     Source,
     VisionFile,
@@ -44,6 +46,7 @@ class OutputFolder:
     towers: dict[VisionPrecision, VisionFile] = field(default_factory=dict)
     mmproj: dict[MmprojFtype, FileRecord] = field(default_factory=dict)
     quality: FileRecord | None = None
+    prefill: PrefillFile | None = None
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -73,7 +76,18 @@ class OutputFolder:
             if _is_sound(path, file) and _is_sound(path, file.data)
         }
         quality = bundle.quality if bundle.quality and _is_sound(path, bundle.quality) else None
-        return cls(path=path, bundle=bundle, decoders=decoders, towers=towers, mmproj=mmproj, quality=quality)
+        prefill = bundle.prefill
+        if prefill and not (_is_sound(path, prefill) and _is_sound(path, prefill.data)):
+            prefill = None
+        return cls(
+            path=path,
+            bundle=bundle,
+            decoders=decoders,
+            towers=towers,
+            mmproj=mmproj,
+            quality=quality,
+            prefill=prefill,
+        )
 
     @property
     def ftypes(self) -> tuple[Ftype, ...]:
@@ -159,6 +173,7 @@ class OutputFolder:
         for precision in VISION_PRECISIONS:
             graph = vision_file_name(precision)
             own |= {graph, f"{graph}.data"}
+        own |= {PREFILL_FILE, f"{PREFILL_FILE}.data"}
         own |= {mmproj_file_name(name, ftype) for ftype in MMPROJ_FTYPES}
         left = leftovers(self.path)
         for path in self.path.iterdir() if self.path.exists() else ():

@@ -13,6 +13,7 @@ from acestep_gguf.bundle.schema import (
     DecoderFile,
     Decoders,
     FileRecord,
+    PrefillFile,
     Source,
     VisionFile,
     min_reader_version,
@@ -24,6 +25,7 @@ from acestep_gguf.convert.conversion_plan import (
     ConversionRequest,
     plan_bundle,
 )
+from acestep_gguf.convert.int8_layers.files import DATA_FILE
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.tower.files import vision_with_default, write_towers
@@ -90,6 +92,7 @@ def convert_checkpoint(
                 decoders, decoder_seconds = _write_decoders(staging, plan)
                 towers, tower_seconds = _write_towers(staging, plan, progress)
                 mmproj_files, mmproj_seconds = _write_mmproj(staging, plan)
+                prefill, prefill_seconds = _write_prefill(staging, plan)
                 source = replace(model.source, tensors_sha256=tensors_sha256.result())
             model.weights.check_unchanged()
             plan.output.check_same_weights(tensors_sha256.result())
@@ -101,11 +104,13 @@ def convert_checkpoint(
                 decoders=decoders,
                 towers=towers,
                 mmproj=mmproj_files,
+                prefill=prefill,
             )
             bundle.write(out)
+    seconds_of = {"vision": tower_seconds, "mmproj": mmproj_seconds, "prefill": prefill_seconds}
     for file in planned.files:
         record = next(record for record in bundle.records() if record.file == file.file)
-        seconds = {"vision": tower_seconds, "mmproj": mmproj_seconds}.get(file.label, decoder_seconds)
+        seconds = seconds_of.get(file.label, decoder_seconds)
         on_event(FileDone(file=record.file, bytes=record.bytes, sha256=record.sha256, seconds=seconds))
     on_event(Finished(folder=str(out), seconds=perf_counter() - started))
     return bundle
@@ -137,6 +142,8 @@ def _remove_leftovers(plan: ConversionPlan) -> None:
     """Remove what another command left unfinished."""
     folder = plan.output.path
     resumable = [] if plan.is_empty else [HASHES_FILE, *(decoder.file for decoder in plan.decoders.values())]
+    if plan.prefill:
+        resumable.append(DATA_FILE)
     own = {LOCK_FILE, *map(partial_name, resumable)}
     own |= {journal_path(folder / file).name for file in resumable}
     for path in leftovers(folder):
@@ -186,6 +193,13 @@ def _write_mmproj(staging: Staging, plan: ConversionPlan) -> tuple[dict[MmprojFt
     return plan.output.mmproj | written, perf_counter() - started
 
 
+def _write_prefill(staging: Staging, plan: ConversionPlan) -> tuple[PrefillFile | None, float]:
+    """The files that read prompts in int8, if there are any, and the seconds that it took to write them."""
+    started = perf_counter()
+    written = plan.prefill.write(staging) if plan.prefill else None
+    return written or plan.output.prefill, perf_counter() - started
+
+
 def _bundle(
     plan: ConversionPlan,
     *,
@@ -194,6 +208,7 @@ def _bundle(
     decoders: Mapping[Ftype, DecoderFile],
     towers: Mapping[VisionPrecision, VisionFile],
     mmproj: dict[MmprojFtype, FileRecord],
+    prefill: PrefillFile | None,
 ) -> Bundle:
     return Bundle(
         schema_version=SCHEMA_VERSION,
@@ -209,4 +224,5 @@ def _bundle(
         prompt=plan.model.prompt,
         mmproj=mmproj,
         quality=plan.output.quality,
+        prefill=prefill,
     )

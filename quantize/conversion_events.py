@@ -11,10 +11,10 @@ from typing import ClassVar
 class PlannedFile:
     """A file that will be written.
 
-    ``label`` is a decoder's ftype, or "vision". ``bytes_kept`` are there from a conversion that was
-    interrupted. ``types`` counts tensors by type; ``fallbacks`` counts those whose rows do not fit the type
-    that the recipe wanted, as "Q4_K -> Q5_0". ``unweighed`` names tensors that are quantized although the
-    imatrix, if one was given, does not know them.
+    ``label`` is a decoder's ftype, "vision", "mmproj" or "prefill". ``bytes_kept`` are there from a
+    conversion that was interrupted. ``types`` counts tensors by type; ``fallbacks`` counts those whose rows
+    do not fit the type that the recipe wanted, as "Q4_K -> Q5_0". ``unweighed`` names tensors that are
+    quantized although the imatrix, if one was given, does not know them.
     """
 
     file: str

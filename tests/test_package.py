@@ -53,7 +53,7 @@ OWNERS = {
         "acestep_gguf/vision/tower.py",
         "convert/tower/calibration.py",
     ),
-    "onnx": ("convert/onnx_graph.py", "convert/prefill/", "convert/tower/"),
+    "onnx": ("convert/onnx_graph.py", "convert/int8_layers/", "convert/tower/"),
     "pillow_heif": ("acestep_gguf/vision/image_file.py",),
     "pyarrow": ("acestep_gguf/batch/parquet.py", "acestep_gguf/score/parquet.py"),
     "pypdfium2": ("acestep_gguf/vision/pdf.py",),

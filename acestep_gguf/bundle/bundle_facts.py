@@ -43,6 +43,8 @@ def bundle_facts(folder: Path) -> dict[str, Any]:
             for ftype, record in bundle.decoders.files.items()
         ],
         "vision": _vision_facts(bundle.vision),
+        "prefill": bundle.prefill
+        and {"file": bundle.prefill.file, "bytes": bundle.prefill.bytes + bundle.prefill.data.bytes},
         "image": bundle.image
         and {
             "height": bundle.image.size.height,

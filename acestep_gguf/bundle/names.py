@@ -28,6 +28,8 @@ LLAMA_FTYPE: Final[dict[DecoderFtype, int]] = {
 }  # fmt: skip
 
 BUNDLE_FILE: Final = "bundle.json"
+# The graph of one decoder layer; the weights of all layers lie beside it in ``….onnx.data``.
+PREFILL_FILE: Final = "prefill-int8.onnx"
 
 
 def ftype_from(text: str) -> Ftype:

@@ -83,6 +83,19 @@ class VisionFile(FileRecord):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillFile(FileRecord):
+    """An ONNX file that computes one layer of the decoder, and ``data``: int8 weights of ``n_layers``."""
+
+    data: FileRecord
+    n_layers: int
+
+    def __post_init__(self) -> None:
+        FileRecord.__post_init__(self)
+        if self.n_layers <= 0:
+            raise ValueError(f"{self.file!r} claims {self.n_layers} layers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decoders:
     """Decoder files by ftype."""
 
@@ -193,7 +206,8 @@ class Bundle:
 
     A decoder without a vision tower has neither ``vision`` nor ``image``. ``mmproj`` has the same tower and
     projector for llama.cpp, if they were asked for; the runtime does not read them. ``quality`` is a report
-    on what the quantizations cost, if it was measured.
+    on what the quantizations cost, if it was measured. ``prefill`` reads long prompts in int8, if it was
+    asked for.
     """
 
     schema_version: int
@@ -206,6 +220,7 @@ class Bundle:
     prompt: PromptSpec
     mmproj: dict[MmprojFtype, FileRecord] = field(default_factory=dict)
     quality: FileRecord | None = None
+    prefill: PrefillFile | None = None
 
     def __post_init__(self) -> None:
         _check_printable("name", self.name)
@@ -307,6 +322,9 @@ class Bundle:
             yield vision
             yield vision.data
         yield from self.mmproj.values()
+        if self.prefill:
+            yield self.prefill
+            yield self.prefill.data
         if self.quality:
             yield self.quality
 

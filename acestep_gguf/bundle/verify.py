@@ -17,7 +17,8 @@ from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import BUNDLE_FILE, LLAMA_FTYPE, DecoderFtype
 from acestep_gguf.bundle.onnx_file import read_onnx
-from acestep_gguf.bundle.schema import Bundle, FileRecord, VisionFile, check_file
+from acestep_gguf.bundle.prefill_info import check_prefill_file
+from acestep_gguf.bundle.schema import Bundle, FileRecord, PrefillFile, VisionFile, check_file
 from acestep_gguf.bundle.vision_info import check_graph
 from acestep_gguf.errors import AceStepError, BundleError
 from acestep_gguf.storage.unfinished import leftovers
@@ -123,6 +124,9 @@ def _records(folder: Path, bundle: Bundle) -> Iterator[tuple[FileRecord, dict[st
             yield vision.data, {}
     for mmproj in bundle.mmproj.values():
         yield mmproj, {"header": partial(_check_mmproj, folder / mmproj.file)}
+    if bundle.prefill:
+        yield bundle.prefill, {"graph": partial(_check_prefill, folder, bundle.prefill)}
+        yield bundle.prefill.data, {}
     if bundle.quality:
         yield bundle.quality, {}
 
@@ -194,6 +198,10 @@ def _check_decoder(
 
 def _check_vision(folder: Path, record: VisionFile, image: ImageSpec) -> None:
     check_graph(read_onnx(folder / record.file), record, image)
+
+
+def _check_prefill(folder: Path, record: PrefillFile) -> None:
+    check_prefill_file(folder, record)
 
 
 def _check_mmproj(path: Path) -> None:

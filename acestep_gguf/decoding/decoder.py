@@ -6,6 +6,7 @@ or from what an earlier process left on disk after the same picture.
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 
 import numpy as np
@@ -16,6 +17,7 @@ from acestep_gguf.errors import ContextOverflowError, DecodeError
 from acestep_gguf.llama.backend import Interrupted
 from acestep_gguf.llama.binding import Context
 from acestep_gguf.llama.sampler import Sampler
+from acestep_gguf.prefill.prompt_reader import PromptReader
 from acestep_gguf.prompt.segments import ImageInput, Position, Segment, call_ends, positions_of, row_of
 
 FloatArray = npt.NDArray[np.float32]
@@ -28,12 +30,21 @@ class Decoder:
         context: of which the sequence is empty.
         states: where what comes before the end of a picture is kept between processes.
         sequence: of those that the context has.
+        reader: reads long parts of a prompt in the place of llama.cpp.
     """
 
-    def __init__(self, context: Context, states: KVStates | None = None, *, sequence: int = 0) -> None:
+    def __init__(
+        self,
+        context: Context,
+        states: KVStates | None = None,
+        *,
+        sequence: int = 0,
+        reader: PromptReader | None = None,
+    ) -> None:
         self.context = context
         self.sequence = sequence
         self._states = states
+        self._reader = reader
         self._past: list[Position] = []
         # Where calls of llama.cpp ended that were cut as they are when a prompt is read from its start. Who
         # goes on from there gets the same numbers to the bit. Another cut would change them a little, since
@@ -138,7 +149,7 @@ class Decoder:
     def prefill_calls(
         self, prompt: Sequence[Segment], embeds: Mapping[bytes, FloatArray] | None = None
     ) -> Iterator[None]:
-        """The same, a call of up to ``n_batch`` positions at each step of the iterator.
+        """The same, a call of up to ``n_batch`` positions, or a layer of one, at each step of the iterator.
 
         Between the steps, other sequences may go on.
         """
@@ -158,7 +169,7 @@ class Decoder:
                     if embeds is None:
                         return
                     rows = embeds[segment.key][first - start : end - start]
-                self._compute(positions[first:end], rows, n_outputs=int(end == len(positions)))
+                yield from self._read(positions[first:end], rows, n_outputs=int(end == len(positions)))
                 if exact:
                     self._exact_ends.append(end)
                 if end == last_image and exact and self._states is not None:
@@ -189,13 +200,33 @@ class Decoder:
                 return
             self.append([token])
 
+    def _read(
+        self, positions: Sequence[Position], embeds: FloatArray | None, *, n_outputs: int
+    ) -> Iterator[None]:
+        """Compute a call of a prompt: by ``reader`` if it is long, all but what gives logits."""
+        n_read = len(positions) - n_outputs
+        if self._reader is not None and self._reader.takes(n_read):
+            read, positions = positions[:n_read], positions[n_read:]
+            rows = _tokens(read) if embeds is None else embeds[:n_read]
+            embeds = None if embeds is None else embeds[n_read:]
+            with self._computing(read):
+                yield from self._reader.read(self.context, rows, sequence=self.sequence)
+        if positions:
+            self._compute(positions, embeds, n_outputs=n_outputs)
+
     def _compute(self, positions: Sequence[Position], embeds: FloatArray | None, *, n_outputs: int) -> None:
-        try:
+        with self._computing(positions):
             if embeds is None:
-                tokens = [token for token in positions if isinstance(token, int)]
+                tokens = _tokens(positions)
                 self.context.decode_tokens(tokens, self.n_past, n_outputs=n_outputs, sequence=self.sequence)
             else:
                 self.context.decode_embeds(embeds, self.n_past, n_outputs=n_outputs, sequence=self.sequence)
+
+    @contextmanager
+    def _computing(self, positions: Sequence[Position]) -> Iterator[None]:
+        """Know what is computed after ``positions`` were, and after it did not come to that."""
+        try:
+            yield
         except Interrupted:
             self.cut(self.n_past - row_of(positions[0]))
             raise
@@ -227,6 +258,10 @@ def append_each(decoders: Sequence[Decoder], tokens: Sequence[int]) -> None:
         raise
     for decoder, token in zip(decoders, tokens, strict=True):
         decoder._past.append(token)
+
+
+def _tokens(positions: Sequence[Position]) -> list[int]:
+    return [token for token in positions if isinstance(token, int)]
 
 
 def _n_common(one: Sequence[Position], other: Sequence[Position]) -> int:

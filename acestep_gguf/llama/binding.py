@@ -283,7 +283,7 @@ class Context(Handle):
         if lib.llama_state_seq_get_data(self.pointer, _bytes_of(state), len(state), sequence) != len(state):
             raise DecodeError(f"llama.cpp cannot copy its memory: {log.errors()}.")
         n_before = sequence * CELL_COUNT.itemsize
-        start = _state_start(state[:4], self.n_past(sequence))
+        start = state_start(state[:4], self.n_past(sequence))
         state = state[n_before : len(state) - (self._n_zeros - n_before)]
         state[: len(start)] = start
         return state
@@ -296,7 +296,7 @@ class Context(Handle):
         """
         if self.n_past(sequence):
             self.keep(0, sequence=sequence)
-        start = _state_start(state[:4], n_past)
+        start = state_start(state[:4], n_past)
         if len(state) <= len(start) or n_past > self.params.n_ctx or (state[: len(start)] != start).any():
             return False
         if self._n_zeros:
@@ -307,6 +307,11 @@ class Context(Handle):
             self.keep(0, sequence=sequence)
             return False
         return True
+
+    def check_stop(self) -> None:
+        """Raise Interrupted if the flag that is watched is set."""
+        if self._stop is not None:
+            self._stop.check()
 
     def n_past(self, sequence: int = 0) -> int:
         """Positions of a sequence that are computed."""
@@ -358,7 +363,7 @@ def _bytes_of(array: UInt8Array) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
-def _state_start(magic: UInt8Array, n_past: int) -> UInt8Array:
+def state_start(magic: UInt8Array, n_past: int) -> UInt8Array:
     """How the state of sequence 0 with ``n_past`` positions begins; the magic number is left to llama.cpp."""
     head, cells = np.zeros(1, STATE_HEAD), np.zeros(n_past, STATE_CELL)
     head["f2"], head["f3"] = 1, n_past

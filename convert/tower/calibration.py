@@ -225,6 +225,7 @@ class _Tower:
         """``output`` [1, rows, channels] of what was built, for each of ``inputs``."""
         names = [output, *builder.linear_inputs]
         model = builder.graph.to_model(
+            name="vision",
             inputs={name: x.shape for name, x in inputs[0].items()},
             outputs=dict.fromkeys(names, (None, None, None)),
             data_file="in memory",

@@ -196,6 +196,7 @@ def _build(tower: _Tower, precision: VisionPrecision, int8: Int8Inputs) -> tuple
     if "model.image_newline" in tower.tensors:
         outputs[builder.image_newline()] = (image.n_embd,)
     model = builder.graph.to_model(
+        name="vision",
         inputs={PIXEL_VALUES: ("B", 3, image.size.height, image.size.width)},
         outputs=outputs,
         data_file=f"{vision_file_name(precision)}.data",

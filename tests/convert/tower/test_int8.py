@@ -43,7 +43,10 @@ def computed(x: Floats, weight: Floats, plan: Int8Input, bias: Floats | None = N
     layer = Int8Layer("layer", weight.shape, lambda: weight * plan.divisors, name)
     output = int8_product(graph, "x", layer, plan, "y")
     model = graph.to_model(
-        inputs={"x": ("B", None, weight.shape[1])}, outputs={output: ("B", None, None)}, data_file="in memory"
+        name="vision",
+        inputs={"x": ("B", None, weight.shape[1])},
+        outputs={output: ("B", None, None)},
+        data_file="in memory",
     )
     weights = graph.read_weights()
     options = ort.SessionOptions()

@@ -1,0 +1,1 @@
+"""The decoder's layers in int8, for onnxruntime to read long prompts with."""
