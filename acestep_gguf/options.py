@@ -19,8 +19,11 @@ FlashAttention = Literal["auto", "on", "off"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 # llama.cpp's --spec-type, as far as it needs no second model.
 SpecType = Literal["none", "ngram-simple"]
+# Who reads long parts of a prompt: the bundle's int8 layers where they are faster and fit, always, or never.
+Prefill = Literal["auto", "int8", "off"]
 
 SPEC_TYPES: Final[tuple[SpecType, ...]] = get_args(SpecType)
+PREFILLS: Final[tuple[Prefill, ...]] = get_args(Prefill)
 MOST_DRAFT_MAX: Final = 64
 MOST_PARALLEL: Final = 256
 
@@ -73,6 +76,9 @@ class EngineOptions:
             llama.cpp.
         n_parallel: answers that ``batch`` writes together, each in ``n_ctx`` of its own; -1: what fits.
         allow_paging: run even if weights do not fit into memory and are read from disk again and again.
+        prefill: "int8" reads long parts of a prompt with the decoder's int8 layers, which ``convert`` writes
+            when it is asked to, "off" with llama.cpp alone; "auto" with the layers if the bundle has them,
+            memory has room for them, and this machine reads faster so.
         image_tokens: tokens of a picture at most: those that say most of it are kept. By default all.
         max_tiles: tiles into which a picture is cut at most, by models that cut pictures up: 1 for none, and
             few tokens. By default as many as the model was made for.
@@ -141,6 +147,10 @@ class EngineOptions:
         FlashAttention | None,
         _flag("-fa", "--flash-attn", help=f"Flash attention: {', '.join(get_args(FlashAttention))}."),
     ] = None
+    prefill: Annotated[
+        Prefill,
+        _flag("--prefill", help="Reading of long prompts: auto, int8 (if `convert --prefill` made it), off."),
+    ] = "auto"
     image_tokens: Annotated[
         int | None,
         _flag(
@@ -200,6 +210,10 @@ class EngineOptions:
             check_integer("image_tokens", self.image_tokens, 1, 2**20)
         if self.max_tiles is not None:
             check_integer("max_tiles", self.max_tiles, 1, 2**20)
+        if self.prefill not in PREFILLS:
+            raise UsageError(
+                f"prefill is {self.prefill!r}: choose from {', '.join(PREFILLS)}.", settings=["prefill"]
+            )
         if self.spec_type not in SPEC_TYPES:
             raise UsageError(
                 f"spec_type is {self.spec_type!r}: choose from {', '.join(SPEC_TYPES)}.",

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,10 @@ from acestep_gguf.errors import ContextOverflowError, DecodeError
 from acestep_gguf.llama.backend import Interrupted
 from acestep_gguf.llama.binding import Context
 from acestep_gguf.llama.sampler import Sampler
-from acestep_gguf.prefill.prompt_reader import PromptReader
 from acestep_gguf.prompt.segments import ImageInput, Position, Segment, call_ends, positions_of, row_of
+
+if TYPE_CHECKING:  # it loads onnxruntime
+    from acestep_gguf.prefill.prompt_reader import PromptReader
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -39,7 +42,7 @@ class Decoder:
         states: KVStates | None = None,
         *,
         sequence: int = 0,
-        reader: PromptReader | None = None,
+        reader: "PromptReader | None" = None,
     ) -> None:
         self.context = context
         self.sequence = sequence

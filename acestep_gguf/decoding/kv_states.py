@@ -27,13 +27,16 @@ UInt8Array = npt.NDArray[np.uint8]
 NO_MATTER: Final = ("n_ctx", "n_seq_max", "n_outputs_max", "use_mmap", "use_mlock")
 
 
-def decoder_facts(path: Path, loading: ModelParams, params: ContextParams) -> dict[str, Any]:
+def decoder_facts(
+    path: Path, loading: ModelParams, params: ContextParams, *, has_int8_layers: bool = False
+) -> dict[str, Any]:
     """What decides which numbers a decoder computes, beside what it reads.
 
     Args:
         path: of the decoder, in its bundle.
         loading: how it was loaded.
         params: of its context.
+        has_int8_layers: the bundle's read long parts of prompts.
     """
     settings = asdict(loading) | asdict(params)
     return {
@@ -41,6 +44,7 @@ def decoder_facts(path: Path, loading: ModelParams, params: ContextParams) -> di
         "decoder": file_identity(path),
         "llama.cpp": build_id(),
         "acestep-gguf": version("acestep-gguf"),
+        "reader": version("onnxruntime") if has_int8_layers else None,
         "settings": {name: value for name, value in settings.items() if name not in NO_MATTER},
     }
 

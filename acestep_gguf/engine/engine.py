@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Generator, Iterable, Iterator, Seque
 from contextlib import closing, contextmanager
 from inspect import GEN_SUSPENDED, getgeneratorstate
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 
@@ -39,6 +39,9 @@ from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.messages import Message
 from acestep_gguf.storage.disk_cache import DiskCache, default_folder
 from acestep_gguf.vision.encoder import ImageEncoder, Picture, PictureSource
+
+if TYPE_CHECKING:
+    from acestep_gguf.prefill.prompt_reader import PromptReader
 
 
 class AceStep:
@@ -311,11 +314,29 @@ class AceStep:
         check_vocabulary(model.header, self.bundle.prompt, self.bundle.image)
         path = check_file(files.folder, self.bundle.decoder(self.settings.quant))
         loading, params = self.settings.model_params(), self.settings.context_params()
+        reader = self._load_int8_layers(files)
         states = None
         if self._cache is not None and self.settings.keep_states:
-            states = KVStates(self._cache, decoder_facts(path, loading, params))
+            facts = decoder_facts(path, loading, params, has_int8_layers=reader is not None)
+            states = KVStates(self._cache, facts)
         context = Context(Model(path, loading), params)
-        return [Decoder(context, states, sequence=number) for number in range(params.n_seq_max)]
+        return [
+            Decoder(context, states, sequence=number, reader=reader) for number in range(params.n_seq_max)
+        ]
+
+    def _load_int8_layers(self, files: BundleModel) -> "PromptReader | None":
+        record = self.bundle.prefill
+        if self.settings.int8_layers is None or record is None:
+            return None
+        from acestep_gguf.prefill.prompt_reader import PromptReader  # noqa: PLC0415 (it loads onnxruntime)
+
+        return PromptReader.open(
+            files.folder,
+            record,
+            files.decoder(self.settings.quant),
+            n_threads=self.settings.n_threads_batch,
+            is_streamed=self.settings.int8_layers == "streamed",
+        )
 
     def _load_draft(self, draft: Draft | None, options: EngineOptions) -> DraftModel | None:
         if draft is None or self.plan.draft is None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
 from acestep_gguf.engine.question import Question
-from acestep_gguf.options import EngineOptions
+from acestep_gguf.options import EngineOptions, Prefill
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.draft import Draft
 from acestep_gguf.plan.machine import this_machine
@@ -133,22 +133,38 @@ def plan_here(
 ) -> Plan:
     """A plan for this machine, with towers that give right numbers on it; errors are those of make_plan.
 
-    The first time on a machine, an int8 tower that is planned is loaded and checked (see int8_check.py).
+    The first time on a machine, an int8 tower that is planned is loaded and checked (see int8_check.py), and
+    how fast int8 layers read is measured (see machine_check.py).
     """
     machine = this_machine()
     plan = make_plan(files, machine, options, workload, defaults=defaults, draft=draft)
     vision = _right_vision(files, options.vision, plan.settings)
     draft_vision = None if draft is None else _right_vision(draft.bundle, None, plan.draft)
-    if vision == plan.settings.vision and (plan.draft is None or draft_vision == plan.draft.vision):
+    prefill = _faster_prefill(files, options.prefill, plan.settings)
+    is_right = vision == plan.settings.vision and (plan.draft is None or draft_vision == plan.draft.vision)
+    if is_right and prefill == options.prefill:
         return plan
     return make_plan(
         files,
         machine,
-        replace(options, vision=vision),
+        replace(options, vision=vision, prefill=prefill),
         workload,
         defaults=defaults,
         draft=None if draft is None else replace(draft, vision=draft_vision),
     )
+
+
+def _faster_prefill(files: BundleModel, wanted: Prefill, planned: Settings) -> Prefill:
+    """ "off" where planned int8 layers are known to read slower than llama.cpp, or wrongly."""
+    if planned.int8_layers is None or files.int8_layers is None:
+        return wanted
+    from acestep_gguf.prefill.machine_check import check_int8, gains  # noqa: PLC0415 (it loads onnxruntime)
+
+    if wanted == "int8":
+        check_int8()
+        return wanted
+    decoder = files.decoder(planned.quant)
+    return wanted if gains(files.int8_layers, decoder, n_threads=planned.n_threads_batch) else "off"
 
 
 def _right_vision(model: BundleModel, wanted: str | None, planned: Settings | None) -> VisionPrecision | None:

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from acestep_gguf.bundle.decoder_info import DecoderInfo, decoder_info
 from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, GGUFHeader, TensorType, read_gguf_header
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision, vision_precision_from
+from acestep_gguf.bundle.prefill_info import PrefillLayout, check_prefill_file
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.decoder_memory import DecoderShape, DecoderWeights, decoder_shape, decoder_weights
@@ -112,6 +113,16 @@ class BundleModel:
             record = self.bundle.vision_file(precision)
             self._towers[precision] = tower_memory(check_file(self.folder, record), record, image)
         return self._towers[precision]
+
+    @cached_property
+    def int8_layers(self) -> PrefillLayout | None:
+        """The decoder's layers in int8, None if the bundle has none.
+
+        Raises:
+            BundleError: they are damaged.
+        """
+        record = self.bundle.prefill
+        return None if record is None else check_prefill_file(self.folder, record)
 
     def most_of_picture(self, n_images: int, max_tiles: int | None) -> tuple[int, int]:
         """The most crops and tokens that each of ``n_images`` pictures has, whatever their sizes."""

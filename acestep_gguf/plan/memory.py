@@ -15,6 +15,7 @@ from acestep_gguf.plan.decoder_memory import kv_layer_bytes, n_bytes, state_byte
 from acestep_gguf.plan.draft import Draft
 from acestep_gguf.plan.machine import PROCESS_BYTES
 from acestep_gguf.plan.placement import RAM, Placement
+from acestep_gguf.plan.prefill_memory import activation_bytes, streamed_bytes
 from acestep_gguf.plan.repacking import is_repacked
 from acestep_gguf.plan.settings import Settings, Workload
 from acestep_gguf.plan.work_buffer import work_buffer_bytes
@@ -138,6 +139,7 @@ def _model_parts(
     yield from _picture_parts(bundle, settings, workload, options.max_tiles)
     yield from _weight_parts(model, settings, placement)
     yield from _buffer_parts(model, settings, placement)
+    yield from _int8_parts(bundle, settings, workload, options)
 
 
 def _picture_parts(
@@ -169,12 +171,34 @@ def _copied_bytes(bundle: BundleModel, settings: Settings, workload: Workload, o
     """The decoder's state after the last picture, from when it is reached until it is on disk."""
     if not settings.keep_states or not workload.images:
         return 0
-    n_pictures = workload.image_tokens
-    if n_pictures is None:
-        n_pictures = bundle.image_tokens(workload.images, options)
-    n_tokens = workload.n_text_before + n_pictures
+    n_tokens = workload.n_text_before + _picture_tokens(bundle, workload, options)
     shape = bundle.decoder(settings.quant).shape
     return state_bytes(shape, min(n_tokens, settings.n_ctx), settings.type_k, settings.type_v)
+
+
+def _picture_tokens(bundle: BundleModel, workload: Workload, options: EngineOptions) -> int:
+    if workload.image_tokens is not None:
+        return workload.image_tokens
+    return bundle.image_tokens(workload.images, options)
+
+
+def _int8_parts(
+    bundle: BundleModel, settings: Settings, workload: Workload, options: EngineOptions
+) -> Iterator[Part]:
+    """The int8 layers, what they compute with, and the states that are handed over, old and new."""
+    layout = bundle.int8_layers
+    if settings.int8_layers is None or layout is None:
+        return
+    n_weights = layout.n_layers * layout.stride if settings.int8_layers == "kept" else streamed_bytes(layout)
+    yield Part("int8 layers, weights", n_weights, kind="mapped")
+    shape = bundle.decoder(settings.quant).shape
+    n_read = settings.n_ctx
+    if workload.images and workload.n_text is not None:
+        n_read = min(n_read, _picture_tokens(bundle, workload, options) + workload.n_text_before)
+    n_call = min(settings.n_batch, n_read)
+    yield Part("int8 layers, activations", activation_bytes(shape, n_call, n_read))
+    if not _copied_bytes(bundle, settings, workload, options):  # that comes later, and is as large
+        yield Part("keys and values", state_bytes(shape, n_read, settings.type_k, settings.type_v))
 
 
 def _weight_parts(model: DecoderModel, settings: Settings, placement: Placement) -> Iterator[Part]:

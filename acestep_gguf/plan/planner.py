@@ -14,7 +14,7 @@ from acestep_gguf.plan.machine import Machine, reinstall_command
 from acestep_gguf.plan.machine_settings import MachineSettings, plain_settings
 from acestep_gguf.plan.memory import Memory
 from acestep_gguf.plan.search import SMALLER_CACHE_TYPES, SMALLER_N_UBATCH, Fit, Search, Task
-from acestep_gguf.plan.settings import Settings, Workload
+from acestep_gguf.plan.settings import FLOAT_CACHE_TYPES, Settings, Workload
 from acestep_gguf.plan.speed import Rates, Speed, expected_speed
 from acestep_gguf.sizes import show_size
 
@@ -74,6 +74,7 @@ def make_plan(
     _check_gpu(options, machine)
     if options.vision is not None and bundle.bundle.vision is not None:
         bundle.bundle.vision_file(options.vision)  # one that is not there, even if no picture needs it
+    _check_prefill(bundle, options)
     task = Task(
         bundle=bundle,
         machine=machine,
@@ -82,6 +83,7 @@ def make_plan(
         rates=rates or Rates(),
         defaults=defaults or plain_settings(machine.n_threads),
         vision=bundle.vision(options.vision) if workload.n_encoded else None,
+        int8_layers=options.prefill != "off" and bundle.int8_layers is not None,
         draft=draft,
     )
     for search in _searches(task):
@@ -113,6 +115,22 @@ def _check_gpu(options: EngineOptions, machine: Machine) -> None:
         raise UsageError(
             f"n_gpu_layers is {options.n_gpu_layers}, but llama.cpp finds no GPU: leave it out{instead}.",
             settings=["n_gpu_layers"],
+        )
+
+
+def _check_prefill(bundle: BundleModel, options: EngineOptions) -> None:
+    if options.prefill != "int8":
+        return
+    types = [kind for kind in (options.type_k, options.type_v) if kind not in (None, *FLOAT_CACHE_TYPES)]
+    if bundle.int8_layers is None:
+        raise UsageError(
+            "prefill is int8, but this bundle has no int8 layers: `convert --prefill` adds them.",
+            settings=["prefill"],
+        )
+    if types:
+        raise UsageError(
+            f"prefill int8 writes no {types[0]} keys and values: choose from {', '.join(FLOAT_CACHE_TYPES)}.",
+            settings=["prefill"],
         )
 
 

@@ -53,6 +53,7 @@ def plan_table(plan: Plan) -> str:
         ("batches", f"n_batch {settings.n_batch}, n_ubatch {settings.n_ubatch}"),
         ("threads", f"{settings.n_threads} to write, {settings.n_threads_batch} to read"),
         ("weights", _weights(plan)),
+        ("reading", _reading(plan)),
         ("given up", "; ".join(plan.given_up) or "nothing"),
         ("limit", plan.limit),
         ("decode", f"{_speed(plan.speed.decode)} = {plan.speed.decode_formula}"),
@@ -121,6 +122,14 @@ def _weights(plan: Plan) -> str:
     locked = ", locked" if settings.use_mlock else ""
     repacked = ", repacked for the CPU" if settings.use_extra_bufts and not plan.machine.gpus else ""
     return how + locked + repacked
+
+
+def _reading(plan: Plan) -> str:
+    how = {"kept": "", "streamed": ", read from disk each time"}
+    layers = plan.settings.int8_layers
+    return (
+        "llama.cpp" if layers is None else f"long parts by the int8 layers{how[layers]}, others by llama.cpp"
+    )
 
 
 def _speed(tokens_per_s: float | None) -> str:

@@ -35,7 +35,7 @@ KV_IN_RAM_COST: Final = 1.25
 class Task:
     """What is to be planned, for what machine; ``defaults`` are best there if there is room.
 
-    ``vision`` is the tower's precision, None where none is needed.
+    ``vision`` is the tower's precision, None where none is needed; ``int8_layers`` may read prompts.
     """
 
     bundle: BundleModel
@@ -45,6 +45,7 @@ class Task:
     rates: Rates
     defaults: MachineSettings
     vision: VisionPrecision | None
+    int8_layers: bool
     draft: Draft | None
 
     @property
@@ -150,7 +151,7 @@ class Search:
         """What was set by hand, and beside it what suits the machine."""
         task, options = self.task, self.task.options
         together = task.defaults.n_seq_max if options.n_parallel == -1 else options.n_parallel
-        names = {field.name for field in fields(Settings)} - {"quant", "n_ctx", "vision"}
+        names = {field.name for field in fields(Settings)} - {"quant", "n_ctx", "vision", "int8_layers"}
         chosen = {"n_batch": N_BATCH, **asdict(task.defaults), "n_seq_max": together}
         if options.n_threads is not None:
             chosen |= dict.fromkeys(("n_threads_batch", "tower_threads"), options.n_threads)
@@ -161,6 +162,7 @@ class Search:
             n_ctx=n_ctx,
             n_outputs_max=max(1 + options.n_guesses, together),
             vision=task.vision,
+            int8_layers="kept" if task.int8_layers else None,
             keep_states=options.cache is not False and task.workload.images > 0,
             **chosen,
         )
@@ -170,6 +172,8 @@ class Search:
         options, best = self.task.options, self.best
         if best.keep_states:
             yield Concession([{}, {"keep_states": False}], lambda _: "decoder's state not kept on disk")
+        if best.int8_layers:
+            yield self._without_int8_layers()
         if options.n_parallel == -1:
             fewer = [best.n_seq_max >> halved for halved in range(best.n_seq_max.bit_length())]
             yield Concession(
@@ -190,6 +194,13 @@ class Search:
         if options.use_extra_bufts is None and best.use_extra_bufts:
             yield Concession([{}, {"use_extra_bufts": False}], lambda _: "weights not repacked")
 
+    def _without_int8_layers(self) -> Concession:
+        """Read from disk for each prompt only if it was asked for: that may be slower than llama.cpp."""
+        if self.task.options.prefill == "int8":
+            streamed = "int8 layers read from disk for each prompt"
+            return Concession([{}, {"int8_layers": "streamed"}], lambda _: streamed)
+        return Concession([{}, {"int8_layers": None}], lambda _: "prompts read by llama.cpp, not in int8")
+
     def _cache_types(self) -> list[Mapping[str, Any]]:
         options = self.task.options
         free = [name for name in ("type_k", "type_v") if getattr(options, name) is None]
@@ -203,7 +214,8 @@ class Search:
         changes: dict[str, Any] = {}
         for concession, number in zip(self.concessions, made, strict=True):
             changes |= concession.changes[number]
-        return replace(self.best, **changes)
+        settings = replace(self.best, **changes)
+        return settings if settings.takes_int8_layers else replace(settings, int8_layers=None)
 
     def _all_made(self) -> list[int]:
         return [len(concession.changes) - 1 for concession in self.concessions]
@@ -259,7 +271,9 @@ class Search:
         n_layer = self.model.shape.n_layer
 
         def whole(n_gpu_layers: int) -> Settings:
-            return replace(settings, n_gpu_layers=n_gpu_layers, tensor_split=self._split(n_gpu_layers))
+            split = self._split(n_gpu_layers)
+            placed = replace(settings, n_gpu_layers=n_gpu_layers, tensor_split=split)
+            return placed if placed.takes_int8_layers else replace(placed, int8_layers=None)
 
         wanted = self.task.options.n_gpu_layers
         if wanted is not None:

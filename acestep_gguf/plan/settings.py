@@ -1,13 +1,17 @@
 """What a plan is made for, and what it decides."""
 
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Final, Literal
 
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.llama.params import ContextParams, ModelParams
 
 # Tokens that a template writes around a message; most write fewer.
 TEMPLATE_TOKENS: Final = 64
+# Where the int8 layers are: all of them kept in memory, or each read from disk when its turn comes.
+Int8Layers = Literal["kept", "streamed"]
+# Types of keys and values that others than llama.cpp can write: it rotates those that it quantizes.
+FLOAT_CACHE_TYPES: Final = ("f32", "f16", "bf16")
 # Memory for opening a photo of 12 megapixels, which is planned where the pictures are not known.
 PHOTO_BYTES: Final = 8 * 12 * 10**6
 
@@ -53,6 +57,7 @@ class Settings(ModelParams, ContextParams):
         tower_threads: threads of the tower.
         staged: the tower is freed before the decoder is loaded.
         keep_states: the decoder's state after a picture is copied, to be kept on disk.
+        int8_layers: read long parts of a prompt in the place of llama.cpp, None if they do not.
     """
 
     quant: DecoderFtype
@@ -61,10 +66,16 @@ class Settings(ModelParams, ContextParams):
     tower_threads: int = 1
     staged: bool = False
     keep_states: bool = False
+    int8_layers: Int8Layers | None = None
 
     def __post_init__(self) -> None:
         ModelParams.__post_init__(self)
         ContextParams.__post_init__(self)
+
+    @property
+    def takes_int8_layers(self) -> bool:
+        """Whether llama.cpp can go on from what they compute: from floats in RAM."""
+        return self.n_gpu_layers == 0 and {self.type_k, self.type_v} <= set(FLOAT_CACHE_TYPES)
 
     def model_params(self) -> ModelParams:
         """The part that is the model's."""

@@ -29,15 +29,12 @@ from acestep_gguf.bundle.prefill_info import (
 )
 from acestep_gguf.errors import BundleError, DecodeError
 from acestep_gguf.ort_session import ORT_ERRORS, first_line, session_options
+from acestep_gguf.plan.prefill_memory import rows_at_once
 from acestep_gguf.prefill.rotation import Rotation
 
 FloatArray = npt.NDArray[np.float32]
 KeysAndValues = tuple[FloatArray, FloatArray]
 
-# Positions that a call computes at most: more make its products no faster, and take more memory.
-MOST_ROWS: Final = 1024
-# GroupQueryAttention keeps a weight for each head, position and position before: so many bytes at most.
-ATTENTION_BYTES: Final = 2**28
 DAMAGED: Final = "the decoder's int8 layers gave numbers that are not finite: copy the bundle again."
 
 
@@ -49,13 +46,17 @@ class PrefillLayers:
         rotation: of queries and keys.
         n_head: attention heads.
         n_threads: that compute.
+        is_streamed: let the system drop each layer's weights when its turn is over.
 
     Raises:
         BundleError: onnxruntime cannot load the graph.
     """
 
-    def __init__(self, layout: PrefillLayout, rotation: Rotation, *, n_head: int, n_threads: int) -> None:
+    def __init__(
+        self, layout: PrefillLayout, rotation: Rotation, *, n_head: int, n_threads: int, is_streamed: bool
+    ) -> None:
         self.layout = layout
+        self._is_streamed = is_streamed
         self._rotation = rotation
         self._n_head = n_head
         try:
@@ -86,7 +87,7 @@ class PrefillLayers:
         n = len(hidden)
         if len(self._tables[0]) < n_past + n:
             self._tables = self._rotation.tables(n_past + n)
-        cuts = [*self._cuts(n, n_past), n]
+        cuts = [*range(0, n, rows_at_once(self._n_head, n_past + n)), n]
         hidden = hidden[np.newaxis]
         for bid in range(self.layout.n_layers):
             weights = self._weights(bid)
@@ -96,18 +97,11 @@ class PrefillLayers:
                 output, keys, values = self._run(weights, hidden[:, first:end], keys, values, n_past + end)
                 outputs.append(output)
             hidden = outputs[0] if len(outputs) == 1 else np.concatenate(outputs, axis=1)
-            self._leave(bid)
+            if self._is_streamed:
+                self._leave(bid)
             yield keys[:, :, n_past:], values[:, :, n_past:]
         if not np.isfinite(hidden).all():
             raise DecodeError(DAMAGED)
-
-    def _cuts(self, n: int, n_past: int) -> Iterator[int]:
-        """Where calls begin."""
-        first = 0
-        while first < n:
-            yield first
-            fitting = ATTENTION_BYTES // (4 * self._n_head * (n_past + min(n, first + MOST_ROWS)))
-            first += max(1, min(MOST_ROWS, fitting))
 
     def _run(
         self, weights: dict[str, Any], hidden: FloatArray, keys: FloatArray, values: FloatArray, n_total: int

@@ -37,7 +37,15 @@ class PromptReader:
         self._embeddings = embeddings
 
     @classmethod
-    def open(cls, folder: Path, record: PrefillFile, decoder: DecoderModel, *, n_threads: int) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        record: PrefillFile,
+        decoder: DecoderModel,
+        *,
+        n_threads: int,
+        is_streamed: bool = False,
+    ) -> Self:
         """Of the bundle in ``folder``, for one of its decoders.
 
         Raises:
@@ -50,7 +58,9 @@ class PromptReader:
                 f"{layout.path} is not of this decoder: copy the whole bundle, or convert again."
             )
         rotation = Rotation.of(decoder.header, shape.n_embd_head)
-        layers = PrefillLayers(layout, rotation, n_head=shape.n_head, n_threads=n_threads)
+        layers = PrefillLayers(
+            layout, rotation, n_head=shape.n_head, n_threads=n_threads, is_streamed=is_streamed
+        )
         return cls(layers, GgufRows(decoder.header, EMBEDDINGS))
 
     def takes(self, n: int) -> bool:

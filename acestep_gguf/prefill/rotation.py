@@ -71,10 +71,9 @@ class Rotation:
     def tables(self, n: int) -> tuple[FloatArray, FloatArray]:
         """Cosines and sines of positions 0 to ``n`` - 1, float32 [n, n_embd_head / 2] each."""
         # llama.cpp multiplies in float32 from pair to pair; so do we, for the same angles to the bit.
-        angles = np.empty((n, len(self.kept)), np.float32)
-        angles[:, 0] = np.arange(n)
-        angles[:, 1:] = np.float32(self.base ** (-2.0 / self.n_embd_head))
-        unscaled = np.multiply.accumulate(angles, axis=1) / self.factors
+        steps: FloatArray = np.full((n, len(self.kept)), self.base ** (-2.0 / self.n_embd_head), np.float32)
+        steps[:, 0] = np.arange(n)
+        unscaled = np.multiply.accumulate(steps, axis=1, dtype=np.float32) / self.factors
         angles = unscaled * np.float32(self.scale) * (1 - self.kept) + unscaled * self.kept
         magnitude = np.float32(self.magnitude)
         return np.cos(angles) * magnitude, np.sin(angles) * magnitude

@@ -1,0 +1,35 @@
+"""Memory of the decoder's int8 layers in onnxruntime. Measured: docs/hardware.md."""
+
+from typing import Final
+
+from acestep_gguf.bundle.prefill_info import PrefillLayout
+from acestep_gguf.plan.decoder_memory import DecoderShape
+
+F32: Final = 4
+SESSION_BYTES: Final = 3 * 2**20
+# Positions that a call computes at most: more make its products no faster, and take more memory.
+MOST_ROWS: Final = 1024
+# Attention keeps a weight for each head, position and position before: so many bytes at most.
+ATTENTION_BYTES: Final = 2**28
+
+
+def rows_at_once(n_head: int, n_total: int) -> int:
+    """Positions of one call, where the last of all has the number ``n_total`` - 1."""
+    return max(1, min(MOST_ROWS, ATTENTION_BYTES // (F32 * n_head * n_total)))
+
+
+def activation_bytes(shape: DecoderShape, n: int, n_total: int) -> int:
+    """Anonymous memory while ``n`` positions are read, of ``n_total`` when that is done.
+
+    onnxruntime keeps about six arrays of the MLP's width for each position of a call, one of them in uint8
+    besides, three of the decoder's, and attention's weights; the hidden states of all positions, twice.
+    """
+    rows = min(n, rows_at_once(shape.n_head, n_total))
+    mlp = rows * ((6 * F32 + 1) * shape.n_ff + 3 * F32 * shape.n_embd)
+    attention = F32 * rows * shape.n_head * n_total
+    return SESSION_BYTES + mlp + attention + 2 * F32 * n * shape.n_embd
+
+
+def streamed_bytes(layout: PrefillLayout) -> int:
+    """Weights in memory at a time where each layer is read when its turn comes, and the next one ahead."""
+    return 2 * layout.stride

@@ -1,0 +1,103 @@
+"""Whether int8 layers read prompts faster than llama.cpp on this machine, found out once."""
+
+import hashlib
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from acestep_gguf.bundle.prefill_info import PrefillLayout
+from acestep_gguf.cpus import cpu_flags, cpu_name
+from acestep_gguf.errors import UsageError
+from acestep_gguf.llama.backend import build_id
+from acestep_gguf.llama.product_speed import product_flops
+from acestep_gguf.ort_session import VNNI
+from acestep_gguf.plan.bundle_model import DecoderModel
+from acestep_gguf.prefill.layers import PrefillLayers
+from acestep_gguf.prefill.rotation import Rotation
+from acestep_gguf.storage.atomic_file import write_atomically
+from acestep_gguf.storage.cache_folder import cache_folder
+
+GAINS, LOSES = b"faster\n", b"slower\n"
+N_ROWS: Final = 512
+N_ROUNDS: Final = 3
+X86: Final = frozenset({"x86_64", "AMD64"})
+
+
+def check_int8() -> None:
+    """Refuse int8 layers where onnxruntime adds up products of int8 in 16 bits, which overflow.
+
+    It can be told to compute exactly, but not with weights that are inputs of the graph.
+
+    Raises:
+        UsageError: on an x86 CPU without VNNI.
+    """
+    if not _is_exact():
+        raise UsageError(
+            "prefill is int8, but this CPU has no VNNI, without which int8 layers give wrong numbers: "
+            "leave it out.",
+            settings=["prefill"],
+        )
+
+
+def gains(layout: PrefillLayout, decoder: DecoderModel, *, n_threads: int) -> bool:
+    """Whether a layer computes positions faster than llama.cpp's products alone.
+
+    Measuring takes about half a second the first time; then it is remembered for this machine and decoder.
+
+    Raises:
+        BundleError: onnxruntime cannot load the graph.
+        DecodeError: it fails.
+    """
+    if not _is_exact():
+        return False
+    shape = decoder.shape
+    facts = [cpu_name(), n_threads, version("onnxruntime"), version("acestep-gguf"), build_id()]
+    numbers = [shape.n_embd, shape.n_ff, shape.n_head, shape.n_head_kv, shape.n_embd_head, decoder.main_type]
+    name = hashlib.sha256(msgspec.json.encode([facts, numbers])).hexdigest()
+    verdict = cache_folder() / "prefill-checks" / name
+    try:
+        return verdict.read_bytes() == GAINS
+    except OSError:
+        is_faster = _is_faster(layout, decoder, n_threads)
+        _remember(verdict, is_faster)
+        return is_faster
+
+
+def _is_exact() -> bool:
+    return platform.machine() not in X86 or bool(cpu_flags() & VNNI)
+
+
+def _is_faster(layout: PrefillLayout, decoder: DecoderModel, n_threads: int) -> bool:
+    flops = product_flops(decoder.main_type, n_threads)
+    if flops is None:
+        return False
+    shape = decoder.shape
+    layers = PrefillLayers(
+        layout,
+        Rotation.of(decoder.header, shape.n_embd_head),
+        n_head=shape.n_head,
+        n_threads=n_threads,
+        is_streamed=False,
+    )
+    hidden = np.random.default_rng(0).standard_normal((N_ROWS, shape.n_embd), np.float32)
+    nothing = np.empty((1, shape.n_head_kv, 0, shape.n_embd_head), np.float32)
+    seconds = []
+    for _ in range(N_ROUNDS):
+        began = time.perf_counter()
+        next(layers.read(hidden, 0, lambda _: (nothing, nothing)))
+        seconds.append(time.perf_counter() - began)
+    per_layer = 2 * decoder.n_multiplied / shape.n_layer * N_ROWS / flops
+    return min(seconds) < per_layer
+
+
+def _remember(verdict: Path, is_faster: bool) -> None:
+    try:
+        verdict.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(verdict, [GAINS if is_faster else LOSES])
+    except OSError:  # then it is measured again
+        return
