@@ -124,7 +124,7 @@ def _check_prefill(bundle: BundleModel, options: EngineOptions) -> None:
     types = [kind for kind in (options.type_k, options.type_v) if kind not in (None, *FLOAT_CACHE_TYPES)]
     if bundle.int8_layers is None:
         raise UsageError(
-            "prefill is int8, but this bundle has no int8 layers: `convert --prefill` adds them.",
+            "prefill is int8, but this bundle has no int8 layers: `convert` with prefill adds them.",
             settings=["prefill"],
         )
     if types:
