@@ -2,7 +2,7 @@
 
 The graph is that of Llama, Qwen2 and Qwen3 (llama.cpp, qwen2.cpp and qwen3.cpp in src/models, build_attn_mha
 in src/llama-graph.cpp): of one micro-batch over a full context, as llama.cpp reserves it. Judged by its own
-log in tests/acestep_gguf/plan/test_compute_buffers.py; for GPUs it is unproven, see docs/hardware.md.
+log in tests/acestep_gguf/plan/test_compute_buffers.py, for GPUs on one that a process plays.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from acestep_gguf.plan.decoder_memory import (
     padded_n_ctx,
     row_bytes,
 )
-from acestep_gguf.plan.graph_allocator import Tensor, buffer_sizes
+from acestep_gguf.plan.graph_allocator import ANYWHERE, Tensor, buffer_sizes
 from acestep_gguf.plan.placement import RAM, Placement
 
 F32: Final = 4
@@ -64,11 +64,12 @@ class _Graph:
         self.n_ctx = padded_n_ctx(params.n_ctx)
         self.n_tokens = n_tokens = min(params.n_ubatch, params.n_batch, params.n_ctx)
         self.n_outputs = min(n_tokens, params.n_outputs_max)
-        self.device = RAM
+        # llama.cpp ties norms to their layers then (graph_get_cb in src/llama-context.cpp).
+        self.ties_norms = n_tokens < OFFLOAD_ROWS or RAM not in self.placement.attention
 
         tokens = self._input(I32 * n_tokens)
         self._input(F32 * n_tokens * shape.n_embd)  # for image embeds, even in a batch without any
-        hidden = self._node(n_tokens * shape.n_embd, tokens)
+        hidden = self._node(n_tokens * shape.n_embd, tokens, device=RAM)
         self.positions = self._input(I32 * n_tokens)
         self.k_rotation = self._rotation(params.type_k, self._k_rotation_side())
         self.v_rotation = self._rotation(params.type_v, ROTATION)
@@ -83,8 +84,8 @@ class _Graph:
                 attended = self._node(self.n_outputs * shape.n_embd, attended, self.out_ids)
                 hidden = self._node(self.n_outputs * shape.n_embd, hidden, self.out_ids)
             hidden = self._mlp(attended, hidden, number)
-        self.device = self.placement.output
-        normed = self._norm(hidden, self.weights.output_norm, self.placement.output)
+        normed = self._node(self._n_values(hidden), hidden, in_place=True)  # never tied
+        normed = self._weighted(normed, self.weights.output_norm, self.placement.output)
         logits = self._matmul(normed, self.weights.output, self.placement.output)
         normed.kept = logits.kept = True
 
@@ -107,16 +108,14 @@ class _Graph:
         kv_device = self.placement.kv[number]
 
         normed = self._norm(hidden, weights["attn_norm.weight"], device)
-        q = self._rotate(self._rope(self._head(normed, "attn_q", number)), self.k_rotation)
+        q = self._rotate(self._head(normed, "attn_q", number), self.k_rotation)
         v = self._rotate(self._projection(normed, "attn_v", number), self.v_rotation)
-        k = self._rotate(self._rope(self._head(normed, "attn_k", number)), self.k_rotation)
+        k = self._rotate(self._head(normed, "attn_k", number), self.k_rotation)
         for new, cells in ((k, self.k_cells), (v, self.v_cells)):
-            self.device = kv_device
-            self._node(0, new, cells)  # written into the cache
+            self._node(0, new, cells, device=kv_device)  # written into the cache
 
-        self.device = self._device(device, n_tokens) if kv_device == RAM else kv_device
         k_cache, v_cache = (
-            self._external(self.n_ctx * row_bytes(kind, shape.n_embd_gqa), kv_device)
+            Tensor(self.n_ctx * row_bytes(kind, shape.n_embd_gqa), kv_device)
             for kind in (self.params.type_k, self.params.type_v)
         )
         width = n_tokens * shape.n_embd_q
@@ -125,7 +124,8 @@ class _Graph:
         else:
             scores = self._node(n_tokens * self.n_ctx * shape.n_head, k_cache, q)
             scores = self._node(n_tokens * self.n_ctx * shape.n_head, scores, self.mask, in_place=True)
-            attended = self._node(width, self._node(width, v_cache, scores))
+            mixed = self._node(width, v_cache, scores)
+            attended = self._node(width, mixed, device=ANYWHERE if self.params.offload_kqv else RAM)
         attended = self._rotate(attended, self.v_rotation)
         return self._matmul(attended, weights["attn_output.weight"], device)
 
@@ -140,9 +140,13 @@ class _Graph:
         return self._node(self._n_values(down), down, residual, in_place=True)
 
     def _head(self, x: Tensor, name: str, number: int) -> Tensor:
+        """Q or K with its positions. The projection is reshaped, and nothing is written over a view."""
         projection = self._projection(x, name, number)
         norm = self.weights.layers[number].tensors.get(f"{name}_norm.weight")
-        return projection if norm is None else self._norm(projection, norm, self.placement.attention[number])
+        if norm is None:
+            return self._node(self._n_values(projection), projection, self.positions)
+        normed = self._norm(projection, norm, self.placement.attention[number], in_place=False)
+        return self._node(self._n_values(normed), normed, self.positions, in_place=True)
 
     def _projection(self, x: Tensor, name: str, number: int) -> Tensor:
         weights, device = self.weights.layers[number].tensors, self.placement.attention[number]
@@ -150,23 +154,22 @@ class _Graph:
         bias = weights.get(f"{name}.bias")
         return product if bias is None else self._weighted(product, bias, device)
 
-    def _norm(self, x: Tensor, weight: TensorInfo, device: int) -> Tensor:
-        return self._weighted(self._node(self._n_values(x), x, in_place=True), weight, device)
+    def _norm(self, x: Tensor, weight: TensorInfo, device: int, *, in_place: bool = True) -> Tensor:
+        tied = device if self.ties_norms else ANYWHERE
+        normed = self._node(self._n_values(x), x, in_place=in_place, device=tied)
+        return self._weighted(normed, weight, device)
 
     def _weighted(self, x: Tensor, weight: TensorInfo, device: int) -> Tensor:
         """A vector of weights added to, or multiplied with, every row."""
-        self.device = self._device(device, self._n_values(x) // weight.dims[0])
-        external = self._external(weight.nbytes, device)
-        return self._node(self._n_values(x), x, external, in_place=True)
+        where = self._device(device, self._n_values(x) // weight.dims[0])
+        parents = (x, Tensor(weight.nbytes, device, is_weight=True))
+        return self._node(self._n_values(x), *parents, in_place=True, device=where)
 
     def _matmul(self, x: Tensor, weight: TensorInfo, device: int) -> Tensor:
         row_length, n_rows = weight.dims
         n_tokens = self._n_values(x) // row_length
-        self.device = self._device(device, n_tokens)
-        return self._node(n_tokens * n_rows, self._external(weight.nbytes, device), x)
-
-    def _rope(self, x: Tensor) -> Tensor:
-        return self._node(self._n_values(x), x, self.positions)
+        where = self._device(device, n_tokens)
+        return self._node(n_tokens * n_rows, Tensor(weight.nbytes, device, is_weight=True), x, device=where)
 
     def _rotate(self, x: Tensor, rotation: Tensor | None) -> Tensor:
         return x if rotation is None else self._node(self._n_values(x), rotation, x)
@@ -194,10 +197,9 @@ class _Graph:
         self.inputs.append(Tensor(n_bytes, RAM))
         return self.inputs[-1]
 
-    def _external(self, n_bytes: int, device: int) -> Tensor:
-        return Tensor(n_bytes, device, external=True)
-
-    def _node(self, n_values: int, *parents: Tensor, in_place: bool = False) -> Tensor:
-        """A node of float32 values on the current device."""
-        self.nodes.append(Tensor(F32 * n_values, self.device, parents, in_place))
+    def _node(
+        self, n_values: int, *parents: Tensor, in_place: bool = False, device: int = ANYWHERE
+    ) -> Tensor:
+        """A node of float32 values; without a ``device`` it is computed where its neighbours are."""
+        self.nodes.append(Tensor(F32 * n_values, device, parents, in_place))
         return self.nodes[-1]

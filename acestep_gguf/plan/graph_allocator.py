@@ -10,15 +10,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from acestep_gguf.plan.placement import RAM
+
 ALIGNMENT: Final = 32  # TENSOR_ALIGNMENT of ggml's CPU buffers; CUDA's is 128, which changes nothing here
+
+ANYWHERE: Final = -1
 
 
 @dataclass(slots=True, eq=False)
 class Tensor:
     """A tensor of the graph, ``n_bytes`` on ``device``, computed from ``parents``; views are no tensors here.
 
-    ``in_place``: its operation may overwrite a parent of the same size. ``kept``: an output, never freed.
-    ``external``: weights or a KV cache, with memory of their own.
+    ``device`` is ANYWHERE where nothing ties a node to one. ``in_place``: its operation may overwrite a
+    parent of the same size. ``kept``: an output, never freed. ``is_weight``: it has memory of its own.
     """
 
     n_bytes: int
@@ -26,7 +30,7 @@ class Tensor:
     parents: tuple["Tensor", ...] = ()
     in_place: bool = False
     kept: bool = False
-    external: bool = False
+    is_weight: bool = False
     readers: int = field(default=0, init=False)
     offset: int = field(default=-1, init=False)  # -1: it holds no memory of the buffer
 
@@ -66,6 +70,7 @@ def buffer_sizes(inputs: Iterable[Tensor], nodes: Sequence[Tensor], n_devices: i
     Inputs are there from the beginning, and one that nobody reads stays until the end. A node that reads a
     tensor of another device reads a copy.
     """
+    _assign_devices(nodes)
     nodes = _with_copies(nodes)
     buffers = [_Buffer() for _ in range(n_devices)]
     for node in nodes:
@@ -84,6 +89,21 @@ def buffer_sizes(inputs: Iterable[Tensor], nodes: Sequence[Tensor], n_devices: i
             if parent.readers == 0 and parent.offset >= 0 and not parent.kept:
                 buffers[parent.device].give_back(parent)
     return [buffer.size for buffer in buffers]
+
+
+def _assign_devices(nodes: Sequence[Tensor]) -> None:
+    """Tie each node to a device, as ggml_backend_sched_split_graph does.
+
+    Nodes join the GPU before them, then the GPU after them, then whatever is before and after them.
+    """
+    for only_gpus in (True, False):
+        for ordered in (nodes, nodes[::-1]):
+            device = ANYWHERE
+            for node in ordered:
+                if node.device == ANYWHERE:
+                    node.device = device
+                else:
+                    device = ANYWHERE if only_gpus and node.device == RAM else node.device
 
 
 def _may_overwrite(node: Tensor, parent: Tensor) -> bool:
@@ -107,7 +127,7 @@ def _with_copies(nodes: Sequence[Tensor]) -> list[Tensor]:
     device = None
     for node in nodes:
         foreign = [parent for parent in node.parents if parent.device != node.device]
-        if node.device != device or (n_copied and any(parent.external for parent in foreign)):
+        if node.device != device or (n_copied and any(parent.is_weight for parent in foreign)):
             split_start, n_copied, device = len(placed), 0, node.device
         for parent in foreign:
             if (parent, node.device) not in copies:

@@ -8,7 +8,9 @@ from acestep_gguf.plan.memory import Memory, Part
 from acestep_gguf.plan.planner import Plan
 from acestep_gguf.sizes import show_size
 
-UNPROVEN_GPU = "buffers on a GPU are computed, but not yet proven (scripts/checks/gpu.py)"
+UNPROVEN_GPU = (
+    "buffers on a GPU are proven on one that is played, not yet proven on a real one (docs/hardware.md)"
+)
 
 
 def plan_line(plan: Plan) -> str:

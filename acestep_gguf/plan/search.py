@@ -286,7 +286,7 @@ class Search:
             return replace(
                 whole(most + extra),
                 n_attention_only=extra,
-                cpu_tensors=_mlp_tensors(range(n_layer + 1 - most - extra, n_layer + 1 - most)),
+                cpu_tensors=mlp_tensors(range(n_layer + 1 - most - extra, n_layer + 1 - most)),
             )
 
         return with_attention(self._largest_fitting(with_attention, n_layer - most))
@@ -320,7 +320,7 @@ class Search:
         return tuple(end - start for start, end in pairwise(round(n_gpu_layers * share) for share in shares))
 
 
-def _mlp_tensors(layers: range) -> tuple[str, ...]:
+def mlp_tensors(layers: range) -> tuple[str, ...]:
     """The pattern of the names of these layers' MLP matrices."""
     numbers = "|".join(map(str, layers))
     return (rf"blk\.({numbers})\.ffn_(gate|up|down)\.weight",) if numbers else ()

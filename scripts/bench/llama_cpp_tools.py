@@ -33,15 +33,25 @@ def llama_cpp_source() -> Path:
     folder = platformdirs.user_cache_path("acestep-gguf-bench") / f"{PACKAGE}-{release}"
     source = folder / "vendor" / "llama.cpp"
     if not source.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        requirement = f"{PACKAGE}=={release}"
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE, requirement]
-        subprocess.run([*command, "--dest", str(folder.parent)], check=True)
-        (archive,) = folder.parent.glob(f"llama_cpp_python-{release}.tar.gz")
-        with tarfile.open(archive) as tar:
+        with tarfile.open(download_source(folder.parent)) as tar:
             tar.extractall(folder.parent, filter="data")
         (folder.parent / f"llama_cpp_python-{release}").rename(folder)
     return source
+
+
+def download_source(folder: Path) -> Path:
+    """The installed llama-cpp-python's source package, from the package index.
+
+    Raises:
+        CalledProcessError: pip cannot download it.
+    """
+    release = version(PACKAGE)
+    archive = folder / f"llama_cpp_python-{release}.tar.gz"
+    if not archive.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "--quiet", "download", "--no-deps", "--no-binary", PACKAGE]
+        subprocess.run([*command, "--dest", str(folder), f"{PACKAGE}=={release}"], check=True)
+    return archive
 
 
 def build_tools(names: Sequence[str]) -> dict[str, Path]:

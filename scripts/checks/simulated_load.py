@@ -4,15 +4,23 @@
 
 llama.cpp has no C API for the sizes of its buffers, so they are read from the lines that it logs, here and
 nowhere else. A simulated load (``no_alloc``) needs a file of the true length; ours is a header and a hole.
+
+    python -m scripts.checks.simulated_load --shapes 0.5b --ftypes Q4_K_M --placements 100
+
+With --placements, so many random settings are compared on a GPU that is played
+(scripts/checks/played_card.py); these decoders are really loaded, so take a small shape.
 """
 
 import argparse
 import json
+import random
 import re
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -22,7 +30,7 @@ from gguf import Keys
 
 from acestep_gguf.bundle.gguf_header import TensorInfo, read_gguf_header
 from acestep_gguf.bundle.names import FTYPES, LLAMA_FTYPE, Ftype
-from acestep_gguf.llama.params import CACHE_TYPES, FLASH_ATTENTION, ContextParams
+from acestep_gguf.llama.params import CACHE_TYPES, FLASH_ATTENTION, ContextParams, ModelParams
 from acestep_gguf.options import CacheType, FlashAttention
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffer_bytes
 from acestep_gguf.plan.decoder_memory import (
@@ -33,17 +41,20 @@ from acestep_gguf.plan.decoder_memory import (
     padded_n_ctx,
     row_bytes,
 )
+from acestep_gguf.plan.placement import Placement
+from acestep_gguf.plan.search import mlp_tensors
 from acestep_gguf.quantize.gguf_layout import GgufLayout, f32, lay_out, string, u32
 from acestep_gguf.quantize.recipes import TensorShape, choose_types
+from scripts.checks.played_card import Card, play_card, use_card
 from scripts.synthetic.checkpoint import SHAPES, Shape
 
-MIB = 2**20
+MIB, TIB = 2**20, 2**40
 LOG_STEP = 0.01  # MiB: llama.cpp logs two digits
 CONTEXTS = (2048, 8192, 32768, 131072)
 N_UBATCHES = (128, 512, 2048)
 # The KV line is the one that holds in a simulated load, too.
 KV_LINE = re.compile(r"llama_kv_cache: size = .*K \(\w+\): +([\d.]+) MiB, V \(\w+\): +([\d.]+) MiB")
-BUFFER_LINE = re.compile(r"(\w+) +(compute|output|KV|model) buffer size = +([\d.]+) MiB")
+BUFFER_LINE = re.compile(r"(\S+) +(compute|output|KV|model) buffer size = +([\d.]+) MiB")
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,29 @@ class LoggedSizes:
     v: float
     compute: float
     output: float
+    gpu_compute: float = 0.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """A decoder with some of its layers on a GPU, in llama.cpp's words, and a context for it."""
+
+    context: ContextParams
+    n_gpu_layers: int = 0
+    n_attention_only: int = 0
+
+    def placement(self, n_layer: int) -> Placement:
+        return Placement.of(
+            n_layer,
+            self.n_gpu_layers,
+            n_attention_only=self.n_attention_only,
+            kv_on_gpu=self.context.offload_kqv,
+        )
+
+    def model_params(self, n_layer: int) -> ModelParams:
+        first = n_layer + 1 - self.n_gpu_layers
+        in_ram = mlp_tensors(range(first, first + self.n_attention_only))
+        return ModelParams(n_gpu_layers=self.n_gpu_layers, cpu_tensors=in_ram)
 
 
 @dataclass
@@ -129,49 +163,61 @@ def write_sparse(path: Path, layout: GgufLayout) -> None:
         file.truncate(layout.n_bytes)
 
 
-def simulate(path: Path, contexts: Sequence[ContextParams]) -> list[LoggedSizes]:
-    """What llama.cpp logs for each context; in a process of its own, since llama.cpp may abort."""
-    request = json.dumps([asdict(context) for context in contexts])
+def simulate(path: Path, loads: Sequence[Load], card: Card | None = None) -> list[LoggedSizes]:
+    """What llama.cpp logs for each load; in a process of its own, since llama.cpp may abort.
+
+    Without a card the loads are simulated.
+    """
+    request = json.dumps([asdict(load) for load in loads])
     command = [sys.executable, "-m", "scripts.checks.simulated_load", "--child", str(path)]
+    if card is not None:
+        command += [str(card.library), card.endpoint]
     done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"llama.cpp ended the simulation: {done.stderr[-2000:]}")
     return [LoggedSizes(**raw) for raw in json.loads(done.stdout)]
 
 
-def _child(path: Path) -> None:
-    import ctypes  # noqa: PLC0415 (of the child only, as llama_cpp)
+def _child(path: Path, *card: str) -> None:
+    import ctypes  # noqa: PLC0415 (of the child only, as llama.cpp)
 
-    from llama_cpp import llama_cpp as lib  # noqa: PLC0415
+    from acestep_gguf.llama.backend import backend  # noqa: PLC0415
+    from acestep_gguf.llama.devices import cpu_overrides  # noqa: PLC0415
+    from acestep_gguf.llama.library import lib  # noqa: PLC0415
 
-    lines: list[str] = []
-
-    def write(_level: int, text: bytes, _data: ctypes.c_void_p) -> None:
-        lines.append(text.decode("utf-8", "replace"))
-
-    callback = lib.llama_log_callback(write)  # ctypes does not keep it alive
-    lib.llama_log_set(callback, ctypes.c_void_p(0))
-    lib.llama_backend_init()
-    params = lib.llama_model_default_params()
-    params.no_alloc = True
-    params.load_mode = 0  # with mmap on, llama.cpp aborts
-    model = lib.llama_model_load_from_file(str(path).encode(), params)
-    if not model:
-        sys.exit("".join(lines))
+    log = backend()
+    log.lines = deque(maxlen=10_000)
+    if card:
+        library, endpoint = card
+        use_card(Path(library), endpoint)
+    n_layer = decoder_shape(read_gguf_header(path)).n_layer
     found: list[dict[str, Any]] = []
     for raw in json.load(sys.stdin):
-        context = ContextParams(**raw)
+        context = ContextParams(**raw.pop("context"))
+        model_params = Load(context, **raw).model_params(n_layer)
+        params = lib.llama_model_default_params()
+        # A simulated load forgets which nodes llama.cpp ties to a device.
+        params.no_alloc = not card
+        params.load_mode = 0  # with mmap on, llama.cpp aborts a simulated load
+        params.use_extra_bufts = False
+        params.n_gpu_layers = model_params.n_gpu_layers
+        overrides = cpu_overrides(model_params.cpu_tensors)
+        params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+        model = lib.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            sys.exit("\n".join(log.lines))
         native = lib.llama_context_default_params()
         native.n_ctx, native.n_batch, native.n_ubatch = context.n_ctx, context.n_batch, context.n_ubatch
-        native.n_outputs_max = context.n_outputs_max
+        native.n_outputs_max, native.offload_kqv = context.n_outputs_max, context.offload_kqv
         native.type_k, native.type_v = CACHE_TYPES[context.type_k], CACHE_TYPES[context.type_v]
         native.flash_attn_type = FLASH_ATTENTION[context.flash_attn]
-        lines.clear()
+        log.clear()
         pointer = lib.llama_init_from_model(model, native)
         if not pointer:
-            sys.exit("".join(lines))
-        found.append(asdict(logged_sizes("".join(lines))))
+            sys.exit("\n".join(log.lines))
+        found.append(asdict(logged_sizes("\n".join(log.lines))))
         lib.llama_free(pointer)
+        lib.llama_model_free(model)
     json.dump(found, sys.stdout)
 
 
@@ -180,10 +226,11 @@ def logged_sizes(log: str) -> LoggedSizes:
     kv = KV_LINE.search(log)
     if kv is None:
         raise ValueError(f"llama.cpp logged no KV size: {log[-500:]}")
-    buffers = {"compute": 0.0, "output": 0.0}
-    for _device, kind, size in BUFFER_LINE.findall(log):
-        if kind in buffers:
-            buffers[kind] += float(size)
+    buffers = {"compute": 0.0, "output": 0.0, "gpu_compute": 0.0}
+    for device, kind, size in BUFFER_LINE.findall(log):
+        name = f"gpu_{kind}" if device.startswith("RPC") else kind
+        if name in buffers:
+            buffers[name] += float(size)
     return LoggedSizes(float(kv[1]), float(kv[2]), **buffers)
 
 
@@ -203,8 +250,30 @@ def whole_grid() -> Iterator[ContextParams]:
             )
 
 
+def random_loads(n_layer: int, count: int, seed: int) -> Iterator[Load]:
+    """Settings of a GPU with some of the layers, in every combination that llama.cpp accepts."""
+    chosen = random.Random(seed)
+    for _ in range(count):
+        n_gpu_layers = chosen.choice([0, 1, 2, n_layer - 1, n_layer, n_layer + 1, chosen.randint(0, n_layer)])
+        flash_attn: FlashAttention = chosen.choice(["on", "on", "off"])
+        cache_type: CacheType = chosen.choice(["f16", "q8_0", "q4_0"]) if flash_attn == "on" else "f16"
+        context = ContextParams(
+            n_ctx=chosen.choice([512, 4096, 8192, 32768]),
+            n_ubatch=chosen.choice([16, 31, 32, 128, 512, 2048]),
+            type_k=cache_type,
+            type_v=cache_type,
+            flash_attn=flash_attn,
+            offload_kqv=chosen.random() < 0.5,
+        )
+        yield Load(context, n_gpu_layers, chosen.choice([0, 0, min(2, max(0, n_gpu_layers - 1))]))
+
+
 def compare(
-    shape: Shape, ftype: Ftype, contexts: Sequence[ContextParams], architecture: str = "qwen2"
+    shape: Shape,
+    ftype: Ftype,
+    loads: Sequence[Load],
+    architecture: str = "qwen2",
+    card: Card | None = None,
 ) -> Errors:
     """The largest differences between our formulas and llama.cpp's log."""
     with tempfile.TemporaryDirectory() as folder:
@@ -212,23 +281,24 @@ def compare(
         write_sparse(path, decoder_layout(shape, ftype, architecture))
         header = read_gguf_header(path)
         planned_shape, weights = decoder_shape(header), decoder_weights(header)
-        logged = simulate(path, contexts)
+        logged = simulate(path, loads, card)
     errors = Errors(weights=n_bytes(header.tensors) - n_bytes(all_tensors(weights)))
-    for params, sizes in zip(contexts, logged, strict=True):
+    for load, sizes in zip(loads, logged, strict=True):
+        params = load.context
         k, v = (
             planned_shape.n_layer * padded_n_ctx(params.n_ctx) * row_bytes(kind, planned_shape.n_embd_gqa)
             for kind in (params.type_k, params.type_v)
         )
-        (compute,) = compute_buffer_bytes(planned_shape, weights, params)
         output = output_buffer_bytes(planned_shape, params)
         errors.kv = max(errors.kv, abs(round(k / MIB, 2) - sizes.k), abs(round(v / MIB, 2) - sizes.v))
         errors.output = max(errors.output, abs(round(output / MIB, 2) - sizes.output))
-        difference = compute / MIB - sizes.compute
-        over = difference / sizes.compute if abs(difference) > LOG_STEP else 0.0
-        errors.compute_over, errors.compute_under = (
-            max(errors.compute_over, over),
-            min(errors.compute_under, over),
-        )
+        placement = load.placement(planned_shape.n_layer) if card else None
+        buffers = compute_buffer_bytes(planned_shape, weights, params, placement)
+        for n_bytes_planned, size in zip(buffers, (sizes.compute, sizes.gpu_compute), strict=False):
+            difference = n_bytes_planned / MIB - size
+            over = difference / max(size, LOG_STEP) if abs(difference) > LOG_STEP else 0.0
+            errors.compute_over = max(errors.compute_over, over)
+            errors.compute_under = min(errors.compute_under, over)
         errors.n_contexts += 1
     return errors
 
@@ -243,12 +313,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5b", "1.5b", "7b", "32b"])
     parser.add_argument("--ftypes", nargs="+", choices=FTYPES, default=["Q4_K_M", "Q5_K_M", "Q8_0"])
+    parser.add_argument("--placements", type=int, metavar="N", help="random settings on a played GPU")
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    contexts = list(whole_grid())
+    with ExitStack() as stack:
+        card = stack.enter_context(play_card(TIB)) if arguments.placements else None
+        _print_table(arguments, card)
+
+
+def _print_table(arguments: argparse.Namespace, card: Card | None) -> None:
     print("| shape | decoder | contexts | weights | KV | output | compute buffer |")
     print("|---|---|---|---|---|---|---|")
     for shape, ftype in product(arguments.shapes, arguments.ftypes):
-        found = compare(SHAPES[shape], ftype, contexts)
+        loads = [Load(context) for context in whole_grid()]
+        if card is not None:
+            loads = list(random_loads(SHAPES[shape].layers, arguments.placements, arguments.seed))
+        found = compare(SHAPES[shape], ftype, loads, card=card)
         print(
             f"| {shape} | {ftype} | {found.n_contexts} | {found.weights} B | {found.kv:.2f} MiB | "
             f"{found.output:.2f} MiB | {found.compute_under:+.2%} … {found.compute_over:+.2%} |",
@@ -258,6 +338,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        _child(Path(sys.argv[2]))
+        _child(Path(sys.argv[2]), *sys.argv[3:])
     else:
         main()

@@ -3,6 +3,7 @@
 The whole grid: scripts/checks/simulated_load.py.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,20 @@ from acestep_gguf.plan import compute_buffers
 from acestep_gguf.plan.compute_buffers import compute_buffer_bytes
 from acestep_gguf.plan.decoder_memory import decoder_shape, decoder_weights
 from acestep_gguf.plan.placement import Placement
-from scripts.checks.simulated_load import compare, decoder_layout, whole_grid, write_sparse
+from scripts.checks.simulated_load import (
+    Load,
+    compare,
+    decoder_layout,
+    random_loads,
+    whole_grid,
+    write_sparse,
+)
 from scripts.synthetic.checkpoint import SHAPES, Shape
+from tests.support.cards import played_card
 
 LLAVA_1_5 = Shape(4096, 32, 32, 32, 11008, 32064, tied=False)
 ONE_LAYER = Shape(128, 1, 2, 1, 256, 500, tied=False)
+FEW_LAYERS = Shape(512, 6, 8, 4, 1536, 8000, tied=False)
 SAMPLE = list(whole_grid())[::5]
 SMALL = [
     ContextParams(n_ctx=n_ctx, n_batch=512, n_ubatch=n_ubatch, flash_attn=flash_attn)
@@ -48,11 +58,30 @@ SMALL = [
 def test_sizes_are_those_that_llama_cpp_logs(
     shape: Shape, ftype: Ftype, architecture: str, contexts: list[ContextParams]
 ) -> None:
-    errors = compare(shape, ftype, contexts, architecture)
+    errors = compare(shape, ftype, [Load(context) for context in contexts], architecture)
     assert errors.n_contexts == len(contexts)
     assert errors.weights == 0
     assert errors.kv == 0
     assert errors.output == 0
+    assert errors.compute_under == errors.compute_over == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "ftype", "architecture", "count"),
+    [
+        (FEW_LAYERS, "Q4_K_M", "qwen2", 30),
+        (FEW_LAYERS, "Q8_0", "qwen3", 30),
+        (replace(FEW_LAYERS, tied=True), "F16", "llama", 20),
+    ],
+)
+def test_sizes_on_a_gpu_are_those_that_llama_cpp_logs(
+    shape: Shape, ftype: Ftype, architecture: str, count: int
+) -> None:
+    with played_card(2**40) as card:
+        errors = compare(shape, ftype, list(random_loads(shape.layers, count, 1)), architecture, card)
+    assert errors.n_contexts == count
+    assert errors.kv == errors.output == 0
     assert errors.compute_under == errors.compute_over == 0
 
 
