@@ -14,7 +14,7 @@ from acestep_gguf.plan.machine_settings import MachineSettings
 from acestep_gguf.plan.planner import Plan, make_plan
 from acestep_gguf.plan.settings import PHOTO_BYTES, TEMPLATE_TOKENS, Settings, Workload
 from acestep_gguf.prompt.messages import ImagePart
-from acestep_gguf.vision.embeds_file import EmbedsFile
+from acestep_gguf.vision.embeds_file import EmbedsSource
 from acestep_gguf.vision.encoder import REMEMBERED, Picture, PictureSource
 from acestep_gguf.vision.image import opening_bytes
 from acestep_gguf.vision.int8_check import vision_precision
@@ -47,7 +47,7 @@ def workload_of(
         return _opened_later(files, int(files.bundle.vision is not None))
     pictures = first.pictures
     n_text, n_text_before = _text_tokens(files, first)
-    opened = [picture for picture in pictures if not isinstance(picture, EmbedsFile | Picture)]
+    opened = [picture for picture in pictures if not isinstance(picture, EmbedsSource | Picture)]
     sizes = []
     if opened:
         _, image = files.bundle.tower()
@@ -87,7 +87,7 @@ def _image_tokens(
     """Tokens of the pictures together; None if a file of embeds is among them, which is not opened yet."""
     n_tokens = 0
     for picture in pictures:
-        if isinstance(picture, EmbedsFile):
+        if isinstance(picture, EmbedsSource):
             return None
         if isinstance(picture, Picture):
             n_tokens += picture.input.n_tokens
@@ -116,7 +116,7 @@ def _text_tokens(files: BundleModel, question: Question) -> tuple[int | None, in
 
 
 def _has_embeds(picture: PictureSource) -> bool:
-    return isinstance(picture, EmbedsFile) or (isinstance(picture, Picture) and picture.embeds is not None)
+    return isinstance(picture, EmbedsSource) or (isinstance(picture, Picture) and picture.embeds is not None)
 
 
 def _has_tower(files: BundleModel) -> bool:

@@ -7,25 +7,31 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from acestep_gguf.engine.engine import AceStep
+from acestep_gguf.errors import ImageError
 from acestep_gguf.prompt.image_source import image_source
 from acestep_gguf.server.errors import ApiError
+from acestep_gguf.server.request_models import EmbedsBase64
 from acestep_gguf.server.settings import MAX_TOKEN_BYTES, ServerSettings
+from acestep_gguf.vision.embeds_file import EmbedsBytes
 from acestep_gguf.vision.encoder import Picture
 from acestep_gguf.vision.image_file import read_file, undecoded
 
 DATA: Final = "data:"
 FILE: Final = "file:"
 
+# What stands for a picture in a request: a URL, or image embeds.
+PictureInput = str | EmbedsBase64
+
 
 def with_pictures(
     messages: Sequence[Mapping[str, Any]], model: AceStep, settings: ServerSettings
 ) -> list[dict[str, Any]]:
-    """Messages with opened pictures in the place of URLs.
+    """Messages with opened pictures in the place of URLs and of image embeds.
 
     Raises:
         ApiError: a URL is not of a picture, or there are too many pictures or words.
-        ImageError: a picture is damaged or too large.
-        PromptError: a data: URL is damaged, or the model has no vision tower.
+        ImageError: a picture is damaged or too large, or image embeds are not this model's.
+        PromptError: a data: URL or base64 is damaged, or the model has no vision tower.
     """
     parts = [part for message in messages for part in _parts(message)]
     n_images = sum(part["type"] == "image" for part in parts)
@@ -38,10 +44,13 @@ def with_pictures(
             f"the text is far longer than the context of {model.settings.n_ctx} tokens: send less of it.",
             code="context_length_exceeded",
         )
-    opened: dict[str, Picture] = {}  # one that is sent in each turn is opened once
+    opened: dict[PictureInput, Picture] = {}  # one that is sent in each turn is opened once
     for part in parts:
-        if part["type"] == "image" and part["image"] not in opened:
-            opened[part["image"]] = open_picture(part["image"], model, settings)
+        if part["type"] == "image" and (image := part["image"]) not in opened:
+            if isinstance(image, EmbedsBase64):
+                opened[image] = open_embeds(image, model)
+            else:
+                opened[image] = open_picture(image, model, settings)
     return [{**message, "content": _opened(message["content"], opened)} for message in messages]
 
 
@@ -55,7 +64,22 @@ def open_picture(url: str, model: AceStep, settings: ServerSettings) -> Picture:
             f"a picture has {width} x {height} pixels: send {settings.max_pixels} at most.",
             code="invalid_image",
         )
+    if model.bundle.vision is not None and model.settings.vision is None:
+        raise ApiError(
+            400,
+            "this server has no vision tower: send image_embeds, as `acestep-gguf encode` makes them.",
+            code="invalid_image",
+        )
     return model.prepare_image(data)
+
+
+def open_embeds(embeds: EmbedsBase64, model: AceStep) -> Picture:
+    """Image embeds that another machine's tower made; errors as with_pictures."""
+    content = image_source({"type": "image", "base64": embeds.text})
+    try:
+        return model.prepare_image(EmbedsBytes(content))
+    except ImageError as error:  # in our own words, whatever caused it
+        raise ApiError(400, str(error), code="invalid_image") from error
 
 
 def picture_bytes(url: str, settings: ServerSettings) -> bytes:
@@ -97,7 +121,7 @@ def _parts(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield from [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def _opened(content: Any, pictures: Mapping[str, Picture]) -> Any:
+def _opened(content: Any, pictures: Mapping[PictureInput, Picture]) -> Any:
     if isinstance(content, str):
         return content
     return [

@@ -31,7 +31,7 @@ class AnswerRequest:
     """What a request asks of a model, whichever API it came by.
 
     Args:
-        messages: as messages.py describes them, with URLs for pictures.
+        messages: as messages.py describes them, with URLs for pictures, or EmbedsBase64.
         options: of AnswerOptions, by their names.
         n: answers.
         n_logprobs: see Scheduler.submit.
@@ -84,7 +84,24 @@ class ImageUrlPart(Part):
         return {"type": "image", "image": url}
 
 
-ContentPart = Annotated[TextPart | ImageUrlPart, Field(discriminator="type")]
+@dataclass(frozen=True)
+class EmbedsBase64:
+    """A file that ``acestep-gguf encode`` wrote, in base64."""
+
+    text: str
+
+
+class ImageEmbedsPart(Part):
+    """What another machine's vision tower made of a picture; vLLM's name, and a file of our own."""
+
+    type: Literal["image_embeds"]
+    image_embeds: str = Field(description="A file that acestep-gguf encode wrote, in base64.")
+
+    def as_part(self) -> dict[str, Any]:
+        return {"type": "image", "image": EmbedsBase64(self.image_embeds)}
+
+
+ContentPart = Annotated[TextPart | ImageUrlPart | ImageEmbedsPart, Field(discriminator="type")]
 Content = str | Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_PARTS)]
 
 
@@ -206,7 +223,7 @@ class InputImagePart(Part):
         return {"type": "image", "image": self.image_url}
 
 
-InputPart = Annotated[InputTextPart | InputImagePart, Field(discriminator="type")]
+InputPart = Annotated[InputTextPart | InputImagePart | ImageEmbedsPart, Field(discriminator="type")]
 
 
 class InputItem(Part):
@@ -306,9 +323,7 @@ def schema_of(kind: str, schema: dict[str, Any] | None) -> Mapping[str, Any] | N
     return schema
 
 
-def _message(
-    role: str, content: str | Sequence[TextPart | ImageUrlPart | InputTextPart | InputImagePart]
-) -> dict[str, Any]:
+def _message(role: str, content: str | Sequence[ContentPart | InputPart]) -> dict[str, Any]:
     parts = content if isinstance(content, str) else [part.as_part() for part in content]
     return {"role": "system" if role == "developer" else role, "content": parts}
 

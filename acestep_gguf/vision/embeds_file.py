@@ -7,7 +7,7 @@ its metadata what they belong to. It comes from outside, so everything in it is 
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -71,7 +71,30 @@ class EmbedsFile:
 
     def read(self, bundle: Bundle) -> ImageEmbeds:
         """The image embeds; the errors are those of ``read_embeds``."""
-        return read_embeds(Path(self.path), bundle)[0]
+        return self.checked(bundle)[0]
+
+    def checked(self, bundle: Bundle) -> tuple[ImageEmbeds, Metadata]:
+        """As ``read_embeds``."""
+        return read_embeds(Path(self.path), bundle)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedsBytes:
+    """The bytes of such a file, as another machine sent them."""
+
+    content: bytes = field(repr=False)
+
+    @property
+    def path(self) -> str:
+        """What errors call it."""
+        return "what was sent"
+
+    def checked(self, bundle: Bundle) -> tuple[ImageEmbeds, Metadata]:
+        """As ``read_embeds``."""
+        return check_embeds(self.content, bundle, self.path)
+
+
+EmbedsSource = EmbedsFile | EmbedsBytes
 
 
 def model_identity(vision: VisionFile, image: ImageSpec) -> str:
@@ -126,9 +149,14 @@ def read_embeds(path: Path, bundle: Bundle) -> tuple[ImageEmbeds, Metadata]:
         ImageError: missing, damaged, or made with another tower than the bundle's.
         PromptError: the bundle has no vision tower.
     """
+    return check_embeds(_read_file(path, _most_bytes(bundle)), bundle, str(path))
+
+
+def check_embeds(content: bytes, bundle: Bundle, path: str) -> tuple[ImageEmbeds, Metadata]:
+    """The embeds in the bytes of a file, which errors call ``path``; errors as read_embeds."""
     vision, image = bundle.tower()
-    _, most_tokens = tiling_of(image).most()
-    content = _read_file(path, MAX_HEADER_BYTES + 4 * most_tokens * (image.n_embd + 1))
+    if len(content) > _most_bytes(bundle):
+        raise _damaged(path, "it is longer than embeds of this model are")
     metadata = _read_metadata(path, content)
     made_by = vision.files.get(metadata.precision)
     if made_by is None or metadata.model != model_identity(made_by, image):
@@ -161,7 +189,14 @@ def read_embeds(path: Path, bundle: Bundle) -> tuple[ImageEmbeds, Metadata]:
     return embeds, metadata
 
 
-def _blocks(path: Path, metadata: Metadata, image: ImageSpec) -> tuple[Block, ...]:
+def _most_bytes(bundle: Bundle) -> int:
+    """Of a file of embeds of this model."""
+    _, image = bundle.tower()
+    _, most_tokens = tiling_of(image).most()
+    return MAX_HEADER_BYTES + 4 * most_tokens * (image.n_embd + 1)
+
+
+def _blocks(path: str, metadata: Metadata, image: ImageSpec) -> tuple[Block, ...]:
     """What the rows are, of a model that cuts pictures up."""
     if image.tiles is None:
         return ()
@@ -171,7 +206,7 @@ def _blocks(path: Path, metadata: Metadata, image: ImageSpec) -> tuple[Block, ..
 
 
 def _read_file(path: Path, most_bytes: int) -> bytes:
-    """The whole file, unless it has more than ``most_bytes``.
+    """The whole file, or one byte more than ``most_bytes``, if it has as many.
 
     Not mapped into memory: a file that is cut short meanwhile would end the process.
     """
@@ -179,18 +214,15 @@ def _read_file(path: Path, most_bytes: int) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
             raise ImageError(f"{path} is not a file: give what `acestep-gguf encode` wrote.")
         with path.open("rb") as file:
-            content = file.read(most_bytes + 1)
+            return file.read(most_bytes + 1)
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise ImageError(
             f"{path} cannot be read ({reason}): give what `acestep-gguf encode` wrote."
         ) from error
-    if len(content) > most_bytes:
-        raise _damaged(path, "it is longer than embeds of this model are")
-    return content
 
 
-def _read_metadata(path: Path, content: bytes) -> Metadata:
+def _read_metadata(path: str, content: bytes) -> Metadata:
     """Metadata in the header: JSON, after 8 bytes that tell its length."""
     n_header = int.from_bytes(content[:8], "little")
     if len(content) < 8 or n_header > min(MAX_HEADER_BYTES, len(content) - 8):
@@ -201,5 +233,5 @@ def _read_metadata(path: Path, content: bytes) -> Metadata:
         raise _damaged(path, "its metadata is that of something else") from error
 
 
-def _damaged(path: Path, why: str) -> ImageError:
+def _damaged(path: str, why: str) -> ImageError:
     return ImageError(f"{path} is not a file of image embeds, or damaged ({why}): encode the picture again.")

@@ -27,7 +27,7 @@ from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.storage.file_identity import file_identity
 from acestep_gguf.vision.blocks import Block, n_tokens
 from acestep_gguf.vision.embeds import ImageEmbeds
-from acestep_gguf.vision.embeds_file import EmbedsFile, model_identity, read_embeds
+from acestep_gguf.vision.embeds_file import EmbedsSource, model_identity
 from acestep_gguf.vision.image import as_seen, crops_of, open_rgb, opening_bytes
 from acestep_gguf.vision.image_file import ImageSource, picture_name, picture_state
 from acestep_gguf.vision.int8_check import vision_precision
@@ -61,7 +61,7 @@ class Picture:
         embeds: as given, from a file.
     """
 
-    source: ImageSource | EmbedsFile
+    source: ImageSource | EmbedsSource
     input: ImageInput
     sha256: str
     tower: str
@@ -72,7 +72,7 @@ class Picture:
 
 
 # What may stand for an image in a message.
-PictureSource = ImageSource | EmbedsFile | Picture
+PictureSource = ImageSource | EmbedsSource | Picture
 
 
 class ImageEncoder:
@@ -188,8 +188,8 @@ class ImageEncoder:
             if source.n_pictures == n_pictures or (source.n_pictures > 1 and n_pictures > 1):
                 return source
             return self.prepare(source.source, n_pictures=n_pictures)
-        if isinstance(source, EmbedsFile):
-            return self._read_file(source, n_pictures)
+        if isinstance(source, EmbedsSource):
+            return self._given(source, n_pictures)
         state = picture_state(Path(source)) if isinstance(source, str | os.PathLike) else None
         if state is None:
             return self._open(source, n_pictures)
@@ -292,9 +292,9 @@ class ImageEncoder:
             crops=crops,
         )
 
-    def _read_file(self, source: EmbedsFile, n_pictures: int) -> Picture:
+    def _given(self, source: EmbedsSource, n_pictures: int) -> Picture:
         """What a file of image embeds is; it was made of a picture that is alone in its prompt."""
-        embeds, metadata = read_embeds(Path(source.path), self._bundle)
+        embeds, metadata = source.checked(self._bundle)
         if n_pictures > 1:
             raise ImageError(
                 f"{source.path} is of a picture that is alone, and this model sees several in another way: "
