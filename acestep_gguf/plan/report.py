@@ -127,11 +127,11 @@ def _weights(plan: Plan) -> str:
 
 
 def _reading(plan: Plan) -> str:
-    how = {"kept": "", "streamed": ", read from disk each time"}
     layers = plan.settings.int8_layers
-    return (
-        "llama.cpp" if layers is None else f"long parts by the int8 layers{how[layers]}, others by llama.cpp"
-    )
+    if layers is None:
+        return "llama.cpp reads prompts"
+    how = {"kept": "", "streamed": ", which are read from disk each time,"}[layers]
+    return f"llama.cpp reads prompts, the int8 layers{how} their long parts"
 
 
 def _speed(tokens_per_s: float | None) -> str:
