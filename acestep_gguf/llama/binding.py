@@ -159,6 +159,7 @@ class Context(Handle):
         native.type_v = CACHE_TYPES[params.type_v]
         native.flash_attn_type = FLASH_ATTENTION[params.flash_attn]
         native.offload_kqv = params.offload_kqv
+        native.op_offload = params.op_offload
         native.no_perf = True
         if products is not None:
             native.cb_eval = products.callback

@@ -50,7 +50,8 @@ class ContextParams:
 
     ``n_ctx`` positions are for each of ``n_seq_max`` sequences, which share nothing (a stream each).
     ``n_outputs_max`` is the number of positions of one call that may ask for logits; llama.cpp reserves
-    ``n_vocab`` floats of memory for each.
+    ``n_vocab`` floats of memory for each. ``op_offload`` lets a GPU multiply long prompts with weights that
+    lie in RAM, which takes a buffer there even if no layer does.
     """
 
     n_ctx: int
@@ -64,6 +65,7 @@ class ContextParams:
     flash_attn: FlashAttention = "auto"
     n_outputs_max: int = 1
     offload_kqv: bool = True
+    op_offload: bool = True
 
     def __post_init__(self) -> None:
         for name, least, most in (

@@ -188,7 +188,8 @@ class _Graph:
 
     def _device(self, home: int, n_rows: int) -> int:
         """Where an operation on ``n_rows`` rows with weights at ``home`` is computed."""
-        return 1 if home == RAM and self.placement.n_gpus and n_rows >= OFFLOAD_ROWS else home
+        offloads = self.placement.n_gpus and self.params.op_offload and n_rows >= OFFLOAD_ROWS
+        return 1 if home == RAM and offloads else home
 
     def _n_values(self, x: Tensor) -> int:
         return x.n_bytes // F32

@@ -33,11 +33,12 @@ class Draft:
         """The decoder that guesses."""
         return self.bundle.decoder(self.bundle.bundle.decoders.default)
 
-    def settings(self, n_ctx: int) -> Settings:
-        """How it is run beside a decoder with a context of ``n_ctx`` tokens, of which it may see fewer."""
+    def settings(self, target: Settings) -> Settings:
+        """How it is run beside a decoder with these settings, of whose context it may see less."""
         return Settings(
             quant=self.bundle.bundle.decoders.default,
-            n_ctx=min(n_ctx, self.decoder.shape.n_ctx_train),
+            n_ctx=min(target.n_ctx, self.decoder.shape.n_ctx_train),
+            op_offload=target.op_offload,
             vision=self.vision,
             **asdict(replace(self.machine_settings, n_seq_max=1)),
         )

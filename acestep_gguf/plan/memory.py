@@ -119,11 +119,11 @@ def plan_memory(
         *_model_parts(bundle, settings, workload, options, n_gpus),
         Part("chosen image tokens", _chosen_bytes(bundle, workload, options)),
         Part("copy of the KV cache", _copied_bytes(bundle, settings, workload, options)),
-        *(Part("reserve", GPU_RESERVE, gpu, "gpu") for gpu in range(1, n_gpus + 1)),
+        *(Part("reserve", GPU_RESERVE, gpu, "gpu") for gpu in range(1, n_gpus + 1) if settings.uses_gpus),
     ]
     if draft is not None:
         draft_parts = [
-            *_model_parts(draft.bundle, draft.settings(settings.n_ctx), workload, options, n_gpus),
+            *_model_parts(draft.bundle, draft.settings(settings), workload, options, n_gpus),
             Part("chosen image tokens", _chosen_bytes(draft.bundle, workload, options)),
         ]
         parts += [replace(part, name=f"draft: {part.name}", phase="decoder") for part in draft_parts]

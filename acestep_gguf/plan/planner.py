@@ -168,7 +168,7 @@ def _made(search: Search, fit: Fit) -> Plan:
     free = max(0, task.machine.ram - memory.ram)
     return Plan(
         settings=settings,
-        draft=None if task.draft is None else task.draft.settings(settings.n_ctx),
+        draft=None if task.draft is None else task.draft.settings(settings),
         memory=memory,
         machine=task.machine,
         speed=expected_speed(search.work(settings, n_past=n_past, paged=fit.paged), task.rates),

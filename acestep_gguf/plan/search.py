@@ -137,13 +137,14 @@ class Search:
         in_ram = sum(n_bytes for device, n_bytes in weights if device == RAM)
         kv_in_ram = kv * placement.kv.count(RAM)
         everything = sum(n_bytes for _, n_bytes in weights) + kv * len(placement.kv)
+        on_gpu = n_gpus and settings.uses_gpus
         return Work(
             ram=in_ram + kv_in_ram,
             vram=everything - in_ram - kv_in_ram,
             paged=min(paged, in_ram),
-            cpu_weights=0 if n_gpus else model.n_multiplied,
-            gpu_weights=model.n_multiplied if n_gpus else 0,
-            weights_to_gpu=in_ram if n_gpus else 0,
+            cpu_weights=0 if on_gpu else model.n_multiplied,
+            gpu_weights=model.n_multiplied if on_gpu else 0,
+            weights_to_gpu=in_ram if on_gpu else 0,
             n_ubatch=settings.n_ubatch,
         )
 
@@ -245,7 +246,7 @@ class Search:
 
     def _fits_gpus(self, settings: Settings) -> bool:
         gpus = self.task.machine.gpus
-        if not gpus or settings.n_gpu_layers == 0:
+        if not gpus or not settings.uses_gpus:
             return True
         memory = self.memory(settings)
         return all(memory.gpu(number) <= gpu.memory for number, gpu in enumerate(gpus, 1))
@@ -259,7 +260,10 @@ class Search:
             self._most_layers(replace(settings, offload_kqv=choice))
             for choice in ((True, False) if wanted is None else (wanted,))
         ]
-        return min(tried, key=lambda one: self._decode_cost(one) * (1 if one.offload_kqv else KV_IN_RAM_COST))
+        best = min(tried, key=lambda one: self._decode_cost(one) * (1 if one.offload_kqv else KV_IN_RAM_COST))
+        if best.n_gpu_layers == 0 and not self._fits_gpus(best):
+            return replace(best, op_offload=False)
+        return best
 
     def _decode_cost(self, settings: Settings) -> float:
         """Seconds that a token takes with a full context, or something in proportion to them."""

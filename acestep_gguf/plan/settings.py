@@ -77,6 +77,11 @@ class Settings(ModelParams, ContextParams):
         """Whether llama.cpp can go on from what they compute: from floats in RAM."""
         return self.n_gpu_layers == 0 and {self.type_k, self.type_v} <= set(FLOAT_CACHE_TYPES)
 
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether GPUs that are there get anything."""
+        return self.n_gpu_layers != 0 or self.op_offload
+
     def model_params(self) -> ModelParams:
         """The part that is the model's."""
         return ModelParams(**{field.name: getattr(self, field.name) for field in fields(ModelParams)})

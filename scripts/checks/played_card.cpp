@@ -6,6 +6,7 @@
 #include "ggml-rpc.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <string>
 
@@ -87,4 +88,12 @@ extern "C" void use_card(const char * endpoint) {
     device->iface.offload_op = offload_op;
     device->iface.get_host_buffer_type = host_buffer_type;
     ggml_backend_register(registry);
+}
+
+// llama.cpp's own tools have the card, too, where this library is preloaded and the variable names an endpoint.
+__attribute__((constructor)) static void use_named_card() {
+    const char * endpoint = getenv("PLAYED_CARD");
+    if (endpoint != nullptr) {
+        use_card(endpoint);
+    }
 }

@@ -89,6 +89,16 @@ def test_a_card_without_room_for_what_was_asked_is_refused_before_anything_is_lo
     assert done.stderr.count("\n") == 1
 
 
+def test_a_card_that_something_else_has_filled_is_left_alone(hollow_folder: Path) -> None:
+    with played_card(4 * MIB) as card:
+        facts = planned(card, hollow_folder, "--ctx-size", "1024")
+        done = run(card, "run", hollow_folder, "--ctx-size", "1024", "-n", "2", "What is it?")
+        assert card.granted() == card.refused() == []
+    assert done.returncode == 0, done.stderr
+    assert facts["gpus"][0]["needed"] == 0
+    assert facts["settings"]["op_offload"] is False
+
+
 def test_a_card_that_was_filled_since_is_an_error_that_says_so(hollow_folder: Path) -> None:
     (path,) = hollow_folder.glob("*.gguf")
     with played_card(MIB) as card:
