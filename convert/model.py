@@ -95,11 +95,12 @@ def _read_model(
     if isinstance(config, VisionLanguageConfig):
         architecture, vision_model_type = config.family.architecture, config.vision_config.model_type
         check_activations(config)
-        image = read_image_spec(folder, config, image_size)
+        image = read_image_spec(folder, config, vocabulary, image_size)
     elif image_size is not None:
         raise UsageError(f"{folder.path} has no vision tower: leave the image size out.")
     stop_ids = read_stop_ids(folder, config, vocabulary)
-    vocabulary = vocabulary.with_control_tokens([*stop_ids, *picture_mark_ids(config, vocabulary)])
+    marks = picture_mark_ids(config, image, vocabulary)
+    vocabulary = vocabulary.with_control_tokens([*stop_ids, *marks])
     return CheckpointModel(
         path=folder.path,
         config=config,

@@ -1,6 +1,7 @@
 """How a picture becomes ``pixel_values``, and how many tokens: a part of bundle.json."""
 
 from dataclasses import dataclass
+from itertools import chain
 from math import isqrt
 from typing import Literal
 
@@ -9,6 +10,11 @@ import msgspec
 # Bounds far above every known model: they keep sizes computed from a hostile bundle harmless.
 MAX_TILES = 256
 MAX_GRIDS = 1024
+MAX_LENGTH = 4096  # as in transformers, of both sides
+MAX_MARK = 16  # tokens
+
+# Token ids.
+TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,59 @@ class PinpointTiles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TileMarks:
+    """Token ids around the tiles of a picture, as for SmolVLM.
+
+    ``around`` stands before each and behind the last; then ``whole`` before the whole picture, and before
+    another one that of its row and column in ``tiles``. ``line`` ends each row but the last, which
+    ``blank_line`` ends.
+    """
+
+    around: int
+    whole: int
+    tiles: tuple[TokenIds, ...]
+    line: TokenIds
+    blank_line: TokenIds
+
+    def __post_init__(self) -> None:
+        if not all(0 <= token_id < 2**31 for token_id in (*self.control_ids, *self.line, *self.blank_line)):
+            raise ValueError("a token around tiles is none")
+        if not (0 < len(self.line) <= MAX_MARK and 0 < len(self.blank_line) <= MAX_MARK):
+            raise ValueError("the ends of rows of tiles have no tokens, or too many")
+
+    @property
+    def control_ids(self) -> TokenIds:
+        """Those that stand for no text."""
+        return self.around, self.whole, *chain.from_iterable(self.tiles)
+
+
+class LongestEdgeTiles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="longest_edge"):
+    """A picture's longer side becomes ``longest_edge`` pixels, then both whole tiles, as for SmolVLM.
+
+    With more than one tile, the whole picture, scaled to one, comes last. ``marks`` are the tokens between
+    them. See vision/longest_edge.py.
+    """
+
+    longest_edge: int
+    marks: TileMarks
+
+    def __post_init__(self) -> None:
+        # An odd one could make the shorter side, which is rounded up to an even one, the longer.
+        if not 2 <= self.longest_edge <= MAX_LENGTH or self.longest_edge % 2:
+            raise ValueError(f"a longer side of {self.longest_edge} pixels is not usable")
+
+    def check(self, side: int) -> None:
+        """Check that there are marks for all tiles of ``side`` pixels; ValueError says that there are not."""
+        n_side = -(-self.longest_edge // side)
+        has_marks = len(self.marks.tiles) >= n_side and all(len(row) >= n_side for row in self.marks.tiles)
+        if n_side**2 > MAX_TILES or not has_marks:
+            raise ValueError(f"there are no tokens for {n_side} rows and columns of tiles")
+
+
+Tiles = ClosestAspectTiles | PinpointTiles | LongestEdgeTiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSpec:
     """How a picture becomes ``pixel_values``, in the order of the fields, and what the tower makes of them.
 
@@ -83,13 +142,15 @@ class ImageSpec:
     n_image_tokens: int
     n_embd: int
     fill: tuple[int, int, int] | None = None
-    tiles: ClosestAspectTiles | PinpointTiles | None = None
+    tiles: Tiles | None = None
 
     def __post_init__(self) -> None:
         if self.tiles is not None and (self.resize != "exact" or self.resize_to != self.size):
             raise ValueError("the tiles of a picture are stretched to the size of one")
         if self.tiles is not None and isqrt(self.n_image_tokens) ** 2 != self.n_image_tokens:
             raise ValueError(f"the {self.n_image_tokens} tokens of a tile do not form a square")
+        if isinstance(self.tiles, LongestEdgeTiles):
+            self.tiles.check(self.size.height)
         if (self.resize is None) != (self.resize_to is None):
             raise ValueError("resize and resize_to go together")
         if (self.resize == "longest_edge") != (self.fill is not None):

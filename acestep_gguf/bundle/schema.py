@@ -12,13 +12,13 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from acestep_gguf.bundle.image_spec import ImageSpec
+from acestep_gguf.bundle.image_spec import ImageSpec, LongestEdgeTiles
 from acestep_gguf.bundle.names import BUNDLE_FILE, DecoderFtype, MmprojFtype, VisionPrecision, ftype_from
 from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.storage.atomic_file import partial_name
 from acestep_gguf.storage.unfinished import leftovers
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MAX_BUNDLE_JSON_BYTES = 16 * 2**20
 
 SpacePrefix = Literal["never", "first", "always", "prepend"]
@@ -227,6 +227,10 @@ class Bundle:
         parts = (self.vision, self.image, self.prompt.image_token, self.source.vision_model_type)
         if None in parts and any(part is not None for part in parts):
             raise ValueError("vision, image, prompt.image_token and source.vision_model_type go together")
+        if self.image is not None and isinstance(self.image.tiles, LongestEdgeTiles):
+            marks = self.image.tiles.marks.control_ids
+            if not set(marks) <= set(self.prompt.control_tokens.values()):
+                raise ValueError("a token around tiles is not among control_tokens")
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -330,7 +334,12 @@ class Bundle:
 
 
 def min_reader_version(image: ImageSpec | None, prompt: PromptSpec) -> int:
-    """The oldest schema version whose readers understand a bundle: before 3, a picture was one crop."""
+    """The oldest schema version whose readers understand a bundle.
+
+    Before 3, a picture was one crop, and before 4, there was nothing between its crops.
+    """
+    if image is not None and isinstance(image.tiles, LongestEdgeTiles):
+        return 4
     has_tiles = image is not None and image.tiles is not None
     return 3 if has_tiles or prompt.image_begin is not None or prompt.image_end is not None else 2
 

@@ -5,25 +5,31 @@ or from what an earlier process left on disk after the same picture.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from acestep_gguf.decoding.kv_states import KVStates
 from acestep_gguf.errors import ContextOverflowError, DecodeError
 from acestep_gguf.llama.backend import Interrupted
 from acestep_gguf.llama.binding import Context
 from acestep_gguf.llama.sampler import Sampler
-from acestep_gguf.prompt.segments import ImageInput, Position, Segment, call_ends, positions_of, row_of
+from acestep_gguf.prompt.segments import (
+    Content,
+    FloatArray,
+    ImageInput,
+    Position,
+    Segment,
+    call_ends,
+    positions_of,
+    row_of,
+)
 
 if TYPE_CHECKING:  # it loads onnxruntime
     from acestep_gguf.prefill.prompt_reader import PromptReader
-
-FloatArray = npt.NDArray[np.float32]
 
 
 class Decoder:
@@ -163,21 +169,27 @@ class Decoder:
         n_reused, n_batch = self.n_past, self.context.n_batch
         exact = n_reused == 0 or (n_reused in self._exact_ends and n_reused in call_ends(prompt, n_batch))
         last_image = max((end for _, end in _image_ends(prompt)), default=0)
-        starts = accumulate(map(len, prompt), initial=0)
-        for n_segments, (segment, start) in enumerate(zip(prompt, starts, strict=False), 1):
-            while self.n_past < start + len(segment):
-                first, end = self.n_past, min(self.n_past + n_batch, start + len(segment))
-                rows = None
-                if isinstance(segment, ImageInput):
-                    if embeds is None:
-                        return
-                    rows = embeds[segment.key][first - start : end - start]
-                yield from self._read(positions[first:end], rows, n_outputs=int(end == len(positions)))
-                if exact:
-                    self._exact_ends.append(end)
-                if end == last_image and exact and self._states is not None:
-                    self._states.take(self.context, prompt[:n_segments], sequence=self.sequence)
-                yield
+        start = 0
+        for n_segments, segment in enumerate(prompt, 1):
+            if self.n_past >= start + len(segment):
+                start += len(segment)
+                continue
+            contents: Iterable[Content] = (segment,) if isinstance(segment, tuple) else ()
+            if isinstance(segment, ImageInput):
+                if embeds is None:
+                    return
+                contents = segment.contents(embeds[segment.key])
+            for content in contents:
+                while self.n_past < start + len(content):
+                    first, end = self.n_past, min(self.n_past + n_batch, start + len(content))
+                    part, n_outputs = content[first - start : end - start], int(end == len(positions))
+                    yield from self._read(positions[first:end], part, n_outputs=n_outputs)
+                    if exact:
+                        self._exact_ends.append(end)
+                    if end == last_image and exact and self._states is not None:
+                        self._states.take(self.context, prompt[:n_segments], sequence=self.sequence)
+                    yield
+                start += len(content)
 
     def append(self, tokens: Sequence[int], *, n_outputs: int = 1) -> None:
         """Compute ``tokens`` from ``n_past`` on; the last ``n_outputs`` of them give logits.
@@ -186,7 +198,7 @@ class Decoder:
             Interrupted: the context's StopFlag; what was computed before stays usable.
             DecodeError: llama.cpp failed; nothing is computed any more.
         """
-        self._compute(list(tokens), None, n_outputs=n_outputs)
+        self._compute(tokens, tokens, n_outputs=n_outputs)
 
     def tokens(self, sampler: Sampler) -> Iterator[int]:
         """Tokens of the answer as they are chosen, until the context is full; each is computed when the next
@@ -203,27 +215,23 @@ class Decoder:
                 return
             self.append([token])
 
-    def _read(
-        self, positions: Sequence[Position], embeds: FloatArray | None, *, n_outputs: int
-    ) -> Iterator[None]:
+    def _read(self, positions: Sequence[Position], content: Content, *, n_outputs: int) -> Iterator[None]:
         """Compute a call of a prompt: by ``reader`` if it is long, all but what gives logits."""
         n_read = len(positions) - n_outputs
         if self._reader is not None and self._reader.takes(n_read):
             read, positions = positions[:n_read], positions[n_read:]
-            rows = _tokens(read) if embeds is None else embeds[:n_read]
-            embeds = None if embeds is None else embeds[n_read:]
+            first, content = content[:n_read], content[n_read:]
             with self._computing(read):
-                yield from self._reader.read(self.context, rows, sequence=self.sequence)
+                yield from self._reader.read(self.context, first, sequence=self.sequence)
         if positions:
-            self._compute(positions, embeds, n_outputs=n_outputs)
+            self._compute(positions, content, n_outputs=n_outputs)
 
-    def _compute(self, positions: Sequence[Position], embeds: FloatArray | None, *, n_outputs: int) -> None:
+    def _compute(self, positions: Sequence[Position], content: Content, *, n_outputs: int) -> None:
         with self._computing(positions):
-            if embeds is None:
-                tokens = _tokens(positions)
-                self.context.decode_tokens(tokens, self.n_past, n_outputs=n_outputs, sequence=self.sequence)
+            if isinstance(content, np.ndarray):
+                self.context.decode_embeds(content, self.n_past, n_outputs=n_outputs, sequence=self.sequence)
             else:
-                self.context.decode_embeds(embeds, self.n_past, n_outputs=n_outputs, sequence=self.sequence)
+                self.context.decode_tokens(content, self.n_past, n_outputs=n_outputs, sequence=self.sequence)
 
     @contextmanager
     def _computing(self, positions: Sequence[Position]) -> Iterator[None]:
@@ -261,10 +269,6 @@ def append_each(decoders: Sequence[Decoder], tokens: Sequence[int]) -> None:
         raise
     for decoder, token in zip(decoders, tokens, strict=True):
         decoder._past.append(token)
-
-
-def _tokens(positions: Sequence[Position]) -> list[int]:
-    return [token for token in positions if isinstance(token, int)]
 
 
 def _n_common(one: Sequence[Position], other: Sequence[Position]) -> int:

@@ -14,11 +14,10 @@ from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.decoder_memory import DecoderShape, DecoderWeights, decoder_shape, decoder_weights
 from acestep_gguf.plan.tower_memory import TowerMemory, tower_memory
-from acestep_gguf.vision.blocks import n_tokens
 from acestep_gguf.vision.image import picture_size
 from acestep_gguf.vision.image_file import ImageSource
 from acestep_gguf.vision.int8_check import known_precision
-from acestep_gguf.vision.tiling import tiling_of
+from acestep_gguf.vision.tiling import n_positions, tiling_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -152,14 +151,16 @@ class BundleModel:
         """
         _, image = self.bundle.tower()
         tiling = tiling_of(image, max_tiles=options.max_tiles, n_pictures=n_images)
-        blocks = tiling.blocks(picture_size(picture, image))
-        return min(n_tokens(blocks), options.image_tokens or n_tokens(blocks))
+        return n_positions(tiling, picture_size(picture, image), image_tokens=options.image_tokens)
 
     def image_tokens(self, n_images: int, options: EngineOptions | None = None) -> int:
         """Positions that pictures of any size take in the context at most."""
         options = options or EngineOptions()
         _, most = self.most_of_picture(n_images, options.max_tiles)
-        return n_images * min(options.image_tokens or most, most)
+        if options.image_tokens is None or self.bundle.image is None:
+            return n_images * most
+        n_marks = tiling_of(self.bundle.image, max_tiles=options.max_tiles).most_marks()
+        return n_images * min(options.image_tokens + n_marks, most)
 
 
 @lru_cache(maxsize=64)  # a plan asks thousands of times

@@ -24,7 +24,7 @@ from acestep_gguf.options import SamplingParams
 from acestep_gguf.plan.machine_settings import machine_settings
 from acestep_gguf.prompt.builder import ImageSpan, PromptBuilder
 from acestep_gguf.prompt.messages import user_message
-from acestep_gguf.prompt.segments import ImageInput
+from acestep_gguf.prompt.segments import ImageInput, image_input
 from acestep_gguf.prompt.text_stream import TextStream
 from acestep_gguf.vision.image import crops_of, open_rgb
 from acestep_gguf.vision.tiling import tiling_of
@@ -38,15 +38,21 @@ GREEDY: Final = SamplingParams()
 
 @dataclass(frozen=True, eq=False)
 class EncodedPicture:
-    """A picture and what a tower made of it; ``embeds`` is float32 [n_image_tokens, n_embd]."""
+    """A picture and what a tower made of it; ``embeds`` is float32 [n_image_tokens, n_embd].
+
+    ``marks`` are token ids before, between and behind its tiles, all of as many rows, if there are such.
+    """
 
     path: Path
     embeds: Floats
+    marks: tuple[tuple[int, ...], ...] = ()
 
     @cached_property
     def input(self) -> ImageInput:
         """What it is to a decoder."""
-        return ImageInput(hashlib.sha256(np.ascontiguousarray(self.embeds).data).digest(), len(self.embeds))
+        key = hashlib.sha256(np.ascontiguousarray(self.embeds).data).digest()
+        n_blocks = max(1, len(self.marks) - 1)
+        return image_input(key, [len(self.embeds) // n_blocks] * n_blocks, self.marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,8 @@ def encode_with_tower(
         upright = open_rgb(path, image)
         crops = crops_of(upright, tiling)
         started = perf_counter()
-        shown[path] = EncodedPicture(path, tower.encode_picture(crops, upright.size, tiling).embeds)
+        embeds = tower.encode_picture(crops, upright.size, tiling).embeds
+        shown[path] = EncodedPicture(path, embeds, tiling.marks(upright.size))
         seconds += perf_counter() - started
     return EncodedPictures(shown, seconds / len(paths))
 

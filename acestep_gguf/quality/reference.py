@@ -99,12 +99,14 @@ class TransformersAnswerer:
 def read_processor(folder: Path) -> Any:
     """transformers' processor of the checkpoint in ``folder``, without the part for videos that some have.
 
-    That part needs torchvision, and there are no videos. Of two backends, PIL's is the reference.
+    That part needs torchvision, and there are no videos. Of two backends, PIL's is the reference. SmolVLM's
+    processor is Idefics3's with videos, for which it wants one more package.
     """
-    from transformers import AutoConfig  # noqa: PLC0415
+    from transformers import AutoConfig, Idefics3Processor, SmolVLMProcessor  # noqa: PLC0415
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING  # noqa: PLC0415
 
     kind: Any = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(folder, local_files_only=True))]
+    kind = Idefics3Processor if kind is SmolVLMProcessor else kind
     parts = [part for part in kind.get_attributes() if part != "video_processor"]
     without_videos: Any = type(kind.__name__, (kind,), {"get_attributes": staticmethod(lambda: parts)})
     return without_videos.from_pretrained(folder, backend="pil", local_files_only=True)

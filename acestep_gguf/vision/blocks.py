@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,19 @@ class Block:
 def n_tokens(blocks: Sequence[Block]) -> int:
     """Tokens of a picture."""
     return sum(block.n_tokens for block in blocks)
+
+
+def rows_of_blocks(blocks: Sequence[Block], n_kept: int | None) -> list[int]:
+    """Rows of each block if ``n_kept`` tokens are to be kept at most: its share, without the ends of rows.
+
+    None keeps all.
+    """
+    n_patches = sum(block.n_patches for block in blocks)
+    if n_kept is None or n_kept >= n_tokens(blocks):
+        return [block.n_tokens for block in blocks]
+    n_kept = min(n_kept, n_patches)
+    ends = accumulate((block.n_patches for block in blocks), initial=0)
+    return [n_kept * end // n_patches - n_kept * start // n_patches for start, end in pairwise(ends)]
 
 
 def packed(grids: Sequence[FloatArray], blocks: Sequence[Block], newline: FloatArray | None) -> FloatArray:

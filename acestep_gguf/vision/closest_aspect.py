@@ -50,6 +50,9 @@ class ClosestAspect:
     def blocks(self, size: tuple[int, int]) -> tuple[Block, ...]:
         return (Block(self._side, self._side),) * self.n_crops(size)
 
+    def marks(self, _: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
+        return ()
+
     def working_pixels(self, size: tuple[int, int]) -> int:
         return resizing_pixels(size, self._stretched(size))
 
@@ -67,6 +70,9 @@ class ClosestAspect:
     def most(self) -> tuple[int, int]:
         n_crops = self._most + (self._most > 1)
         return n_crops, n_crops * self._spec.n_image_tokens
+
+    def most_marks(self) -> int:
+        return 0
 
     def _stretched(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height of the tiles of a picture together."""

@@ -56,6 +56,11 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
         """Width and height of the picture, if it was cut up."""
         return (int(self.width), int(self.height)) if self.width and self.height else None
 
+    @property
+    def most_tiles(self) -> int | None:
+        """Into how many tiles it was cut at most; None for as many as the model was made for."""
+        return int(self.max_tiles or 0) or None
+
 
 class Header(msgspec.Struct, frozen=True):
     """The JSON header of a safetensors file."""
@@ -202,7 +207,7 @@ def _blocks(path: str, metadata: Metadata, image: ImageSpec) -> tuple[Block, ...
         return ()
     if metadata.size is None:
         raise _damaged(path, "it does not say how large its picture is")
-    return tiling_of(image, max_tiles=int(metadata.max_tiles or 0) or None).blocks(metadata.size)
+    return tiling_of(image, max_tiles=metadata.most_tiles).blocks(metadata.size)
 
 
 def _read_file(path: Path, most_bytes: int) -> bytes:

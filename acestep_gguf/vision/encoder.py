@@ -21,11 +21,11 @@ from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.cpus import cpu_name
 from acestep_gguf.errors import ImageError
 from acestep_gguf.progress import Progress, Report, report_nothing
-from acestep_gguf.prompt.segments import ImageInput
+from acestep_gguf.prompt.segments import ImageInput, image_input
 from acestep_gguf.sizes import show_size
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.storage.file_identity import file_identity
-from acestep_gguf.vision.blocks import Block, n_tokens
+from acestep_gguf.vision.blocks import Block, n_tokens, rows_of_blocks
 from acestep_gguf.vision.embeds import ImageEmbeds
 from acestep_gguf.vision.embeds_file import EmbedsSource, model_identity
 from acestep_gguf.vision.image import as_seen, crops_of, open_rgb, opening_bytes
@@ -284,7 +284,7 @@ class ImageEncoder:
         sha256 = identity.hexdigest()
         return Picture(
             source,
-            self._input(sha256, blocks),
+            self._input(sha256, blocks, tiling.marks(upright.size)),
             sha256,
             tower=self.tower_identity,
             n_pictures=n_pictures,
@@ -294,15 +294,18 @@ class ImageEncoder:
 
     def _given(self, source: EmbedsSource, n_pictures: int) -> Picture:
         """What a file of image embeds is; it was made of a picture that is alone in its prompt."""
+        _, image = self._bundle.tower()
         embeds, metadata = source.checked(self._bundle)
         if n_pictures > 1:
             raise ImageError(
                 f"{source.path} is of a picture that is alone, and this model sees several in another way: "
                 "give the pictures themselves."
             )
+        tiling, size = tiling_of(image, max_tiles=metadata.most_tiles), metadata.size or (1, 1)
+        blocks = embeds.blocks or (Block(1, len(embeds.embeds)),)
         return Picture(
             source,
-            self._input(embeds.sha256, embeds.blocks or (Block(1, len(embeds.embeds)),)),
+            self._input(embeds.sha256, blocks, tiling.marks(size)),
             embeds.sha256,
             tower=metadata.model,
             n_pictures=1,
@@ -322,11 +325,9 @@ class ImageEncoder:
                 "itself, or prepare it with the model that answers."
             )
 
-    def _input(self, sha256: str, blocks: Sequence[Block]) -> ImageInput:
-        most = n_tokens(blocks)
-        if self._image_tokens is not None and self._image_tokens < most:
-            most = min(self._image_tokens, sum(block.n_patches for block in blocks))
-        return ImageInput(bytes.fromhex(sha256) + self._settings_key, most)
+    def _input(self, sha256: str, blocks: Sequence[Block], marks: Sequence[tuple[int, ...]]) -> ImageInput:
+        key = bytes.fromhex(sha256) + self._settings_key
+        return image_input(key, rows_of_blocks(blocks, self._image_tokens), marks)
 
     @cached_property
     def _settings_key(self) -> bytes:

@@ -65,6 +65,9 @@ class Pinpoints:
         rows, columns = self._shrunk(*self._seen(self._grid(size), size))
         return whole, Block(rows, columns, has_newlines=True)
 
+    def marks(self, _: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
+        return ()
+
     def working_pixels(self, size: tuple[int, int]) -> int:
         whole = (self._spec.size.width, self._spec.size.height)
         if self._square_fill is not None:
@@ -109,6 +112,9 @@ class Pinpoints:
             for rows, columns in _all_seen(grid[0] * self._side, grid[1] * self._side)
         )
         return n_crops, self._spec.n_image_tokens + most
+
+    def most_marks(self) -> int:
+        return 0
 
     def _grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of the tiles of a picture, as in ``select_best_resolution``; 0 without any.

@@ -11,9 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec, PinpointTiles
-from acestep_gguf.vision.blocks import Block
+from acestep_gguf.bundle.image_spec import (
+    ClosestAspectTiles,
+    ImageSpec,
+    LongestEdgeTiles,
+    PinpointTiles,
+)
+from acestep_gguf.vision.blocks import Block, rows_of_blocks
 from acestep_gguf.vision.closest_aspect import ClosestAspect
+from acestep_gguf.vision.longest_edge import LongestEdge
 from acestep_gguf.vision.pinpoints import Pinpoints
 from acestep_gguf.vision.whole_picture import WholePicture
 
@@ -38,6 +44,9 @@ class Tiling(Protocol):
     def blocks(self, size: tuple[int, int], /) -> tuple[Block, ...]:
         """What the rows of a picture's embeds are, in their order."""
 
+    def marks(self, size: tuple[int, int], /) -> tuple[tuple[int, ...], ...]:
+        """Token ids before each block and behind the last one; empty if there are none between them."""
+
     def working_pixels(self, size: tuple[int, int], /) -> int:
         """Pixels that are in memory at most while a picture, its own among them, becomes crops."""
 
@@ -48,7 +57,10 @@ class Tiling(Protocol):
         """Features of all crops, [n_crops, n_image_tokens, n], as grids of ``blocks``, [rows, columns, n]."""
 
     def most(self) -> tuple[int, int]:
-        """The most crops that any picture has, and the most tokens."""
+        """The most crops that any picture has, and the most tokens, its marks among them."""
+
+    def most_marks(self) -> int:
+        """The most tokens that any picture has between its blocks."""
 
 
 def cuts_only_one(spec: ImageSpec) -> bool:
@@ -72,3 +84,10 @@ def tiling_of(spec: ImageSpec, *, max_tiles: int | None = None, n_pictures: int 
             return ClosestAspect(spec, tiles, max_tiles)
         case PinpointTiles() as tiles:
             return Pinpoints(spec, tiles, max_tiles, is_alone=n_pictures == 1)
+        case LongestEdgeTiles() as tiles:
+            return LongestEdge(spec, tiles, max_tiles)
+
+
+def n_positions(tiling: Tiling, size: tuple[int, int], *, image_tokens: int | None = None) -> int:
+    """Positions in the context that a picture of ``size`` takes, with ``image_tokens`` for its patches."""
+    return sum(rows_of_blocks(tiling.blocks(size), image_tokens)) + sum(map(len, tiling.marks(size)))

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from acestep_gguf.vision.blocks import Block
+from acestep_gguf.vision.blocks import Block, rows_of_blocks
 
 FloatArray = npt.NDArray[np.float32]
 DoubleArray = npt.NDArray[np.float64]
@@ -64,13 +64,10 @@ def kept_of_blocks(
         blocks: the grids.
         n_kept: how many to keep.
     """
-    n_patches = sum(block.n_patches for block in blocks)
-    n_kept = min(n_kept, n_patches)
     kept = []
     start = first_row = 0
-    for block in blocks:
+    for block, share in zip(blocks, rows_of_blocks(blocks, n_kept), strict=True):
         end = start + block.n_patches
-        share = n_kept * end // n_patches - n_kept * start // n_patches
         patches = np.arange(block.n_patches)
         rows = first_row + patches + patches // max(block.columns, 1) * block.has_newlines
         kept.append(rows[kept_patches(embeds[rows], attention[start:end], share)])

@@ -40,6 +40,9 @@ class WholePicture:
         """One row of tokens: those that belong to no patch may be among them."""
         return (Block(1, self._spec.n_image_tokens),)
 
+    def marks(self, _: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
+        return ()
+
     def working_pixels(self, size: tuple[int, int]) -> int:
         most = size[0] * size[1]
         if self._spec.pad_to_square is not None:
@@ -68,6 +71,9 @@ class WholePicture:
 
     def most(self) -> tuple[int, int]:
         return 1, self._spec.n_image_tokens
+
+    def most_marks(self) -> int:
+        return 0
 
 
 def _resize(image: Image.Image, spec: ImageSpec, to: Size) -> Image.Image:

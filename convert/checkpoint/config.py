@@ -36,6 +36,7 @@ Layers = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 VocabSize = Annotated[int, msgspec.Meta(ge=1, le=2**22)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**22)]
 DownsampleRatio = Annotated[float, msgspec.Meta(ge=2**-8, le=1)]
+ScaleFactor = Annotated[int, msgspec.Meta(ge=1, le=2**8)]
 
 # As llama.cpp's own, a signed 32-bit number.
 MAX_CONTEXT_LENGTH: Final = 2**31 - 1
@@ -208,6 +209,7 @@ class VisionLanguageConfig(ModelConfig):
     image_grid_pinpoints: list[tuple[Dim, Dim]] | None = None
     vision_aspect_ratio: str | None = None
     downsample_ratio: DownsampleRatio = 1.0
+    scale_factor: ScaleFactor | None = None
     force_image_size: Dim | None = None
     min_dynamic_patch: int = 1
     max_dynamic_patch: int = 12
@@ -221,8 +223,12 @@ class VisionLanguageConfig(ModelConfig):
         if self.image_token_index >= self.text_config.vocab_size:
             raise ValueError(f"the image token {self.image_token_index} is not in the vocabulary")
         factor = self.shuffle_factor
-        if factor * self.downsample_ratio != 1 or self.vision_config.patches_per_side % factor:
-            raise ValueError(f"downsample_ratio {self.downsample_ratio} does not fit the tower's patches")
+        is_whole = self.scale_factor is not None or factor * self.downsample_ratio == 1
+        if not is_whole or self.vision_config.patches_per_side % factor:
+            name, value = ("downsample_ratio", self.downsample_ratio)
+            if self.scale_factor is not None:
+                name, value = ("scale_factor", self.scale_factor)
+            raise ValueError(f"{name} {value} does not fit the tower's patches")
 
     @property
     def family(self) -> ArchitectureFamily:
@@ -236,7 +242,7 @@ class VisionLanguageConfig(ModelConfig):
     @property
     def shuffle_factor(self) -> int:
         """Patches along each side of the square of patches whose features become one token."""
-        return max(1, round(1 / self.downsample_ratio))
+        return self.scale_factor or max(1, round(1 / self.downsample_ratio))
 
     @property
     def feature_size(self) -> int:
@@ -275,7 +281,7 @@ def parse_config(raw: dict[str, Any], path: Path) -> VisionLanguageConfig:
     _check_required(raw, family.required, path)
     vision = {"model_type": family.tower.model_type, **(raw.get("vision_config") or family.vision_config)}
     tower = family.towers[vision["model_type"]]
-    vision = {**tower.defaults, **_renamed(vision, tower.keys)}
+    vision = {**tower.defaults, **_renamed(vision, tower.keys), "model_type": tower.model_type}
     _check_required(vision, tower.required, path)
     vision |= {key: _side(vision[key]) for key in ("image_size", "patch_size") if key in vision}
     text = _text_config({"model_type": family.decoder.model_type, **(raw.get("text_config") or {})}, path)

@@ -43,14 +43,16 @@ class TowerFamily:
     """A kind of vision tower.
 
     ``defaults`` are those of transformers' config class where they are not VisionConfig's. Which tensors
-    there are decides which steps the graph has: see tower/graph.py. For ``keys``, ``required`` and
-    ``left_out``, see ArchitectureFamily.
+    there are decides which steps the graph has: see tower/graph.py. With ``has_fractional_positions``,
+    pictures of another size take rows of the position table; else it is interpolated. For ``keys``,
+    ``required`` and ``left_out``, see ArchitectureFamily.
     """
 
     model_type: str
     defaults: Mapping[str, Any]
     tensors: Part
     has_class_token: bool
+    has_fractional_positions: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, Any] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=dict)
@@ -62,6 +64,7 @@ class ArchitectureFamily:
 
     ``defaults`` are those of transformers' config class where they are not VisionLanguageConfig's, and
     ``tower``, ``vision_config`` and ``decoder`` what it has where config.json says nothing of a part.
+    ``towers`` and ``decoders`` are by the ``model_type`` that config.json has for them.
     ``parts`` are the tensors of neither, the projector's first. ``image_processors`` are the kinds that
     prepare its pictures, the one first that is meant where a folder does not say. ``image_begin`` and
     ``image_end`` are tokens that its processor writes around each picture.
@@ -197,9 +200,24 @@ INTERN_VIT_6B: Final = replace(
     required={},
 )
 
+IDEFICS3_TOWER: Final = TowerFamily(
+    model_type="idefics3_vision",
+    defaults={
+        "hidden_size": 1152,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+    tensors=tensor_tables.IDEFICS3_TOWER,
+    has_class_token=False,
+    has_fractional_positions=True,
+)
+
 # By model_type of text_config and of vision_config.
 DECODERS: Final = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL)}
-TOWERS: Final = {family.model_type: family for family in (CLIP, SIGLIP, INTERN_VIT, INTERN_VIT_6B)}
+TOWERS: Final = {
+    family.model_type: family for family in (CLIP, SIGLIP, INTERN_VIT, INTERN_VIT_6B, IDEFICS3_TOWER)
+}
 
 LLAVA: Final = ArchitectureFamily(
     model_type="llava",
@@ -331,7 +349,40 @@ INTERNVL_CHAT: Final = replace(
     chat_template=INTERNVL2_5,
 )
 
+IDEFICS3: Final = ArchitectureFamily(
+    model_type="idefics3",
+    name="Idefics3",
+    architecture="Idefics3ForConditionalGeneration",
+    defaults={
+        "image_token_index": 128257,
+        "scale_factor": 2,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    tower=IDEFICS3_TOWER,
+    vision_config={},
+    decoder=LLAMA,
+    # transformers does not look at it.
+    towers=dict.fromkeys(
+        (IDEFICS3_TOWER.model_type, "smolvlm_vision", "idefics3", "smolvlm"), IDEFICS3_TOWER
+    ),
+    decoders={LLAMA.model_type: LLAMA},
+    parts=(tensor_tables.IDEFICS3_CONNECTOR,),
+    image_processors=("Idefics3ImageProcessor", "SmolVLMImageProcessor"),
+    keys={"image_token_id": "image_token_index"},
+    llama_cpp_projector="idefics3",
+)
+# The same under SmolVLM2's names.
+SMOLVLM: Final = replace(
+    IDEFICS3,
+    model_type="smolvlm",
+    name="SmolVLM",
+    architecture="SmolVLMForConditionalGeneration",
+    image_processors=("SmolVLMImageProcessor", "Idefics3ImageProcessor"),
+)
+
 # By config.json's model_type.
 ARCHITECTURES: Final = {
-    family.model_type: family for family in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, INTERNVL, INTERNVL_CHAT)
+    family.model_type: family
+    for family in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, INTERNVL, INTERNVL_CHAT, IDEFICS3, SMOLVLM)
 }

@@ -12,16 +12,19 @@ from acestep_gguf.convert.checkpoint.image_processor_config import (
     ImageProcessorConfig,
     read_image_processor,
 )
-from acestep_gguf.convert.checkpoint.image_tiles import TILES
+from acestep_gguf.convert.checkpoint.image_tiles import TILES, resized_tiles
+from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary
 from acestep_gguf.errors import CheckpointError, UsageError
 
 MAX_PATCHES_PER_SIDE: Final = 256
 
 
 def read_image_spec(
-    folder: CheckpointFolder, config: VisionLanguageConfig, image_size: int | None
+    folder: CheckpointFolder, config: VisionLanguageConfig, vocabulary: Vocabulary, image_size: int | None
 ) -> ImageSpec:
     """How pictures are prepared, for the checkpoint's picture size or for ``image_size`` instead.
+
+    Tokens between tiles are those of ``vocabulary``.
 
     Raises:
         CheckpointError: no image processor, or it does not fit the tower.
@@ -30,7 +33,7 @@ def read_image_spec(
     """
     processor = read_image_processor(folder, config)
     try:
-        spec = _image_spec(processor, config)
+        spec = _image_spec(processor, config, vocabulary)
     except ValueError as error:
         raise CheckpointError(f"the image processor's config is damaged ({error}): get it again.") from error
     _check_same_tower(folder.processor_config, config)
@@ -46,6 +49,7 @@ def _check_same_tower(processor_config: Mapping[str, Any], config: VisionLanguag
         "num_additional_image_tokens": int(config.vision_config.family.has_class_token),
         "image_seq_length": config.n_image_tokens(config.vision_config.image_size),
         "num_image_tokens": config.n_image_tokens(config.vision_config.image_size),
+        "image_seq_len": config.n_image_tokens(config.vision_config.image_size),
         "vision_aspect_ratio": config.vision_aspect_ratio,
     }
     for key, value in expected.items():
@@ -56,7 +60,9 @@ def _check_same_tower(processor_config: Mapping[str, Any], config: VisionLanguag
             )
 
 
-def _image_spec(processor: ImageProcessorConfig, config: VisionLanguageConfig) -> ImageSpec:
+def _image_spec(
+    processor: ImageProcessorConfig, config: VisionLanguageConfig, vocabulary: Vocabulary
+) -> ImageSpec:
     side = config.vision_config.image_size
     size = Size(height=side, width=side)
     read_tiles, pads = TILES.get(processor.kind), processor.pads_to_square
@@ -84,13 +90,16 @@ def _image_spec(processor: ImageProcessorConfig, config: VisionLanguageConfig) -
         size=size,
         n_image_tokens=config.n_image_tokens(side),
         n_embd=config.text_config.hidden_size,
-        tiles=read_tiles(config, processor) if read_tiles is not None else None,
+        tiles=read_tiles(config, processor, vocabulary) if read_tiles is not None else None,
     )
 
 
 def _resize(processor: ImageProcessorConfig) -> tuple[Literal["shortest_edge", "exact"] | None, Size | None]:
     if not processor.do_resize:
         return None, None
+    if processor.max_image_size is not None:
+        side = processor.max_image_size.get("longest_edge", 0)  # of a tile
+        return "exact", Size(height=side, width=side)
     size = processor.size or 224
     match {"shortest_edge": size} if isinstance(size, int) else _given(size):
         case {"shortest_edge": edge, **rest} if not rest:
@@ -139,4 +148,5 @@ def _resized(spec: ImageSpec, config: VisionLanguageConfig, image_size: int) -> 
         center_crop=spec.center_crop and target,
         size=target,
         n_image_tokens=config.n_image_tokens(image_size),
+        tiles=resized_tiles(spec.tiles, scale),
     )

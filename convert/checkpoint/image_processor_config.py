@@ -20,6 +20,14 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Channel = Annotated[float, msgspec.Meta(gt=-1e6, lt=1e6)]
 Rgb = tuple[Channel, Channel, Channel]
 
+IDEFICS3: Final[Mapping[str, Any]] = {
+    "do_center_crop": False,
+    "size": {"longest_edge": 4 * 364},
+    "max_image_size": {"longest_edge": 364},
+    "resample": RESAMPLE.index("lanczos"),
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
 # Defaults of kinds where they are not CLIPImageProcessor's.
 DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "SiglipImageProcessor": {
@@ -29,6 +37,8 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "image_std": [0.5, 0.5, 0.5],
     },
     "GotOcr2ImageProcessor": {"do_center_crop": False, "size": {"height": 384, "width": 384}},
+    "Idefics3ImageProcessor": IDEFICS3,
+    "SmolVLMImageProcessor": IDEFICS3,
     "LlavaOnevisionImageProcessor": {"do_center_crop": False, "size": {"height": 384, "width": 384}},
 }
 
@@ -38,7 +48,8 @@ class ImageProcessorConfig:
     """CLIPImageProcessor's config, with its defaults, and what other kinds have besides.
 
     ``do_pad`` is LlavaImageProcessor's, to a square. ``image_grid_pinpoints`` are heights and widths of
-    tiles together, in pixels. GotOcr2ImageProcessor calls tiles patches.
+    tiles together, in pixels. GotOcr2ImageProcessor calls tiles patches. ``max_image_size`` is the side of
+    Idefics3ImageProcessor's tiles.
     """
 
     kind: str
@@ -56,6 +67,8 @@ class ImageProcessorConfig:
     image_grid_pinpoints: list[tuple[Dim, Dim]] | None = None
     min_patches: int = 1
     max_patches: int = 12
+    do_image_splitting: bool = True
+    max_image_size: dict[str, Side] | None = None
 
     @property
     def pads_to_square(self) -> bool:

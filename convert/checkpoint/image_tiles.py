@@ -1,22 +1,40 @@
 """Into which tiles a picture is cut: what config.json and the image processor say together."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Final
 
-from acestep_gguf.bundle.image_spec import ClosestAspectTiles, PinpointTiles
+from acestep_gguf.bundle.image_spec import (
+    ClosestAspectTiles,
+    LongestEdgeTiles,
+    PinpointTiles,
+    TileMarks,
+    Tiles,
+)
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.image_processor_config import ImageProcessorConfig
+from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
-TilesReader = Callable[[VisionLanguageConfig, ImageProcessorConfig], ClosestAspectTiles | PinpointTiles]
+TilesReader = Callable[[VisionLanguageConfig, ImageProcessorConfig, Vocabulary], Tiles]
+
+# Tokens around SmolVLM's tiles.
+AROUND: Final = "<fake_token_around_image>"
+WHOLE: Final = "<global-img>"
+TILE: Final = "<row_{row}_col_{column}>"
+# A line's end as byte-level BPE spells it.
+NEWLINE: Final = "\u010a"
 
 
-def _next_tiles(config: VisionLanguageConfig, processor: ImageProcessorConfig) -> PinpointTiles:
+def _next_tiles(
+    config: VisionLanguageConfig, processor: ImageProcessorConfig, _: Vocabulary
+) -> PinpointTiles:
     return PinpointTiles(grids=_grids(config, processor))
 
 
-def _onevision_tiles(config: VisionLanguageConfig, processor: ImageProcessorConfig) -> PinpointTiles:
+def _onevision_tiles(
+    config: VisionLanguageConfig, processor: ImageProcessorConfig, _: Vocabulary
+) -> PinpointTiles:
     ratio = config.vision_aspect_ratio
     max_crops = re.fullmatch(r"anyres_max_([1-9]\d{0,2})", ratio or "")
     if max_crops is None:
@@ -28,9 +46,56 @@ def _onevision_tiles(config: VisionLanguageConfig, processor: ImageProcessorConf
     )
 
 
-def _internvl_tiles(_: VisionLanguageConfig, processor: ImageProcessorConfig) -> ClosestAspectTiles:
+def _internvl_tiles(
+    _: VisionLanguageConfig, processor: ImageProcessorConfig, __: Vocabulary
+) -> ClosestAspectTiles:
     """InternVL's processor cuts pictures up whatever the file's crop_to_patches says."""
     return ClosestAspectTiles(min_tiles=processor.min_patches, max_tiles=processor.max_patches)
+
+
+def _idefics3_tiles(
+    config: VisionLanguageConfig, processor: ImageProcessorConfig, vocabulary: Vocabulary
+) -> LongestEdgeTiles:
+    if not processor.do_image_splitting:
+        raise UnsupportedModelError("an image processor that does not cut pictures up is not supported.")
+    match processor.size:
+        case {"longest_edge": int(longest_edge)}:
+            n_side = -(-longest_edge // config.vision_config.image_size)
+            marks = tile_marks(vocabulary.ids, vocabulary.merges, n_side)
+            return LongestEdgeTiles(longest_edge=longest_edge, marks=marks)
+    raise ValueError(f"size {processor.size} is no longest_edge")
+
+
+def tile_marks(ids: Mapping[str, int], merges: Container[str], n_side: int) -> TileMarks:
+    """The tokens around ``n_side`` rows and columns of tiles, in a byte-level BPE of ``merges``.
+
+    Raises:
+        CheckpointError: one of them is not in the vocabulary.
+    """
+
+    def token_id(token: str) -> int:
+        if token not in ids:
+            raise CheckpointError(f"the tokenizer has no token {token}: get the files of one model.")
+        return ids[token]
+
+    line, sides = token_id(NEWLINE), range(1, n_side + 1)
+    has_blank_line = f"{NEWLINE} {NEWLINE}" in merges
+    return TileMarks(
+        around=token_id(AROUND),
+        whole=token_id(WHOLE),
+        tiles=tuple(
+            tuple(token_id(TILE.format(row=row, column=column)) for column in sides) for row in sides
+        ),
+        line=(line,),
+        blank_line=(token_id(2 * NEWLINE),) if has_blank_line else (line, line),
+    )
+
+
+def resized_tiles(tiles: Tiles | None, scale: float) -> Tiles | None:
+    """The same for tiles whose sides are ``scale`` times as long: pictures become as many of them."""
+    if not isinstance(tiles, LongestEdgeTiles):
+        return tiles
+    return LongestEdgeTiles(longest_edge=2 * round(tiles.longest_edge * scale / 2), marks=tiles.marks)
 
 
 def _grids(config: VisionLanguageConfig, processor: ImageProcessorConfig) -> tuple[tuple[int, int], ...]:
@@ -61,6 +126,8 @@ def _grids(config: VisionLanguageConfig, processor: ImageProcessorConfig) -> tup
 # By the kind of image processor.
 TILES: Final[Mapping[str, TilesReader]] = {
     "GotOcr2ImageProcessor": _internvl_tiles,
+    "Idefics3ImageProcessor": _idefics3_tiles,
     "LlavaNextImageProcessor": _next_tiles,
     "LlavaOnevisionImageProcessor": _onevision_tiles,
+    "SmolVLMImageProcessor": _idefics3_tiles,
 }

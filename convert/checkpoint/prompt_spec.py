@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from acestep_gguf.bundle.image_spec import ImageSpec, LongestEdgeTiles
 from acestep_gguf.bundle.schema import PromptSpec
 from acestep_gguf.convert.checkpoint.chat_templates import BY_DECODER
 from acestep_gguf.convert.checkpoint.config import ModelConfig, VisionLanguageConfig
@@ -52,8 +53,8 @@ def read_prompt_spec(
     )
 
 
-def picture_mark_ids(config: ModelConfig, vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Ids of the tokens around each picture, if the model has such tokens.
+def picture_mark_ids(config: ModelConfig, image: ImageSpec | None, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Ids of the tokens around each picture and its tiles, if the model has such tokens.
 
     Raises:
         CheckpointError: one is not in the vocabulary.
@@ -65,6 +66,8 @@ def picture_mark_ids(config: ModelConfig, vocabulary: Vocabulary) -> tuple[int, 
         if (token_id := vocabulary.id(mark)) is None:
             raise CheckpointError(f"the tokenizer has no token {mark}: get the files of one model.")
         ids.append(token_id)
+    if image is not None and isinstance(image.tiles, LongestEdgeTiles):
+        ids += image.tiles.marks.control_ids
     return tuple(ids)
 
 

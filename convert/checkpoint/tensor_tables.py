@@ -31,6 +31,7 @@ LLAMA: Final = Part(
         "model.language_model.",
         "language_model.",
         "model.language_model.model.",
+        "model.text_model.",
     ),
     before_layers={
         "embed_tokens.weight": ("token_embd.weight", ("n_vocab", "n_embd")),
@@ -147,6 +148,15 @@ CLIP: Final = replace(
         "post_layernorm.bias": None,
     },
 )
+# The same, but the projector sees what comes behind its last norm, and there is no pooling head.
+IDEFICS3_TOWER: Final = replace(
+    SIGLIP,
+    prefixes=("model.vision_model.",),
+    after_layers={
+        "post_layernorm.weight": ("v.post_ln.weight", ("v_embd",)),
+        "post_layernorm.bias": ("v.post_ln.bias", ("v_embd",)),
+    },
+)
 # What ends each row of a picture's tiles, one more embedding beside those of the vocabulary.
 IMAGE_NEWLINE: Final = Part(
     prefixes=("", "model."),
@@ -229,6 +239,12 @@ PROJECTOR: Final = Part(
         "linear_1.bias": ("mm.1.bias", ("n_embd",)),
         "linear_2.weight": ("mm.2.weight", ("n_embd", "n_embd")),
         "linear_2.bias": ("mm.2.bias", ("n_embd",)),
+    },
+)
+IDEFICS3_CONNECTOR: Final = Part(
+    prefixes=("model.connector.modality_projection.",),
+    before_layers={
+        "proj.weight": ("mm.fc.weight", ("n_embd", "v_features")),
     },
 )
 INTERNVL_PROJECTOR: Final = replace(

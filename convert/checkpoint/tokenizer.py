@@ -1,8 +1,8 @@
 """tokenizer.json as a GGUF vocabulary: tokens, their types, and merges or scores.
 
-Only what llama.cpp tokenizes in the same way is taken: byte-level BPE with the pre-tokenizer of Qwen2 or
-Llama 3, and no normalizer or NFC, and SentencePiece's BPE as Llama has it (sentencepiece.py). Everything else
-is refused by name.
+Only what llama.cpp tokenizes in the same way is taken: byte-level BPE with the pre-tokenizer of Qwen2,
+Llama 3 or SmolLM, and no normalizer or NFC, and SentencePiece's BPE as Llama has it (sentencepiece.py).
+Everything else is refused by name.
 """
 
 from collections.abc import Collection, Mapping, Set
@@ -194,7 +194,8 @@ def _check_model(model: Mapping[str, Any], refused_options: Collection[str]) -> 
     for option in refused_options:
         if model.get(option):
             raise UnsupportedModelError(
-                f"the tokenizer's BPE has {option}: only Qwen2's, Llama's and Llama 3's are supported."
+                f"the tokenizer's BPE has {option}: only Qwen2's, Llama's, Llama 3's and SmolLM's are "
+                "supported."
             )
 
 
@@ -279,8 +280,16 @@ def _pre_tokenizer(raw: Any) -> str:
             ],
         } if regex in PRE_TOKENIZERS:
             return PRE_TOKENIZERS[regex]
+        case {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+            ],
+        }:
+            return "smollm"
     raise UnsupportedModelError(
-        "the tokenizer's pre-tokenizer is neither Qwen2's nor Llama 3's: only these are supported."
+        "the tokenizer's pre-tokenizer is not Qwen2's, Llama 3's or SmolLM's: only these are supported."
     )
 
 

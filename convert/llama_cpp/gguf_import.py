@@ -36,7 +36,11 @@ from acestep_gguf.bundle.schema import (
     min_reader_version,
 )
 from acestep_gguf.convert.conversion_plan import BASE_MEMORY, check_precisions
-from acestep_gguf.convert.llama_cpp.gguf_prompt import DEFAULT_IMAGE_TOKEN, read_gguf_prompt
+from acestep_gguf.convert.llama_cpp.gguf_prompt import (
+    DEFAULT_IMAGE_TOKEN,
+    byte_level_vocabulary,
+    read_gguf_prompt,
+)
 from acestep_gguf.convert.llama_cpp.mmproj_tower import MmprojTower, read_mmproj
 from acestep_gguf.convert.output_folder import OutputFolder
 from acestep_gguf.convert.tower.calibration import find_pictures
@@ -212,6 +216,11 @@ def _opened(
                 f"{opened.info.embedding_length}: give two files of one model."
             )
         prompt = _prompt(opened.header, opened_mmproj, chat_template, image_token)
+        if opened_mmproj and opened_mmproj.tower.longest_edge is not None:
+            tower = opened_mmproj.tower.with_tile_marks(*byte_level_vocabulary(opened.header))
+            if not set(tower.tile_marks) <= set(prompt.control_tokens.values()):
+                raise BundleError(f"{decoder} makes tokens around tiles of plain text: get another file.")
+            opened_mmproj = replace(opened_mmproj, tower=tower)
         ftype = _ftype(opened.header)
         model = GgufModel(decoder=opened, mmproj=opened_mmproj, prompt=prompt, ftype=ftype)
         check_vocabulary(opened.header, prompt, model.image)

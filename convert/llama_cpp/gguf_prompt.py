@@ -139,6 +139,19 @@ def read_gguf_prompt(header: GGUFHeader, chat_template: str | None, image_token:
     return prompt
 
 
+def byte_level_vocabulary(header: GGUFHeader) -> tuple[dict[str, int], frozenset[str]]:
+    """Ids of the tokens of a byte-level BPE, and its merges.
+
+    Raises:
+        BundleError: they are not there, or damaged.
+    """
+    merges = header.metadata.get("tokenizer.ggml.merges")
+    if not isinstance(merges, StringArray):
+        raise _damaged(header, "it has no merges")
+    ids = {_text(header, token): token_id for token_id, token in enumerate(_tokens(header))}
+    return ids, frozenset(_text(header, merge) for merge in merges.read())
+
+
 def _known_tokenizer(header: GGUFHeader) -> str | None:
     """tokenizer.ggml.pre of a byte-level tokenizer; None for SentencePiece's, which needs none."""
     model, pre = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))

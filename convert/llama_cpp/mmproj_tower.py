@@ -5,18 +5,25 @@ graphs that docs/llama_cpp.md names: this is the tower that the file holds.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self, TypeVar
 
 import msgspec
 import numpy as np
 from gguf import Keys
 from numpy.typing import NDArray
 
-from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec, Size
+from acestep_gguf.bundle.image_spec import (
+    MAX_LENGTH,
+    ClosestAspectTiles,
+    ImageSpec,
+    LongestEdgeTiles,
+    Size,
+)
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
-from acestep_gguf.convert.checkpoint.families import INTERNVL, LLAVA, SIGLIP
+from acestep_gguf.convert.checkpoint.families import IDEFICS3, INTERNVL, LLAVA, SIGLIP
+from acestep_gguf.convert.checkpoint.image_tiles import tile_marks
 from acestep_gguf.convert.checkpoint.tensor_tables import Rows
 from acestep_gguf.convert.checkpoint.tower_weights import as_built
 from acestep_gguf.convert.checkpoint.weight import DerivedWeight, Weight
@@ -31,6 +38,7 @@ from acestep_gguf.convert.tower.mmproj import (
     PROJECTOR_ACT_KEY,
     PROJECTOR_LAYERS,
 )
+from acestep_gguf.convert.tower.mmproj import IDEFICS3 as IDEFICS3_PROJECTOR
 from acestep_gguf.convert.tower.mmproj import INTERNVL as INTERNVL_PROJECTOR
 from acestep_gguf.errors import UnsupportedModelError
 from acestep_gguf.quantize.gguf_source import GgufFile, GgufTensor
@@ -43,7 +51,11 @@ FILL: Final = (122, 116, 104)
 LLAMA_CPP_GELU: Final = "gelu_pytorch_tanh"
 
 # The models whose projectors these are.
-FAMILIES: Final = {MLP: LLAVA, INTERNVL_PROJECTOR: INTERNVL}
+FAMILIES: Final = {MLP: LLAVA, INTERNVL_PROJECTOR: INTERNVL, IDEFICS3_PROJECTOR: IDEFICS3}
+# Those of which old converters gave ffn_up and ffn_down each other's names.
+MAY_BE_SWAPPED: Final = (MLP, IDEFICS3_PROJECTOR)
+# Tiles along the longer side of SmolVLM's and Idefics3's pictures, as published.
+N_LONGEST: Final = 4
 # Converters write .weight behind the scale of a layer, which is no matrix.
 LAYER_SCALE: Final = re.compile(r"(\.ls[12])\.weight$")
 SCALES: Final = (".ls1", ".ls2")
@@ -58,12 +70,32 @@ T = TypeVar("T", bool, int, float, str)
 class MmprojTower:
     """What the file says; ``tensors`` have the names of tensor_tables.py.
 
-    Of ``config``, only the parts about the tower and projector mean anything.
+    Of ``config``, only the parts about the tower and projector mean anything. The tokens around tiles are the
+    decoder's, which this file knows nothing of: with ``longest_edge``, ``image`` has no tiles yet.
     """
 
     config: VisionLanguageConfig
     image: ImageSpec
     tensors: Mapping[str, Weight]
+    longest_edge: int | None = None
+
+    @property
+    def tile_marks(self) -> tuple[int, ...]:
+        """Control tokens around tiles."""
+        tiles = self.image.tiles
+        return tiles.marks.control_ids if isinstance(tiles, LongestEdgeTiles) else ()
+
+    def with_tile_marks(self, ids: Mapping[str, int], merges: Container[str]) -> Self:
+        """The same with the tokens around tiles, of a decoder with this vocabulary.
+
+        Raises:
+            CheckpointError: it has no such tokens.
+        """
+        if self.longest_edge is None:
+            return self
+        marks = tile_marks(ids, merges, -(-self.longest_edge // self.image.size.height))
+        tiles = LongestEdgeTiles(longest_edge=self.longest_edge, marks=marks)
+        return replace(self, image=replace(self.image, tiles=tiles))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +112,18 @@ def read_mmproj(file: GgufFile) -> MmprojTower:
     Raises:
         BundleError: the file is damaged, or contradicts itself.
         UnsupportedModelError: it holds something else than LLaVA's projector over a CLIP or SigLIP tower, or
-            InternVL's tower and projector.
+            InternVL's or Idefics3's tower and projector.
     """
     reader = _Reader(file)
     tensors = reader.tensors()
     config = reader.config(tensors)
     check_activations(config)
     needed = reader.needed(tensors, config)
-    return MmprojTower(config=config, image=reader.image(needed, config), tensors=needed)
+    image = reader.image(needed, config)
+    longest_edge = reader.longest_edge(image)
+    if longest_edge is not None:
+        image = replace(image, tiles=None)
+    return MmprojTower(config=config, image=image, tensors=needed, longest_edge=longest_edge)
 
 
 class _Reader:
@@ -97,7 +133,7 @@ class _Reader:
         self._kind = self._checked_kind()
 
     def _checked_kind(self) -> str:
-        """The type of the projector; other files than a LLaVA-1.5 style or InternVL's mmproj are refused."""
+        """The type of the projector; others than those of ``FAMILIES`` are refused."""
         architecture = self._metadata.get(Keys.General.ARCHITECTURE)
         if architecture != ARCHITECTURE:
             raise self._unsupported(
@@ -135,7 +171,7 @@ class _Reader:
         n_blocks = self._required(keys.BLOCK_COUNT, int)
         family = FAMILIES[self._kind]
         vision = {
-            "model_type": family.tower.model_type if has_class_token else SIGLIP.model_type,
+            "model_type": (family.tower if has_class_token or family is not LLAVA else SIGLIP).model_type,
             "hidden_size": self._required(keys.EMBEDDING_LENGTH, int),
             "intermediate_size": self._required(keys.FEED_FORWARD_LENGTH, int),
             "num_hidden_layers": n_blocks,
@@ -166,12 +202,12 @@ class _Reader:
 
     def needed(self, tensors: Mapping[str, GgufTensor], config: VisionLanguageConfig) -> dict[str, Weight]:
         """The tensors that the tower is built from, each of its right shape."""
-        if self._kind == MLP:
+        if self._kind in MAY_BE_SWAPPED:
             tensors = _unswapped(tensors, config)
         known = dict(_known(config))
-        if "mm.2.weight" not in tensors:
-            raise self._file.damaged("tensor 'mm.2.weight' is missing")
-        dims = _dims(config, n_embd=tensors["mm.2.weight"].shape[0])
+        if self._last_layer not in tensors:
+            raise self._file.damaged(f"tensor {self._last_layer!r} is missing")
+        dims = _dims(config, n_embd=tensors[self._last_layer].shape[0])
         for name, tensor in tensors.items():
             if name not in known:
                 raise self._unsupported(
@@ -200,7 +236,7 @@ class _Reader:
 
     def image(self, tensors: Mapping[str, Weight], config: VisionLanguageConfig) -> ImageSpec:
         """How pictures are prepared: as libmtmd does, unless we wrote the file and know it better."""
-        n_embd = tensors["mm.2.weight"].shape[0]
+        n_embd = tensors[self._last_layer].shape[0]
         side = config.vision_config.image_size
         known = self._optional(IMAGE_KEY, str)
         try:
@@ -210,11 +246,12 @@ class _Reader:
                 red, green, blue = self._numbers(Keys.ClipVision.IMAGE_MEAN)[:3]
                 red_std, green_std, blue_std = self._numbers(Keys.ClipVision.IMAGE_STD)[:3]
                 tiles = self._tiles()
+                stretches = FAMILIES[self._kind] is not LLAVA
                 image = ImageSpec(
                     pad_to_square=None,
-                    resize="exact" if tiles else "longest_edge",
+                    resize="exact" if stretches else "longest_edge",
                     resize_to=Size(height=side, width=side),
-                    resample="bicubic",
+                    resample="lanczos" if self._kind == IDEFICS3_PROJECTOR else "bicubic",
                     center_crop=None,
                     rescale_factor=1 / 255,
                     mean=(red, green, blue),
@@ -222,7 +259,7 @@ class _Reader:
                     size=Size(height=side, width=side),
                     n_image_tokens=config.n_image_tokens(side),
                     n_embd=n_embd,
-                    fill=None if tiles else FILL,
+                    fill=None if stretches else FILL,
                     tiles=tiles,
                 )
         except ValueError as error:
@@ -231,6 +268,22 @@ class _Reader:
         if (image.size, image.n_image_tokens, image.n_embd) != fits:
             raise self._file.damaged(f"{IMAGE_KEY} does not fit the tower")
         return image
+
+    @property
+    def _last_layer(self) -> str:
+        """The weight whose rows are the decoder's."""
+        return f"{[*PROJECTOR_LAYERS[self._kind]][-1]}.weight"
+
+    def longest_edge(self, image: ImageSpec) -> int | None:
+        """What the longer side of SmolVLM's and Idefics3's pictures becomes; None for others."""
+        if self._kind != IDEFICS3_PROJECTOR:
+            return None
+        if isinstance(image.tiles, LongestEdgeTiles):
+            return image.tiles.longest_edge
+        length = self._optional(Keys.ClipVision.PREPROC_IMAGE_SIZE, int) or N_LONGEST * image.size.height
+        if not 2 <= length <= MAX_LENGTH or length % 2:
+            raise self._file.damaged(f"{Keys.ClipVision.PREPROC_IMAGE_SIZE} is {length}")
+        return length
 
     def _tiles(self) -> ClosestAspectTiles | None:
         """InternVL's tiles; libmtmd cuts pictures up in another way than the model was trained with."""
@@ -279,6 +332,7 @@ def _known(config: VisionLanguageConfig) -> Iterator[tuple[str, tuple[str, ...]]
     for bid in range(config.vision_config.num_hidden_layers):
         for template, dims in _named(tower.layer):
             yield template.replace("{bid}", str(bid)), dims
+    yield from _named(tower.after_layers)
     yield from _named(config.family.parts[0].before_layers)
 
 

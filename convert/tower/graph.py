@@ -17,7 +17,7 @@ from acestep_gguf.convert.checkpoint.config import VisionConfig, VisionLanguageC
 from acestep_gguf.convert.checkpoint.weight import Weight
 from acestep_gguf.convert.onnx_graph import MICROSOFT, OnnxGraph
 from acestep_gguf.convert.tower.int8 import Divisors, Int8Inputs, Int8Layer, int8_product
-from acestep_gguf.convert.tower.position_embedding import interpolate_positions
+from acestep_gguf.convert.tower.position_embedding import positions_of_size
 from acestep_gguf.errors import UnsupportedModelError
 
 # Activation in config.json -> ONNX operator. "gelu" is the exact one, with erf.
@@ -57,10 +57,10 @@ class LinearInput:
 
 
 class TowerGraph:
-    """CLIPVisionModel, SiglipVisionModel or InternVLVisionModel, and the projector, node by node.
+    """CLIPVisionModel, SiglipVisionModel or what is like them, and the projector, node by node.
 
-    Which tensors there are tells which steps there are: a class token, biases, norms and where they stand. A
-    norm without a bias is an RMS norm.
+    Which tensors there are tells which steps there are: a class token, biases, norms and where they stand, a
+    projector of one layer. A norm without a bias is an RMS norm.
 
     Linear layers whose input is among ``int8`` compute in int8, the rest in float32. ``linear_inputs`` fills
     up with what such layers take as they are built, but for the projector's: it always computes in float32,
@@ -113,12 +113,16 @@ class TowerGraph:
         features = (
             self.graph.node("Concat", selected, "v.features", axis=2) if len(selected) > 1 else selected[0]
         )
+        if "v.post_ln.weight" in self._tensors:
+            features = self._norm(features, "v.post_ln")
         if self._config.vision_feature_select_strategy == "default":
             features = self._slice(features, "v.patches", axis=1, start=1)
         return features if self._config.shuffle_factor == 1 else self._pixel_shuffle(features)
 
     def project(self, features: str) -> str:
         """Image embeds [B, n_image_tokens, n_embd]."""
+        if "mm.fc.weight" in self._tensors:
+            return self._linear(features, "mm.fc", "image_embeds")
         if "mm.norm.weight" in self._tensors:
             features = self._norm(features, "mm.norm", PROJECTOR_NORM_EPS)
         hidden = self._linear(features, "mm.1", "mm.1.out")
@@ -155,12 +159,14 @@ class TowerGraph:
         keys = self.graph.node("Transpose", [keys], "v.patch_attn.k", perm=[0, 2, 3, 1])
         scores = self.graph.node("MatMul", [queries, keys], "v.patch_attn.scores")
         attention = self.graph.node("Softmax", [scores], "v.patch_attn.softmax", axis=-1)
-        if not has_cls:
-            return self.graph.node("ReduceMean", [attention, axes], "patch_attention", keepdims=0)
-        attention = self.graph.node("ReduceMean", [attention, axes], "v.patch_attn.mean", keepdims=0)
-        if (factor := self._config.shuffle_factor) == 1:
-            return self._slice(attention, "patch_attention", axis=1, start=1)
-        attention = self._slice(attention, "v.patch_attn.patches", axis=1, start=1)
+        factor = self._config.shuffle_factor
+        found = "patch_attention" if factor == 1 else "v.patch_attn.patches"
+        mean = "v.patch_attn.mean" if has_cls else found
+        attention = self.graph.node("ReduceMean", [attention, axes], mean, keepdims=0)
+        if has_cls:
+            attention = self._slice(attention, found, axis=1, start=1)
+        if factor == 1:
+            return attention
         n_rows = self._n_side // factor
         squares = self.graph.constant("v.patch_attn.squares", [0, n_rows, factor, n_rows, factor])
         attention = self.graph.node("Reshape", [attention, squares], "v.patch_attn.in_squares")
@@ -211,7 +217,9 @@ class TowerGraph:
         return self.graph.node("Add", [patches, positions], "v.embd")
 
     def _load_positions(self) -> NDArray[np.float32]:
-        positions = interpolate_positions(self._tensors["v.position_embd.weight"].read(), self._n_side).copy()
+        table = self._tensors["v.position_embd.weight"].read()
+        fractional = self._vision.family.has_fractional_positions
+        positions = positions_of_size(table, self._n_side, fractional=fractional).copy()
         if "v.class_embd" in self._tensors:
             positions[0] += self._tensors["v.class_embd"].read()
         return positions[np.newaxis]

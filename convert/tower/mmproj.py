@@ -1,7 +1,8 @@
 """The tower and projector as an mmproj file, which llama.cpp and the programs built on it read.
 
 Keys, tensor names and what they mean are those of clip.cpp, models/llava.cpp and models/internvl.cpp
-(tools/mtmd) in llama-cpp-python 0.3.36, for the projector types ``mlp`` and ``internvl``.
+(tools/mtmd) in llama-cpp-python 0.3.36, for the projector types ``mlp``, ``internvl``
+and ``idefics3``.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +15,12 @@ from gguf import GGML_QUANT_VERSION, Keys
 from gguf import GGMLQuantizationType as QType
 from numpy.typing import NDArray
 
-from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec
+from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec, LongestEdgeTiles
 from acestep_gguf.bundle.names import LLAMA_FTYPE, MmprojFtype, mmproj_file_name
 from acestep_gguf.bundle.schema import FileRecord
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.tower.graph import QK_NORM_EPS, Tensors
-from acestep_gguf.convert.tower.position_embedding import interpolate_positions
+from acestep_gguf.convert.tower.position_embedding import positions_of_size
 from acestep_gguf.errors import UnsupportedModelError
 from acestep_gguf.quantize.ggml import block_size
 from acestep_gguf.quantize.gguf_layout import GgufLayout, boolean, f32, f32s, i32s, lay_out, string, u32
@@ -30,10 +31,12 @@ from acestep_gguf.quantize.staging import Staging
 ARCHITECTURE: Final = "clip"
 MLP: Final = "mlp"
 INTERNVL: Final = "internvl"
+IDEFICS3: Final = "idefics3"
 # By the type of the projector: names of its layers in the file, by those here.
 PROJECTOR_LAYERS: Final[Mapping[str, Mapping[str, str]]] = {
     MLP: {"mm.1": "mm.0", "mm.2": "mm.2"},
     INTERNVL: {"mm.norm": "mm.model.mlp.0", "mm.1": "mm.model.mlp.1", "mm.2": "mm.model.mlp.3"},
+    IDEFICS3: {"mm.fc": "mm.model.fc"},
 }
 FEATURE_LAYERS_KEY: Final = "clip.vision.feature_layer"
 # What llama.cpp has no keys for, and does not look at.
@@ -131,8 +134,7 @@ def _check_mlp(config: VisionLanguageConfig) -> None:
         raise _not_in_llama_cpp(
             f"{difference} the first feature of such a tower, vision_feature_select_strategy is {strategy!r}"
         )
-    if config.vision_config.intermediate_size == config.vision_config.hidden_size:
-        raise _not_in_llama_cpp("takes ffn_up and ffn_down for each other in a tower where both are square")
+    _check_swapped(config)
 
 
 def _check_internvl(config: VisionLanguageConfig) -> None:
@@ -145,7 +147,18 @@ def _check_internvl(config: VisionLanguageConfig) -> None:
         raise _not_in_llama_cpp("normalizes queries and keys as it does before the layers of a tower")
 
 
-CHECKS: Final = {MLP: _check_mlp, INTERNVL: _check_internvl}
+def _check_idefics3(config: VisionLanguageConfig) -> None:
+    if config.shuffle_factor == 1:
+        raise _not_in_llama_cpp("has no pixel shuffle with a scale_factor of 1")
+    _check_swapped(config)
+
+
+def _check_swapped(config: VisionLanguageConfig) -> None:
+    if config.vision_config.intermediate_size == config.vision_config.hidden_size:
+        raise _not_in_llama_cpp("takes ffn_up and ffn_down for each other in a tower where both are square")
+
+
+CHECKS: Final = {MLP: _check_mlp, INTERNVL: _check_internvl, IDEFICS3: _check_idefics3}
 
 
 def _not_in_llama_cpp(difference: str) -> UnsupportedModelError:
@@ -155,23 +168,27 @@ def _not_in_llama_cpp(difference: str) -> UnsupportedModelError:
 def _positions(
     config: VisionLanguageConfig, image: ImageSpec, tensors: Tensors, *, class_token_last: bool
 ) -> TensorSource:
-    """Position embeddings for the size of the pictures: llama.cpp does not interpolate them."""
+    """Position embeddings for the size of the pictures: llama.cpp adds the table as it is."""
     table = tensors["v.position_embd.weight"]
     n_side = image.size.height // config.vision_config.patch_size
     shape = (n_side**2 + ("v.class_embd" in tensors), table.shape[1])
-    if shape == table.shape and not class_token_last:
+    fractional = config.vision_config.family.has_fractional_positions
+    if shape == table.shape and not class_token_last and not fractional:
         return table
     shift = -1 if class_token_last else 0
-    return _Computed(shape, lambda: np.roll(interpolate_positions(table.read(), n_side), shift, axis=0))
+    return _Computed(
+        shape, lambda: np.roll(positions_of_size(table.read(), n_side, fractional=fractional), shift, axis=0)
+    )
 
 
 def _projector(config: VisionLanguageConfig, tensors: Tensors, kind: str) -> dict[str, TensorSource]:
-    """The layers under their names in the file; llama.cpp adds a bias always."""
+    """The layers under their names in the file; llama.cpp adds a bias always where it knows one."""
     layers: dict[str, TensorSource] = {}
     for name, name_in_file in PROJECTOR_LAYERS[kind].items():
         weight = tensors[f"{name}.weight"]
         layers[f"{name_in_file}.weight"] = weight
-        layers[f"{name_in_file}.bias"] = tensors.get(f"{name}.bias") or _zeros(weight.shape[0])
+        if kind != IDEFICS3:  # which is one layer without a bias
+            layers[f"{name_in_file}.bias"] = tensors.get(f"{name}.bias") or _zeros(weight.shape[0])
     if (ordered := _ordered(config.feature_layers)) != config.feature_layers:
         weight, n_embd = tensors["mm.1.weight"], config.vision_config.hidden_size
         layers[f"{PROJECTOR_LAYERS[kind]['mm.1']}.weight"] = _Computed(
@@ -245,6 +262,11 @@ def _own_metadata(config: VisionLanguageConfig, image: ImageSpec) -> dict[str, b
             Keys.ClipVision.Projector.SCALE_FACTOR: u32(config.shuffle_factor),
             Keys.ClipVision.PREPROC_MIN_TILES: u32(image.tiles.min_tiles),
             Keys.ClipVision.PREPROC_MAX_TILES: u32(image.tiles.max_tiles),
+        }
+    if isinstance(image.tiles, LongestEdgeTiles):
+        return {
+            Keys.ClipVision.Projector.SCALE_FACTOR: u32(config.shuffle_factor),
+            Keys.ClipVision.PREPROC_IMAGE_SIZE: u32(image.tiles.longest_edge),
         }
     # Without these, llama.cpp would leave out the last of the layers.
     return {FEATURE_LAYERS_KEY: i32s(_ordered(config.feature_layers))}

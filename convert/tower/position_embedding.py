@@ -1,6 +1,6 @@
-"""Position embeddings for another picture size, as in transformers' ``interpolate_pos_encoding``."""
+"""Position embeddings for another picture size: interpolated, or rows of the table."""
 
-from math import isqrt
+from math import ceil, isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,8 +9,33 @@ from numpy.typing import NDArray
 CUBIC_A = -0.75
 
 
+def positions_of_size(table: NDArray[np.float32], n_side: int, *, fractional: bool) -> NDArray[np.float32]:
+    """Positions of a picture of ``n_side`` patches a side, float32 [n_side² or one more for CLS, n_embd]."""
+    if not fractional:
+        return interpolate_positions(table, n_side)
+    n_table = isqrt(len(table))
+    buckets = fractional_buckets(n_table, n_side)
+    positions: NDArray[np.float32] = table[(buckets[:, np.newaxis] * n_table + buckets).ravel()]
+    return positions
+
+
+def fractional_buckets(n_table: int, n_side: int) -> NDArray[np.intp]:
+    """Which of ``n_table`` positions along a side each of ``n_side`` patches takes, [n_side].
+
+    The float32 numbers of ``Idefics3VisionEmbeddings`` with torch's scalar arithmetic. For some ``n_table``,
+    none of them published, torch rounds in another way on each kind of CPU.
+    """
+    step = 1 / n_table
+    ends = (step + np.arange(ceil((1 - step) / step)) * step).astype(np.float32)
+    places = np.arange(n_side, dtype=np.float32) * (np.float32(1) / np.float32(n_side))
+    buckets: NDArray[np.intp] = np.searchsorted(ends, np.minimum(places, np.float32(1 - 1e-6)), side="right")
+    return buckets
+
+
 def interpolate_positions(table: NDArray[np.float32], n_side: int) -> NDArray[np.float32]:
-    """Resize ``table``, float32 [old side², n_embd] with or without CLS before it, to [n_side², n_embd].
+    """As in transformers' ``interpolate_pos_encoding``.
+
+    Resize ``table``, float32 [old side², n_embd] with or without CLS before it, to [n_side², n_embd].
 
     The same as torch's ``interpolate(mode="bicubic", align_corners=False)`` over the grid of patches.
     """

@@ -123,7 +123,8 @@ class CalibrationReader:
         self._context.keep(0)
         for segment in segments:
             if isinstance(segment, ImageInput):
-                self._read("picture", embeds[segment.key])
+                for content in segment.contents(embeds[segment.key]):
+                    self._read("picture" if isinstance(content, np.ndarray) else "prompt", content)
             else:
                 is_last = segment is segments[-1]
                 self._read("prompt", segment[: len(segment) - n_answer] if is_last else segment)

@@ -92,16 +92,22 @@ class LlamaCppPair:
 
     def image_embeds(self, image: Image.Image) -> NDArray[np.float32]:
         """Embeds of a picture, float32 [n_image_tokens, n_embd]; llama.cpp resizes it."""
+        return self.parts(image)[0]
+
+    def parts(self, image: Image.Image) -> list[NDArray[np.float32]]:
+        """The same of each part that llama.cpp makes of a picture, in the order of its prompt."""
+        found = []
         with self._chunks(MARKER, [image]) as chunks:
             for number in range(mtmd.mtmd_input_chunks_size(chunks)):
                 chunk = mtmd.mtmd_input_chunks_get(chunks, number)
-                if mtmd.mtmd_input_chunk_get_type(chunk) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE:
-                    break
-            if mtmd.mtmd_encode_chunk(self._mtmd, chunk) != 0:
-                raise RuntimeError("llama.cpp cannot encode the picture")
-            n_tokens = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
-            embeds = mtmd.mtmd_get_output_embd(self._mtmd)
-            return np.ctypeslib.as_array(embeds, (n_tokens, self._n_embd)).copy()
+                if mtmd.mtmd_input_chunk_get_type(chunk) != mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE:
+                    continue
+                if mtmd.mtmd_encode_chunk(self._mtmd, chunk) != 0:
+                    raise RuntimeError("llama.cpp cannot encode the picture")
+                n_tokens = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
+                embeds = mtmd.mtmd_get_output_embd(self._mtmd)
+                found.append(np.ctypeslib.as_array(embeds, (n_tokens, self._n_embd)).copy())
+        return found
 
     def answer(self, prompt: str, images: Sequence[Image.Image], max_tokens: int) -> str:
         """The greedy answer to ``prompt``, a rendered template with ``MARKER`` for each picture."""

@@ -18,8 +18,7 @@ from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.machine import Machine, this_machine
 from acestep_gguf.plan.planner import make_plan
 from acestep_gguf.sizes import show_size
-from acestep_gguf.vision.blocks import n_tokens
-from acestep_gguf.vision.tiling import tiling_of
+from acestep_gguf.vision.tiling import n_positions, tiling_of
 from scripts.synthetic.bundle import write_bundle
 
 PHOTO = (640, 480)
@@ -48,7 +47,7 @@ def row(checkpoint: Path) -> str:
         bundle = BundleModel(out)
         _, image = bundle.bundle.tower()
         tiling = tiling_of(image)
-        tokens = [n_tokens(tiling.blocks(PHOTO)), tiling.most()[1]]
+        tokens = [n_positions(tiling, PHOTO), tiling.most()[1]]
         fits = [fit(bundle, replace(machine(), ram=int(FREE_SHARE * ram))) for ram in MACHINES]
         return "| " + " | ".join([checkpoint.name, *(f"{count:,}" for count in tokens), *fits]) + " |"
 

@@ -49,12 +49,18 @@ class Reference:
         with torch.inference_mode():
             features = self.model.get_image_features(**self._inputs(shown)).pooler_output
         if n_crops := self._n_crops(shown):
+            if isinstance(features, list):  # of one prompt, the rows of all pictures
+                features = features[0].unflatten(0, (sum(n_crops), -1))
             features = [embeds.flatten(0, 1) for embeds in torch.split(features, n_crops)]
         return [embeds.numpy() for embeds in features]
 
     def _n_crops(self, shown: list[Image.Image]) -> list[int]:
         """Crops of each picture, where the model is told nothing but all crops."""
-        return list(map(int, self._processed(shown).get("num_patches", ())))
+        processed = self._processed(shown)
+        if "rows" in processed:
+            grids = zip(processed["rows"][0], processed["cols"][0], strict=True)
+            return [rows * columns + 1 for rows, columns in grids]
+        return list(map(int, processed.get("num_patches", ())))
 
     def _processed(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
         """Pictures of one prompt as the processor prepares them; some want a list for each prompt."""
@@ -64,7 +70,8 @@ class Reference:
     def _inputs(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
         """What the model takes of the pictures of one prompt."""
         inputs = self._processed(shown)
-        inputs.pop("num_patches", None)
+        for key in ("num_patches", "rows", "cols"):
+            inputs.pop(key, None)
         return inputs | {"pixel_values": inputs["pixel_values"].float()}
 
     def prompt_ids(self, messages: list[dict[str, Any]]) -> list[int]:

@@ -27,7 +27,7 @@ def test_tokens_of_pictures_of_any_size(name: str, tmp_path: Path) -> None:
     assert ours.count(None) < N_SIZES // 10
 
 
-@pytest.mark.parametrize("name", ["llava-next", "llava-onevision"])
+@pytest.mark.parametrize("name", ["llava-next", "llava-onevision", "smolvlm-500m", "smolvlm-2.2b"])
 @pytest.mark.parametrize(
     "sizes", [[(600, 800)], [(1500, 500)], [(500, 500)], [(1, 1)], [(4000, 30)], [(90, 61), (61, 90)]]
 )

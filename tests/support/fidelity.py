@@ -12,6 +12,7 @@ from tests.support.stages import Stages, assert_same_embeds, assert_same_logits,
 from tests.support.texts import TEXTS
 from tests.support.tiny_checkpoints import MISTRAL_WINDOW, TinyCheckpoint, tiny_onevision
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_smolvlm import TinySmolVLM
 
 DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
 ANSWER_TOKENS = 6
@@ -128,6 +129,33 @@ TINY: dict[str, TinyCheckpoint] = {
     "internvl-one-tile-v4": TinyInternVL(
         patch_size=7, image_size=42, max_patches=1, has_tokenizer_json=False, seed=28
     ),
+    "smolvlm-v4": TinySmolVLM(decoder="smollm", n_heads=4, n_kv_heads=2, seed=29),
+    "smolvlm2-tied-v5": TinySmolVLM(
+        model_type="smolvlm",
+        decoder="smollm",
+        layout="v5",
+        tied=True,
+        image_size=42,
+        patch_size=7,
+        scale_factor=3,
+        longest_edge=126,
+        dtype="F16",
+        seed=30,
+    ),
+    "idefics3-llama3-v4": TinySmolVLM(
+        decoder="llama3", image_size=28, patch_size=7, longest_edge=84, seed=31
+    ),
+    # The grid of the 2.2B one: 27 positions a side, of which nine are a token.
+    "smolvlm-27-positions-v5": TinySmolVLM(
+        decoder="smollm",
+        layout="v5",
+        image_size=54,
+        patch_size=2,
+        scale_factor=3,
+        longest_edge=108,
+        dtype="F32",
+        seed=32,
+    ),
 }
 
 Arrays = dict[str, NDArray[Any]]
@@ -151,7 +179,7 @@ def pictures(name: str) -> list[Image.Image]:
         )
         return [Image.open(path).convert("RGB") for path in paths]
     sizes: tuple[tuple[int, int], ...] = TILED_SIZES if has_tiles(name) else SIZES
-    if isinstance(TINY[name], TinyInternVL):
+    if isinstance(TINY[name], TinyInternVL | TinySmolVLM):
         sizes = INTERNVL_SIZES
     return [drawing(size, seed) for seed, size in enumerate(sizes)]
 
@@ -214,9 +242,11 @@ def assert_same(stages: Stages, name: str, expected: Arrays) -> None:
         for k, rows in enumerate(embeds):
             if f"shown.{i}.{k}" in expected:
                 assert_same_embeds(rows, expected[f"shown.{i}.{k}"])
-        n_tokens = [len(rows) for rows in embeds]
-        assert stages.prompt_ids(conversation, n_tokens) == expected[f"prompt.{i}"].tolist()
+        inputs = [
+            stages.image_input(b"%d" % k, image, n_pictures=len(shown)) for k, image in enumerate(shown)
+        ]
+        assert stages.prompt_ids(conversation, inputs) == expected[f"prompt.{i}"].tolist()
         answer = expected[f"answer.{i}"].tolist()
-        logits = stages.logits(conversation, embeds, answer)
+        logits = stages.logits(conversation, inputs, embeds, answer)
         assert_same_logits(logits, expected[f"logits.{i}"])
         assert logits.argmax(axis=1).tolist() == answer

@@ -7,13 +7,19 @@ from pathlib import Path
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.errors import ImageError
-from acestep_gguf.vision.blocks import n_tokens
-from acestep_gguf.vision.tiling import tiling_of
+from acestep_gguf.vision.tiling import n_positions, tiling_of
 from tests.support.tiny_checkpoints import TinyCheckpoint, tiny_onevision
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_smolvlm import TinySmolVLM
 
-CHECKPOINTS: dict[str, TinyCheckpoint | TinyInternVL] = {
+CHECKPOINTS: dict[str, TinyCheckpoint | TinyInternVL | TinySmolVLM] = {
     "internvl": TinyInternVL(image_size=448, patch_size=14, vision_n_layers=1),
+    "smolvlm-500m": TinySmolVLM(
+        decoder="smollm", image_size=512, patch_size=16, scale_factor=4, longest_edge=2048
+    ),
+    "smolvlm-2.2b": TinySmolVLM(
+        decoder="smollm", image_size=384, patch_size=14, scale_factor=3, longest_edge=1536
+    ),
     "llava-next": TinyCheckpoint(architecture="llava_next", image_size=336),
     "llava-onevision": tiny_onevision(
         image_size=384, grids=tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
@@ -49,7 +55,7 @@ def token_counts(spec: ImageSpec, sizes: list[tuple[int, int]]) -> list[int | No
 
     def count(size: tuple[int, int]) -> int | None:
         try:
-            return n_tokens(tiling_of(spec).blocks(size))
+            return n_positions(tiling_of(spec), size)
         except ImageError:
             return None
 

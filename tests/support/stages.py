@@ -13,7 +13,8 @@ from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.prompt.builder import ImageSpan, PromptBuilder
-from acestep_gguf.prompt.segments import ImageInput
+from acestep_gguf.prompt.segments import ImageInput, image_input
+from acestep_gguf.vision.blocks import rows_of_blocks
 from acestep_gguf.vision.image import crops_of, pixel_values
 from acestep_gguf.vision.tiling import tiling_of
 from acestep_gguf.vision.tower import VisionTower
@@ -29,7 +30,7 @@ LOGITS_TOLERANCE = 1e-3
 class Stages:
     """A bundle's stages; the decoder computes with an F32 KV cache and without flash attention."""
 
-    def __init__(self, folder: Path, ftype: str = "F32", n_ctx: int = 1024) -> None:
+    def __init__(self, folder: Path, ftype: str = "F32", n_ctx: int = 1280) -> None:
         self.bundle = Bundle.read(folder)
         self._tower = VisionTower(folder, self.bundle, "float32", n_threads=2)
         self._model = Model(folder / self.bundle.decoder(ftype).file)
@@ -59,27 +60,38 @@ class Stages:
         """Ids of text that a user typed."""
         return self._prompts._text_tokens(text)
 
-    def prompt_ids(self, messages: Sequence[dict[str, Any]], n_tokens: Sequence[int]) -> list[int]:
-        """Ids of the prompt, with the image token as often as each picture has tokens."""
+    def image_input(self, key: bytes, picture: Image.Image, *, n_pictures: int = 1) -> ImageInput:
+        """What a picture in a prompt with ``n_pictures`` is to the decoder."""
+        tiling = tiling_of(self.bundle.tower()[1], n_pictures=n_pictures)
+        rows = rows_of_blocks(tiling.blocks(picture.size), None)
+        return image_input(key, rows, tiling.marks(picture.size))
+
+    def prompt_ids(self, messages: Sequence[dict[str, Any]], images: Sequence[ImageInput]) -> list[int]:
+        """Ids of the prompt, with the image token as often as each picture has rows of embeds."""
         image_token = self.bundle.prompt.control_tokens[self.bundle.prompt.image_token or ""]
         ids: list[int] = []
         for span in self._prompts.build(messages).spans:
             if isinstance(span, ImageSpan):
-                ids += [image_token] * n_tokens[span.image]
+                image = images[span.image]
+                for part in image.parts or (image.n_tokens,):
+                    ids += part if isinstance(part, tuple) else [image_token] * part
             else:
                 ids += span.tokens
         return ids
 
     def logits(
-        self, messages: Sequence[dict[str, Any]], embeds: Sequence[Floats], answer: Sequence[int]
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[ImageInput],
+        embeds: Sequence[Floats],
+        answer: Sequence[int],
     ) -> Floats:
         """Logits after the prompt and after each token of ``answer`` but the last: float32 [n, n_vocab]."""
         prompt = self._prompts.build(messages)
-        images = [ImageInput(str(number).encode(), len(rows)) for number, rows in enumerate(embeds)]
         decoder = Decoder(self._context)
         decoder.reset()
         decoder.prefill(
-            [images[s.image] if isinstance(s, ImageSpan) else s.tokens for s in prompt.spans],
+            prompt.segments(images),
             {image.key: rows for image, rows in zip(images, embeds, strict=True)},
         )
         logits = [self._context.logits()]

@@ -24,7 +24,7 @@ from tests.support.tiny_tokenizer import added_token
 
 Layout = Literal["v4", "v4.52", "v5"]
 Dtype = Literal["BF16", "F16", "F32"]
-Decoder = Literal["qwen2", "qwen3", "llama", "llama3", "mistral"]
+Decoder = Literal["qwen2", "qwen3", "llama", "llama3", "smollm", "mistral"]
 
 # Prefixes of decoder, output matrix, tower, projector and image_newline.
 PREFIXES: dict[Layout, tuple[str, str, str, str, str]] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from acestep_gguf.convert.checkpoint.chat_templates import VICUNA
-from tests.support import tiny_llama3, tiny_sentencepiece, tiny_tokenizer
+from tests.support import tiny_llama3, tiny_sentencepiece, tiny_smollm, tiny_tokenizer
 
 QWEN2_TEMPLATE = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}"
@@ -145,6 +145,24 @@ DECODERS = {
             "unk_token": None,
             "model_max_length": 512,
             "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    ),
+    "smollm": replace(
+        LLAMA,
+        chat_template=QWEN2_TEMPLATE,
+        eos_tokens=("<end_of_utterance>",),
+        pad_token="<|im_end|>",
+        n_tokens=tiny_smollm.n_tokens,
+        token_id=tiny_smollm.token_id,
+        tokenizer_json=tiny_smollm.tokenizer_json,
+        tokenizer_config={
+            "add_prefix_space": False,
+            "bos_token": "<|im_start|>",
+            "eos_token": "<end_of_utterance>",
+            "pad_token": "<|im_end|>",
+            "unk_token": "<|endoftext|>",
+            "model_max_length": 2048,
+            "tokenizer_class": "GPT2Tokenizer",
         },
     ),
     "mistral": replace(

@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.llama.sampler import Sampler
 from acestep_gguf.options import SamplingParams
-from acestep_gguf.prompt.segments import ImageInput, Segment
+from acestep_gguf.prompt.segments import ImageInput, Segment, image_input
 from acestep_gguf.storage.disk_cache import DiskCache
 
 RNG = np.random.default_rng(0)
@@ -48,6 +49,25 @@ def test_prefill_cuts_at_n_batch_and_at_the_end_of_a_picture(decoder: Decoder, c
     context.decode_tokens(tokens[16:], 16)
     context.decode_embeds(EMBEDS[A.key], 20)
     context.decode_tokens([7, 8], 30, n_outputs=1)
+    assert np.array_equal(by_decoder, context.logits())
+
+
+def test_tokens_between_the_rows_of_a_picture_are_read_as_tokens(decoder: Decoder, context: Context) -> None:
+    picture = image_input(A.key, [4, 6], [(7, 8), (9,), (5,)])
+    prompt: list[Segment] = [(1, 2), picture, (3,)]
+    decoder.prefill(prompt, EMBEDS)
+    by_decoder = context.logits()
+    rows = EMBEDS[A.key]
+    assert decoder.reuse([(1, 2), picture, (4,)]) == 2 + len(picture)
+    assert decoder.reuse([(1, 2), replace(picture, key=b"other"), (4,)]) == 2
+    context.keep(0)
+    context.decode_tokens([1, 2], 0)
+    context.decode_tokens([7, 8], 2)
+    context.decode_embeds(rows[:4], 4)
+    context.decode_tokens([9], 8)
+    context.decode_embeds(rows[4:], 9)
+    context.decode_tokens([5], 15)
+    context.decode_tokens([3], 16, n_outputs=1)
     assert np.array_equal(by_decoder, context.logits())
 
 

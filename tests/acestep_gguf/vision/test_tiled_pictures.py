@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import ImageError
 from acestep_gguf.storage.disk_cache import DiskCache
@@ -17,6 +18,7 @@ from acestep_gguf.vision.encoder import ImageEncoder
 from acestep_gguf.vision.image import pixel_values
 from acestep_gguf.vision.tower import VisionTower
 from tests.support.tiled_bundles import tiled_bundle
+from tests.support.tiny_smolvlm import TinySmolVLM
 
 N_TILE = 4  # tokens
 N_CROPS = 7  # of a picture of 3:2
@@ -116,3 +118,46 @@ def test_answers_are_the_same_with_tiles_from_anywhere(tiled: Path, wide: Path, 
         assert seen.size == (3 * 28 + 8, 3 * 28 + 8)
     with AceStep(tiled, quant="F32", n_threads=1, cache=False, max_tiles=1) as model:
         assert model.generate("x", [wide], max_tokens=1).usage.image_tokens == N_TILE
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a family with tokens between its tiles."""
+    folder = tmp_path_factory.mktemp("marked")
+    checkpoint = TinySmolVLM(decoder="smollm").write(folder / "checkpoint")
+    convert_checkpoint(checkpoint, folder / "bundle", ["F32"], vision=["float32", "int8"])
+    return folder / "bundle"
+
+
+def test_tokens_between_tiles_are_part_of_a_picture(marked: Path, wide: Path, tmp_path: Path) -> None:
+    n_marks = 3 * (4 * 2 + 1) + 3  # of three rows of four tiles, and the whole
+    n_rows = 13 * N_TILE
+    for image_tokens, n_kept in ((None, n_rows), (13, 13), (5, 5)):
+        encoder = make(marked, image_tokens=image_tokens)
+        picture = encoder.prepare(wide)
+        assert picture.input.n_tokens == n_marks + n_kept
+        assert len(encoder.rows(picture)) == n_kept
+    for name, max_tiles, n_tokens in (("all", None, n_rows + n_marks), ("few", 2, N_TILE + 3)):
+        (done,) = encode_pictures(marked, [wide], tmp_path / name, n_threads=1, max_tiles=max_tiles)
+        assert done.n_image_tokens == n_tokens
+        assert make(marked).prepare(EmbedsFile(done.path)).input.n_tokens == n_tokens
+        parts = make(marked, max_tiles=max_tiles).prepare(wide).input.parts
+        assert make(marked).prepare(EmbedsFile(done.path)).input.parts == parts
+
+
+def test_answers_about_marked_tiles_are_the_same_from_anywhere(
+    marked: Path, wide: Path, tmp_path: Path
+) -> None:
+    (done,) = encode_pictures(marked, [wide], tmp_path, n_threads=1)
+    question: dict[str, Any] = {"max_tokens": 8}
+    with AceStep(marked, n_ctx=512, n_threads=1, cache=tmp_path / "cache") as model:
+        answer = model.generate("x", [wide], **question)
+        assert answer.usage.image_tokens == 13 * N_TILE + 30
+        assert model.generate("x", [EmbedsFile(done.path)], **question).tokens == answer.tokens
+        again = model.generate("x", [wide], **question)
+        assert again.tokens == answer.tokens
+        assert again.usage.cached_tokens > 13 * N_TILE + 30
+    with AceStep(marked, n_ctx=512, n_threads=1, cache=tmp_path / "cache") as model:
+        from_disk = model.generate("x", [wide], **question)
+        assert from_disk.tokens == answer.tokens
+        assert from_disk.usage.cached_tokens >= 13 * N_TILE + 30

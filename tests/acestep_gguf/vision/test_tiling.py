@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec, PinpointTiles, Size
+from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec, PinpointTiles, Size, Tiles
 from acestep_gguf.vision.blocks import Block, n_tokens, packed
 from acestep_gguf.vision.image import as_seen, crops_of
 from acestep_gguf.vision.tiling import tiling_of
@@ -26,7 +26,7 @@ ONEVISION = PinpointTiles(
 )
 
 
-def spec(tiles: ClosestAspectTiles | PinpointTiles | None, **changes: Any) -> ImageSpec:
+def spec(tiles: Tiles | None, **changes: Any) -> ImageSpec:
     fields: dict[str, Any] = {
         "pad_to_square": None,
         "resize": "exact",
@@ -55,7 +55,7 @@ sizes = st.tuples(st.integers(1, 300), st.integers(1, 300))
 @pytest.mark.parametrize("n_pictures", [1, 2])
 @given(size=sizes, max_tiles=st.none() | st.integers(1, 20))
 def test_counts_are_known_from_the_size_alone(
-    tiles: ClosestAspectTiles | PinpointTiles | None,
+    tiles: Tiles | None,
     n_pictures: int,
     size: tuple[int, int],
     max_tiles: int | None,

@@ -8,6 +8,7 @@ from acestep_gguf.bundle.image_spec import ImageSpec, Size
 from acestep_gguf.convert.checkpoint.config import parse_config
 from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
 from acestep_gguf.convert.checkpoint.image_processor import read_image_spec
+from acestep_gguf.convert.checkpoint.tokenizer import read_tokenizer, read_vocabulary
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError, UsageError
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
@@ -17,7 +18,8 @@ PUBLISHED = Path(__file__).parents[1] / "published_configs"
 def read(folder: Path, image_size: int | None = None) -> ImageSpec:
     checkpoint = CheckpointFolder(folder)
     config = parse_config(checkpoint.config, folder / "config.json")
-    return read_image_spec(checkpoint, config, image_size)
+    vocabulary = read_vocabulary(read_tokenizer(checkpoint), config.text_config.vocab_size, None)
+    return read_image_spec(checkpoint, config, vocabulary, image_size)
 
 
 def changed(folder: Path, name: str = "preprocessor_config.json", **changes: Any) -> Path:

@@ -44,6 +44,7 @@ from tests.support.fidelity import DEMO, TINY, drawing
 from tests.support.gguf_files import Tensors, rewrite
 from tests.support.tiny_checkpoints import TinyCheckpoint
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_smolvlm import TinySmolVLM
 
 SIGLIP = TinyCheckpoint(
     tower="siglip", activation="gelu_pytorch_tanh", strategy="full", feature_layer=-1, image_size=48
@@ -457,3 +458,23 @@ def test_internvl_with_another_decoder_is_refused(clip: Made, tmp_path: Path) ->
     made = Made(TinyInternVL().write(tmp_path / "checkpoint"), tmp_path)
     with pytest.raises(BundleError, match="no decoder of InternVL"):
         clip.import_(mmproj=made.mmproj, image_token="<image>")
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_smolvlm_has_the_tokens_of_its_decoder_between_tiles(tmp_path: Path, is_ours: bool) -> None:
+    made = Made(TinySmolVLM(decoder="smollm", dtype="F32").write(tmp_path / "checkpoint"), tmp_path)
+    mmproj = made.mmproj if is_ours else rewrite(made.mmproj, tmp_path / "mmproj.gguf", metadata=OURS)
+    imported = made.import_(mmproj=mmproj)
+    assert imported.image is not None
+    assert made.bundle.image is not None
+    assert imported.image.tiles == made.bundle.image.tiles
+    assert imported.min_reader_version == 4
+    assert (imported.image.resample, imported.image.resize) == ("lanczos", "exact")
+    image = drawing((64, 96), 0)
+    assert relative_error(embeds(made.imported, image), embeds(made.out, image)) < 1e-5
+
+
+def test_smolvlm_with_another_decoder_is_refused(clip: Made, tmp_path: Path) -> None:
+    made = Made(TinySmolVLM(decoder="smollm").write(tmp_path / "checkpoint"), tmp_path)
+    with pytest.raises(CheckpointError, match="the tokenizer has no token <fake_token_around_image>"):
+        clip.import_(mmproj=made.mmproj)

@@ -14,10 +14,11 @@ from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig, parse_config
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.tower.graph import check_activations
-from acestep_gguf.convert.tower.position_embedding import interpolate_positions
+from acestep_gguf.convert.tower.position_embedding import positions_of_size
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from tests.support.tiny_checkpoints import TinyCheckpoint, write_safetensors
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_smolvlm import TinySmolVLM
 
 Floats = NDArray[np.float64]
 
@@ -30,7 +31,7 @@ ACTIVATIONS = {
 
 
 class Reference:
-    """CLIPVisionModel, SiglipVisionModel or InternVLVisionModel, and the projector, in float64."""
+    """A tower of any family, and the projector, in float64."""
 
     def __init__(self, folder: Path) -> None:
         with open_model(folder, None) as model:
@@ -54,7 +55,8 @@ class Reference:
             cls = np.broadcast_to(self.weights["v.class_embd"], (n_batch, 1, vision.hidden_size))
             rows = np.concatenate([cls, rows], axis=1)
         positions = self.weights["v.position_embd.weight"].astype(np.float32)
-        hidden = rows + interpolate_positions(positions, side)
+        fractional = vision.family.has_fractional_positions
+        hidden = rows + positions_of_size(positions, side, fractional=fractional)
         if "v.pre_ln.weight" in self.weights:
             hidden = self.layer_norm(hidden, "v.pre_ln")
 
@@ -68,6 +70,8 @@ class Reference:
         features = np.concatenate([states[layer] for layer in self.config.feature_layers], axis=-1)
         if self.config.vision_feature_select_strategy == "default":
             features = features[:, 1:]
+        if "v.post_ln.weight" in self.weights:
+            features = self.layer_norm(features, "v.post_ln")
         factor = self.config.shuffle_factor
         squares = (n_batch, side // factor, factor, side // factor, factor)
         if factor > 1:
@@ -75,7 +79,10 @@ class Reference:
             features = features.reshape(n_batch, (side // factor) ** 2, -1)
         if "mm.norm.weight" in self.weights:
             features = self.layer_norm(features, "mm.norm", eps=1e-5)
-        embeds = self.linear(ACTIVATIONS["gelu"](self.linear(features, "mm.1")), "mm.2")
+        if "mm.fc.weight" in self.weights:
+            embeds = self.linear(features, "mm.fc")
+        else:
+            embeds = self.linear(ACTIVATIONS["gelu"](self.linear(features, "mm.1")), "mm.2")
         if max(self.config.feature_layers) == 0:
             return {"image_embeds": embeds}
         last: Floats = self.attention_weights.mean(axis=1)  # of all heads: [B, queries, keys]
@@ -157,6 +164,18 @@ def test_graph_computes_internvls_formulas(
     tmp_path: Path, options: dict[str, Any], image_size: int | None
 ) -> None:
     check_formulas(TinyInternVL(**options), tmp_path, image_size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "image_size"),
+    [({}, None), ({"image_size": 42, "patch_size": 7, "scale_factor": 3}, 63)],
+    ids=str,
+)
+def test_graph_computes_smolvlms_formulas(
+    tmp_path: Path, options: dict[str, Any], image_size: int | None
+) -> None:
+    check_formulas(TinySmolVLM(decoder="smollm", **options), tmp_path, image_size)
 
 
 def check_formulas(tiny: TinyCheckpoint, tmp_path: Path, image_size: int | None) -> None:

@@ -25,6 +25,7 @@ from scripts.checks.libmtmd import LlamaCppPair
 from tests.support.fidelity import drawing
 from tests.support.tiny_checkpoints import TinyCheckpoint
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_smolvlm import TinySmolVLM
 
 SIGLIP = {"tower": "siglip", "activation": "gelu_pytorch_tanh", "strategy": "full", "feature_layer": -1}
 GOOD_COSINE = 0.999
@@ -131,6 +132,30 @@ def test_llama_cpp_gives_our_image_embeds_of_internvl(
     image = square(bundle)  # one tile here and there
     theirs = llama_cpp_embeds(bundle, folder, image, class_token_first=False)
     assert cosines(theirs, our_embeds(bundle, folder, image)).min() > GOOD_COSINE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mmproj", "options"),
+    [("F32", {}), ("Q8_0", {"image_size": 54, "patch_size": 2, "scale_factor": 3, "longest_edge": 216})],
+    ids=str,
+)
+def test_llama_cpp_gives_our_tiles_of_smolvlm(
+    tmp_path: Path, mmproj: MmprojFtype, options: dict[str, Any]
+) -> None:
+    checkpoint = TinySmolVLM(decoder="smollm", **options).write(tmp_path / "checkpoint")
+    folder = tmp_path / "bundle"
+    bundle = convert_checkpoint(checkpoint, folder, ["F32"], vision=["float32"], mmproj=[mmproj])
+    picture = drawing((90, 61), 0)  # resized in three steps, here and there
+    session = onnxruntime.InferenceSession(str(folder / bundle.vision_file("float32").file))
+    pixels = pixel_values(picture, bundle.tower()[1])
+    ours = [session.run(["image_embeds"], {"pixel_values": crop[np.newaxis]})[0][0] for crop in pixels]
+    decoder, file = folder / bundle.decoder("F32").file, folder / bundle.mmproj[mmproj].file
+    with LlamaCppPair(decoder, file) as pair:
+        parts = pair.parts(picture)
+    assert len(parts) == len(ours) == 13
+    for theirs, embeds in zip(parts, ours, strict=True):
+        assert cosines(theirs, embeds).min() > GOOD_COSINE
 
 
 @pytest.mark.parametrize("converted_size", [None, 84])
