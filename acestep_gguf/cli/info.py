@@ -70,11 +70,18 @@ def table(facts: dict[str, Any]) -> str:
             for file in facts["decoders"]
         ),
         *((file["precision"], _file(file, _cosines(file))) for file in facts["vision"]),
+        *_prefill_rows(facts["prefill"]),
         *_quality_rows(facts["quality"]),
         ("", ""),
         ("settings", facts["settings_reason"]),
     ]
     return "\n".join(f"{label:<10}{text}".rstrip() for label, text in rows)
+
+
+def _prefill_rows(prefill: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if prefill is None:
+        return []
+    return [("prefill", _file({**prefill, "default": False}, "int8, reads long prompts"))]
 
 
 def _quality_rows(quality: dict[str, Any] | None) -> list[tuple[str, str]]:

@@ -7,6 +7,8 @@ from acestep_gguf.plan.decoder_memory import DecoderShape
 
 F32: Final = 4
 SESSION_BYTES: Final = 3 * 2**20
+# Positions from which on int8 layers are faster than llama.cpp: a call lays out all weights anew.
+LEAST_ROWS: Final = 192
 # Positions that a call computes at most: more make its products no faster, and take more memory.
 MOST_ROWS: Final = 1024
 # Attention keeps a weight for each head, position and position before: so many bytes at most.
@@ -21,11 +23,11 @@ def rows_at_once(n_head: int, n_total: int) -> int:
 def activation_bytes(shape: DecoderShape, n: int, n_total: int) -> int:
     """Anonymous memory while ``n`` positions are read, of ``n_total`` when that is done.
 
-    onnxruntime keeps about six arrays of the MLP's width for each position of a call, one of them in uint8
-    besides, three of the decoder's, and attention's weights; the hidden states of all positions, twice.
+    onnxruntime keeps at most six arrays of the MLP's width for each position of a call, one of them in uint8
+    besides, one of the decoder's, and attention's weights; the hidden states of all positions, twice.
     """
     rows = min(n, rows_at_once(shape.n_head, n_total))
-    mlp = rows * ((6 * F32 + 1) * shape.n_ff + 3 * F32 * shape.n_embd)
+    mlp = rows * ((6 * F32 + 1) * shape.n_ff + F32 * shape.n_embd)
     attention = F32 * rows * shape.n_head * n_total
     return SESSION_BYTES + mlp + attention + 2 * F32 * n * shape.n_embd
 

@@ -19,6 +19,7 @@ from acestep_gguf.plan.machine import Machine
 from acestep_gguf.plan.machine_settings import MachineSettings
 from acestep_gguf.plan.memory import GPU_RESERVE, Memory, placement_of, plan_memory
 from acestep_gguf.plan.placement import RAM
+from acestep_gguf.plan.prefill_memory import LEAST_ROWS
 from acestep_gguf.plan.settings import Settings, Workload
 from acestep_gguf.plan.speed import Rates, Work
 
@@ -216,7 +217,11 @@ class Search:
         for concession, number in zip(self.concessions, made, strict=True):
             changes |= concession.changes[number]
         settings = replace(self.best, **changes)
-        return settings if settings.takes_int8_layers else replace(settings, int8_layers=None)
+        if settings.int8_layers is None or not settings.takes_int8_layers:
+            return replace(settings, int8_layers=None)
+        # llama.cpp gets no longer calls, so that its buffers need not be larger.
+        wanted = self.task.options.n_ubatch
+        return settings if wanted else replace(settings, n_ubatch=min(settings.n_ubatch, LEAST_ROWS))
 
     def _all_made(self) -> list[int]:
         return [len(concession.changes) - 1 for concession in self.concessions]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +14,12 @@ from acestep_gguf.llama.binding import Context, check_embeds
 from acestep_gguf.llama.key_value_state import KeyValueShape, KeyValueState
 from acestep_gguf.plan.bundle_model import DecoderModel
 from acestep_gguf.plan.decoder_memory import EMBEDDINGS
+from acestep_gguf.plan.prefill_memory import LEAST_ROWS
 from acestep_gguf.prefill.gguf_rows import GgufRows
 from acestep_gguf.prefill.layers import PrefillLayers
 from acestep_gguf.prefill.rotation import Rotation
 
 FloatArray = npt.NDArray[np.float32]
-
-# Positions from which on this is faster than llama.cpp: each call lays out all weights anew (docs/speed.md).
-LEAST_ROWS: Final = 192
 
 
 class PromptReader:

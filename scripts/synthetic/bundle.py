@@ -22,18 +22,20 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from acestep_gguf.bundle.names import FTYPES, DecoderFtype, Ftype, VisionPrecision
+from acestep_gguf.bundle.names import FTYPES, PREFILL_FILE, DecoderFtype, Ftype, VisionPrecision
 from acestep_gguf.bundle.schema import (
     SCHEMA_VERSION,
     Bundle,
     DecoderFile,
     Decoders,
     FileRecord,
+    PrefillFile,
     Vision,
     VisionFile,
     min_reader_version,
 )
 from acestep_gguf.convert.conversion_plan import ConversionPlan, ConversionRequest, plan_bundle
+from acestep_gguf.convert.int8_layers.files import DATA_FILE, PlannedPrefill
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.tower.files import PlannedTower
 from acestep_gguf.cpus import usable_cpus
@@ -131,12 +133,13 @@ def write_bundle(
     name: str,
     sparse: bool = False,
     sparse_towers: bool = False,
+    prefill: bool = False,
 ) -> None:
     """What conversion would write, but with random blocks, or holes, instead of the checkpoint's decoder.
 
-    With ``sparse_towers``, their weights are holes, too.
+    With ``sparse_towers``, their weights are holes, too; int8 layers, with ``prefill``, are always holes.
     """
-    request = ConversionRequest(ftypes=ftypes, name=name, vision=precisions)
+    request = ConversionRequest(ftypes=ftypes, name=name, vision=precisions, prefill=prefill)
     with open_model(checkpoint, None) as model:
         plan = plan_bundle(model, out, request)
         with Staging(out) as staging:
@@ -157,6 +160,7 @@ def write_bundle(
                 vision=Vision(default=next(iter(towers)), files=towers),
                 image=plan.model.image,
                 prompt=plan.model.prompt,
+                prefill=write_int8_layers(out, plan.prefill) if plan.prefill else None,
             ).write(out)
 
 
@@ -203,6 +207,21 @@ def write_tower(staging: Staging, plan: ConversionPlan, tower: PlannedTower, *, 
     )
 
 
+def write_int8_layers(folder: Path, planned: PlannedPrefill) -> PrefillFile:
+    """The graph, and a hole for the weights, which are zeros then."""
+    graph, data = folder / PREFILL_FILE, folder / DATA_FILE
+    graph.write_bytes(planned.model)
+    data.touch()
+    os.truncate(data, planned.data_bytes)
+    return PrefillFile(
+        file=PREFILL_FILE,
+        bytes=len(planned.model),
+        sha256="0" * 64,
+        data=FileRecord(file=DATA_FILE, bytes=planned.data_bytes, sha256="0" * 64),
+        n_layers=planned.n_layers,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
@@ -212,6 +231,7 @@ def main() -> None:
     parser.add_argument(
         "--precision", action="append", help="of the tower, may be repeated; default: float32"
     )
+    parser.add_argument("--prefill", action="store_true", help="int8 layers, too, of zeros in a hole")
     parser.add_argument("--sparse", action="store_true", help="a decoder of holes: to plan for, not to run")
     arguments = parser.parse_args()
 
@@ -224,6 +244,7 @@ def main() -> None:
             arguments.precision or ["float32"],
             name=f"Synthetic-{arguments.shape.upper()}",
             sparse=arguments.sparse,
+            prefill=arguments.prefill,
         )
 
 

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.quality.bundled import write_into_bundle
 from acestep_gguf.quality.report import PictureQuestion, QualityReport
 from tests.acestep_gguf.quality.reports import candidate
 from tests.support.command_line import acestep
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
 def test_info_as_table_and_as_json(tiny_bundle: Path) -> None:
@@ -62,6 +64,15 @@ def test_info_shows_how_close_int8_comes(bundle_copy: Path) -> None:
     table = acestep("info", bundle_copy).stdout
     assert cosines in table
     assert cosines + centred not in table
+
+
+def test_info_shows_int8_layers(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(has_tower=False).write(tmp_path / "checkpoint")
+    record = convert_checkpoint(checkpoint, tmp_path / "bundle", ("F32",), prefill=True).prefill
+    assert record is not None
+    assert "int8, reads long prompts" in acestep("info", tmp_path / "bundle").stdout
+    prefill = json.loads(acestep("info", tmp_path / "bundle", "--json").stdout)["prefill"]
+    assert prefill == {"file": record.file, "bytes": record.bytes + record.data.bytes}
 
 
 def test_info_loads_neither_llama_cpp_nor_onnxruntime(tiny_bundle: Path) -> None:

@@ -101,7 +101,7 @@ def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "checkpoint").mkdir()
     shape, vision = Shape(512, 32, 8, 8, 512, 151936, tied=True), VisionShape(256, 2, 4, 512, 14, 448)
     write_checkpoint(folder / "checkpoint", shape, vision)
-    write_bundle(folder / "checkpoint", folder / "bundle", ["Q4_K_M"], name="Deep", sparse=True)
+    write_bundle(folder / "checkpoint", folder / "bundle", ["Q4_K_M"], name="Deep", sparse=True, prefill=True)
     return folder / "bundle"
 
 
@@ -109,7 +109,13 @@ def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "n_images"),
-    [(["-n", "4"], 1), (["-n", "4", "--no-cache"], 1), (["-n", "4", "--image-tokens", "300"], 2)],
+    [
+        (["-n", "4", "--prefill", "off"], 1),
+        (["-n", "4", "--prefill", "off", "--no-cache"], 1),
+        (["-n", "4", "--prefill", "off", "--image-tokens", "300"], 2),
+        (["-n", "4", "--prefill", "int8"], 1),
+        (["-n", "4", "--prefill", "int8", "--no-cache"], 1),
+    ],
 )
 def test_a_run_takes_what_is_planned(
     deep_folder: Path,
@@ -132,7 +138,9 @@ def test_a_run_takes_what_is_planned(
     peaks = Peaks()
     peaks.watch(process)
     assert process.wait() == 0, process.stderr and process.stderr.read()
-    assert peaks.anonymous == pytest.approx(need, rel=0.05)
+    # What onnxruntime reads prompts with is planned at its most: some of it takes the place of the rest.
+    least = 0.85 if "int8" in options else 0.95
+    assert least * need < peaks.anonymous < 1.05 * need
 
 
 @pytest.fixture
