@@ -34,7 +34,9 @@ def bundle(folder: Path) -> BundleModel:
 
 def plan(bundle: BundleModel, ram: int = GB, options: EngineOptions | None = None, n_gpus: int = 0) -> Plan:
     gpus = tuple(Gpu(name="GPU", memory=8 * GB) for _ in range(n_gpus))
-    return make_plan(bundle, Machine(ram=ram, n_threads=2, gpus=gpus), options, Workload(images=0, n_text=100))
+    return make_plan(
+        bundle, Machine(ram=ram, n_threads=2, gpus=gpus), options, Workload(images=0, n_text=100)
+    )
 
 
 def int8_parts(plan: Plan) -> dict[str, Part]:
