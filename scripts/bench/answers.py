@@ -1,9 +1,10 @@
-"""Compare answering with llama.cpp's way: llama-mtmd-cli and llama-bench on the same random weights.
+"""Compare answering with llama-mtmd-cli, llama-bench and OpenVINO GenAI on the same random weights.
 
     pip install -e '.[bench]' && python -m scripts.bench.answers --rounds 3
 
 Both sides get a ViT-H/14 tower at 448 px and a Q4_K_M decoder of the 1.5B shape with Qwen2's vocabulary,
-made once by bench_artefacts.py (about 12 GB). The tools are built from llama-cpp-python's source package.
+made once by artefacts.py (about 14 GB). The tools are built from llama-cpp-python's source package; OpenVINO
+GenAI gets a 4-bit model by its own converter and answers in an environment of its own, with its defaults.
 Every round runs all programs in turn; figures are medians over the rounds. Time to the first token is from
 the start of the process to the first byte of the answer, files in the page cache; llama-mtmd-cli writes a
 line feed when it has read the prompt, so there it is the second byte. Memory is sampled every 0.1 s: more
@@ -12,17 +13,11 @@ often would slow programs down that keep all CPUs busy.
 
 import argparse
 import json
-import os
-import re
-import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import platformdirs
@@ -33,120 +28,26 @@ from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.prompt.messages import user_message
 from acestep_gguf.vision.image import pixel_values
 from acestep_gguf.vision.tower import VisionTower
-from scripts.bench.artefacts import OUR_PROGRAM, SCALES, Artefacts
+from scripts.bench.answer_runs import (
+    N_DECODE,
+    QUESTION,
+    REPACKS,
+    THREADS,
+    Bench,
+    answer,
+    decode_speed,
+    encoded_s,
+    first_byte,
+    first_token,
+    prefill_speed,
+    tokens_per_s,
+)
+from scripts.bench.artefacts import SCALES, Artefacts
 from scripts.bench.demo_answers import accuracy_rows, agreement_rows
-from scripts.bench.llama_cpp_tools import build_tools
-from scripts.bench.process_cost import Cost, measured
+from scripts.bench.int8_reading import int8_reading
 from scripts.bench.table import Note, Row, Rows, report
 
-QUESTION = "Describe this image in detail"
 OTHER_QUESTION = "What is in the background?"
-LONG_TEXT = "The quick brown fox jumps over the lazy dog, and nobody knows why it does so again. " * 28
-N_DECODE = 64
-N_CTX = 8192
-THREADS = str(usable_cpus())
-SAMPLE_S = 0.1
-ENCODED_MS = re.compile(r"mtmd batch encoding done in (\d+) ms")
-
-
-class Bench:
-    """Runs programs, remembers what each run cost; parts read the medians."""
-
-    def __init__(self, artefacts: Artefacts, rounds: int, per_skill: int) -> None:
-        self.artefacts = artefacts
-        self.rounds = rounds
-        self.per_skill = per_skill
-        self.costs: dict[str, list[Cost]] = {}
-        self._home = artefacts.folder / "home"  # our caches start empty
-        shutil.rmtree(self._home, ignore_errors=True)
-        self._env = {**os.environ, "XDG_CACHE_HOME": str(self._home), "PYTHONWARNINGS": "ignore"}
-
-    @cached_property
-    def tools(self) -> dict[str, Path]:
-        return build_tools(["llama-mtmd-cli", "llama-bench"])
-
-    @cached_property
-    def bundle(self) -> Bundle:
-        return Bundle.read(self.artefacts.bundle())
-
-    @cached_property
-    def decoder(self) -> Path:
-        return self.artefacts.bundle() / self.bundle.decoder("Q4_K_M").file
-
-    def in_turn(self, runs: dict[str, Callable[[int], Cost]]) -> None:
-        """Run each once a round, if a part before has not done so."""
-        missing = {name: run for name, run in runs.items() if name not in self.costs}
-        for number in range(self.rounds):
-            for name, run in missing.items():
-                print(f"round {number + 1} of {self.rounds}: {name}", file=sys.stderr)
-                self.costs.setdefault(name, []).append(run(number))
-
-    def median(self, name: str, figure: Callable[[Cost], float]) -> float:
-        return statistics.median(figure(cost) for cost in self.costs[name])
-
-    def ours(self, *arguments: str) -> Cost:
-        return measured([str(OUR_PROGRAM), *arguments], self._env, sample_s=SAMPLE_S)
-
-    def ask(self, picture: int, question: str = QUESTION, *options: str) -> Cost:
-        image = ["--image", str(self.artefacts.picture(picture))]
-        return self.ours("run", str(self.artefacts.bundle()), *image, "-n", "8", *options, question)
-
-    def read_and_write(self, *options: str) -> Cost:
-        """Our own speeds on a long text, as JSON."""
-        bundle = str(self.artefacts.bundle())
-        return self.ours("run", bundle, "--json", "--no-cache", "-n", str(N_DECODE), *options, LONG_TEXT)
-
-    def reader(self, *options: str) -> Callable[[int], Cost]:
-        return lambda _: self.read_and_write(*options)
-
-    def mtmd(self, picture: int, mmproj: str, *options: str) -> Cost:
-        file = self.artefacts.bundle() / self.bundle.mmproj[mmproj].file  # type: ignore[index]
-        image = ["--image", str(self.artefacts.picture(picture)), "-p", QUESTION, "-n", "8"]
-        models = ["-m", str(self.decoder), "--mmproj", str(file), "--chat-template", "chatml"]
-        settings = ["-t", THREADS, "-c", str(N_CTX), "--temp", "0"]
-        command = [str(self.tools["llama-mtmd-cli"]), *models, *image, *settings, *options]
-        return measured(command, sample_s=SAMPLE_S)
-
-    def llama_bench(self, *options: str) -> Cost:
-        settings = ["-m", str(self.decoder), "-t", THREADS, "-r", "1", "-o", "json"]
-        return measured([str(self.tools["llama-bench"]), *settings, *options], sample_s=SAMPLE_S)
-
-
-def first_byte(cost: Cost) -> float:
-    return cost.byte_s[0]
-
-
-def first_token(cost: Cost) -> float:
-    """Of llama-mtmd-cli; its first byte is a line feed."""
-    return cost.byte_s[1]
-
-
-def encoded_s(cost: Cost) -> float:
-    """Seconds in which llama-mtmd-cli encoded the picture."""
-    found = ENCODED_MS.search(cost.stderr.decode(errors="replace") + cost.stdout.decode(errors="replace"))
-    if found is None:
-        sys.exit("llama-mtmd-cli did not say how long it encoded.")
-    return int(found[1]) / 1000
-
-
-def tokens_per_s(cost: Cost) -> float:
-    """What llama-bench measured."""
-    return float(json.loads(cost.stdout)[-1]["avg_ts"])
-
-
-def answer(cost: Cost) -> dict[str, Any]:
-    """What ``run --json`` printed."""
-    return dict(json.loads(cost.stdout))
-
-
-def prefill_speed(cost: Cost) -> float:
-    timings = answer(cost)["timings"]
-    return float(timings["prefill_tokens"] / timings["prefill_s"])
-
-
-def decode_speed(cost: Cost) -> float:
-    """The first token comes from reading the prompt, so one call of the decoder less than tokens."""
-    return float((answer(cost)["usage"]["completion_tokens"] - 1) / answer(cost)["timings"]["decode_s"])
 
 
 def ask_all(bench: Bench) -> None:
@@ -241,32 +142,35 @@ def image_tokens(bench: Bench) -> Rows:
 
 
 def speeds(bench: Bench) -> Rows:
-    """Prefill and decode against llama-bench."""
+    """Prefill and decode by llama.cpp alone, against llama-bench."""
     same = ("--repack", "0", "-fa", "auto", "--no-warmup")  # ours, too, reads its first prompt
-    n_prompt = answer(bench.read_and_write("--no-repack", "-n", "1"))["usage"]["prompt_tokens"]
+    plain = ("--no-repack", "--prefill", "off")
+    n_prompt = answer(bench.read_and_write(*plain, "-n", "1"))["usage"]["prompt_tokens"]
     tuned = json.loads(bench.ours("tune", str(bench.artefacts.bundle()), "--json").stdout)
     read = ["-p", str(n_prompt), "-n", "0"]
     write = ["-p", "0", "-n", str(N_DECODE), "-d", str(n_prompt)]
-    bench.in_turn(
-        {
-            "llama-bench, prefill": lambda _: bench.llama_bench(*read, *same),
-            "run, same settings": bench.reader("--no-repack", "-t", THREADS, "-ub", "512"),
-            "llama-bench, decode": lambda _: bench.llama_bench(*write, *same),
-            "run, tuned": bench.reader(),
-            "llama-bench, prefill, defaults": lambda _: bench.llama_bench(*read),
-        }
-    )
-    for what, ours, peer, bar in (
-        ("decode", bench.median("run, same settings", decode_speed), "llama-bench, decode", 0.98),
-        ("prefill", bench.median("run, same settings", prefill_speed), "llama-bench, prefill", 0.98),
-        (
-            "prefill after tune",
-            bench.median("run, tuned", prefill_speed),
+    runs = {
+        "llama-bench, prefill": lambda _: bench.llama_bench(*read, *same),
+        "run, same settings": bench.reader(*plain, "-t", THREADS, "-ub", "512"),
+        "llama-bench, decode": lambda _: bench.llama_bench(*write, *same),
+    }
+    compared = [
+        ("decode", "run, same settings", decode_speed, "llama-bench, decode", 0.98),
+        ("prefill", "run, same settings", prefill_speed, "llama-bench, prefill", 0.98),
+    ]
+    if REPACKS:
+        defaults, bar = (
             "llama-bench, prefill, defaults",
             0.98 if tuned["settings"]["use_extra_bufts"] else 1.4,
-        ),
-    ):
-        theirs = bench.median(peer, tokens_per_s)
+        )
+        runs |= {
+            "run, tuned": bench.reader("--prefill", "off"),
+            defaults: lambda _: bench.llama_bench(*read),
+        }
+        compared.append(("prefill after tune", "run, tuned", prefill_speed, defaults, bar))
+    bench.in_turn(runs)
+    for what, name, speed, peer, bar in compared:
+        ours, theirs = bench.median(name, speed), bench.median(peer, tokens_per_s)
         yield Row(f"{what}, to {peer}", f"{ours:.1f}/s", f"{theirs:.1f}/s", ours / theirs, bar, at_most=False)
     yield Note("tune", f"{tuned['reason']} ({tuned['seconds']:.0f} s)")
 
@@ -318,6 +222,7 @@ PARTS = {
     "tower": tower,
     "outliers": outliers,
     "first-token": first_tokens,
+    "int8-reading": int8_reading,
     "image-tokens": image_tokens,
     "speed": speeds,
     "chat": chat,

@@ -2,23 +2,26 @@
 
 Each bundle is made by our own conversion, which also writes the mmproj files for llama.cpp; both sides
 run the same decoder file. A bundle has bundle.json last, so one that has it is whole; checkpoints go away
-when their bundle is there.
+when their bundle is there, and are made again, of the same numbers, for what is added to it.
 """
 
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter
 
+from acestep_gguf.bundle.schema import Bundle
 from scripts.bench import openvino_peer
 from scripts.bench.llama_cpp_tools import llama_cpp_source
 
 OUR_PROGRAM = Path(sys.executable).parent / "acestep-gguf"
 DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
+PREFILL = "--prefill"
 PICTURE_SIZE = (640, 480)
 
 
@@ -46,8 +49,8 @@ class Artefacts:
         folder.mkdir(parents=True, exist_ok=True)
 
     def bundle(self) -> Path:
-        """Float32 and int8 tower, Q4_K_M decoder, mmproj as F16 and Q8_0."""
-        return self._bundle("bundle", self._shapes(), ["--mmproj", "F16", "--mmproj", "Q8_0"])
+        """Float32 and int8 tower, Q4_K_M decoder and its int8 layers, mmproj as F16 and Q8_0."""
+        return self._bundle("bundle", self._shapes(), ["--mmproj", "F16", "--mmproj", "Q8_0", PREFILL])
 
     def openvino_model(self) -> Path:
         """The same model for OpenVINO GenAI, its decoder in 4 bits and its tower in 8."""
@@ -80,12 +83,18 @@ class Artefacts:
         return path
 
     def _bundle(self, name: str, shapes: list[str], extra: list[str] | None = None) -> Path:
-        bundle = self.folder / name
-        if not (bundle / "bundle.json").exists():
+        bundle, options = self.folder / name, ["-q", "Q4_K_M", *(extra or [])]
+        if not self._is_whole(bundle, options):
             checkpoint = self._checkpoint(name, shapes)
-            self._convert(name, checkpoint, ["-q", "Q4_K_M", *(extra or [])])
+            self._convert(name, checkpoint, options)
             shutil.rmtree(checkpoint)
         return bundle
+
+    def _is_whole(self, bundle: Path, options: Sequence[str]) -> bool:
+        """Whether nothing is to be made; a bundle of before there were int8 layers gets them."""
+        if not (bundle / "bundle.json").exists():
+            return False
+        return PREFILL not in options or Bundle.read(bundle).prefill is not None
 
     def _shapes(self) -> list[str]:
         return ["--shape", self.scale.decoder, "--vision", self.scale.vision]
@@ -101,7 +110,7 @@ class Artefacts:
 
     def _convert(self, name: str, checkpoint: Path, options: list[str]) -> Path:
         bundle = self.folder / name
-        if not (bundle / "bundle.json").exists():
+        if not self._is_whole(bundle, options):
             command = [str(OUR_PROGRAM), "convert", str(checkpoint), str(bundle), *options]
             subprocess.run(command, check=True)
         return bundle

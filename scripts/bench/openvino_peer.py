@@ -1,7 +1,7 @@
 """OpenVINO GenAI as a peer, in an environment of its own: its packages ask for other versions than ours do.
 
 The model is converted by optimum-intel from a checkpoint, and answers in a process that reads blocks of
-pictures from standard input.
+pictures from standard input, or one picture after another to see when the first token comes.
 """
 
 import json
@@ -22,6 +22,7 @@ TORCH: Final = "torch==2.13.0"
 # The weights of all layers in 4 bits, as those of a Q4_K_M; the tower stays in 8.
 WEIGHTS: Final = ("--weight-format", "int4", "--group-size-fallback", "adjust")
 WORKER: Final = Path(__file__).with_name("openvino_worker.py")
+FIRST_TOKENS: Final = Path(__file__).with_name("openvino_first_tokens.py")
 
 
 def environment() -> Path:
@@ -55,6 +56,11 @@ def convert(checkpoint: Path, model: Path) -> None:
     # Without torchvision, the size of pictures is left out, and the default does not fit the tower.
     shutil.copy(checkpoint / "preprocessor_config.json", part)
     part.rename(model)
+
+
+def first_tokens(model: Path) -> list[str]:
+    """Command that waits for the first token about each picture; behind it come a question and pictures."""
+    return [str(environment() / "python"), str(FIRST_TOKENS), str(model)]
 
 
 class OpenVino:
