@@ -79,7 +79,7 @@ def _cells(found: TextCandidate) -> list[str]:
     return [
         found.decoder,
         f"{found.bytes / 1e6:.1f}",
-        _with_interval(divergence.mean),
+        with_interval(divergence.mean),
         scientific(divergence.p90.value),
         scientific(divergence.p99.value),
         f"{share.value:.1%}",
@@ -87,7 +87,7 @@ def _cells(found: TextCandidate) -> list[str]:
     ]
 
 
-def _with_interval(estimate: Estimate) -> str:
+def with_interval(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return scientific(estimate.value)
     return f"{scientific(estimate.value)} ({scientific(estimate.low)}–{scientific(estimate.high)})"
