@@ -34,7 +34,8 @@ def test_only_reading_in_int8_diverges_from_float32(bundle: Path, tmp_path: Path
     (path,) = bundle.glob("*.gguf")
     decoder = decoder_of(path)
     reader = PromptReader.open(tmp_path, write_int8_layers(path, tmp_path), decoder, n_threads=1)
-    embeds = np.random.default_rng(0).standard_normal((N_ROWS, decoder.shape.n_embd), np.float32) * np.float32(0.05)
+    embeds = np.random.default_rng(0).standard_normal((N_ROWS, decoder.shape.n_embd), np.float32)
+    embeds *= 0.05
     picture = ImageInput(b"picture", N_ROWS)
     prompt: list[Segment] = [picture, QUESTION]
     rows = {}
