@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
+# Where `make libllama` has been, llama-cpp-python is its wheel there: nothing is compiled.
+LLAMA_CPP_PYTHON := $(shell sed -n 's/^llama-cpp-python==//p' constraints.txt)
+LLAMA_WHEEL := $(wildcard $(LLAMA_CPP_LIB_PATH)/llama_cpp_python-$(LLAMA_CPP_PYTHON)-*.whl)
 
-.PHONY: demo test quick screenshots parity lint types types-without-torch docs format dist lock clean
+.PHONY: demo test quick screenshots parity lint types types-without-torch docs format dist lock libllama clean
 
 demo: .venv/runtime
 	$(BIN)/acestep-gguf demo
@@ -60,16 +63,21 @@ lock: .venv/bin/python
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade --no-annotate --no-header \
 		--no-emit-index-url --no-emit-find-links --output-file constraints.txt pyproject.toml
 
+# llama.cpp's libraries for every kind of CPU, in the folder LLAMA_CPP_LIB_PATH, for all environments to come.
+libllama: .venv/bin/python
+	PYTHON=$(BIN)/python scripts/edge/build_libllama.sh "$(LLAMA_CPP_LIB_PATH)"
+
 clean:
 	rm -rf build dist *.egg-info .venv
 
-# The set-up, a stamp for each stage. llama-cpp-python is compiled here, once: about six minutes on two cores.
+# The set-up, a stamp for each stage. llama-cpp-python is compiled here, about six minutes on two cores, unless
+# `make libllama` did so before.
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv .venv
 
 .venv/runtime: pyproject.toml constraints.txt | .venv/bin/python
-	$(INSTALL) --editable '.[convert]'
+	$(INSTALL) $(LLAMA_WHEEL) --editable '.[convert]'
 	touch $@
 
 .venv/dev: .venv/runtime
