@@ -102,24 +102,25 @@ class Asked:
         self._decoder.reset()
         with patch.object(prompt_reader, "LEAST_ROWS", 1):
             self._decoder.prefill(prompt, embeds)
+        self._n_prompt = self._decoder.n_past
         return self._context.logits()
 
     def write(self, expected: Floats, stop_ids: frozenset[int]) -> list[int]:
         """The greedy answer to what was read, with the token that ended it; nothing of it is kept."""
-        n_prompt = self._decoder.n_past
         tokens = [int(expected.argmax())]
         while tokens[-1] not in stop_ids and len(tokens) < MAX_ANSWER:
             self._decoder.append(tokens[-1:])
             tokens.append(int(self._context.logits().argmax()))
-        self._decoder.cut(n_prompt)
+        self._decoder.cut(self._n_prompt)
         return tokens
 
     def expect(self, expected: Floats, tokens: Sequence[int]) -> Floats:
-        """What it expects in the place of each of ``tokens`` behind what was read: float32 [n, n_vocab]."""
+        """What it expects in the place of each of ``tokens``, which are not kept: float32 [n, n_vocab]."""
         rows = [expected]
         if given := tokens[:-1]:
             self._decoder.append(given, n_outputs=len(given))
             rows += [self._context.logits(index) for index in range(-len(given), 0)]
+            self._decoder.cut(self._n_prompt)
         return np.stack(rows)
 
 
@@ -177,15 +178,21 @@ def demo_results(folder: Path, questions: Iterable[HeldOut]) -> Results:
             exact: Floats | None = None
             for name, decoder in asked.items():
                 first = decoder.read(prompt, embeds)
-                own = decoder.write(first, stop_ids)
-                tokens = tokens or own
+                tokens = tokens or decoder.write(first, stop_ids)
+                logits = decoder.expect(first, tokens)
+                is_same = logits.argmax(axis=1).tolist() == tokens
+                own = tokens if is_same else decoder.write(first, stop_ids)
                 text = b"".join(model.token_bytes(token) for token in own if token not in stop_ids)
                 is_right = text.decode(errors="replace").strip() == one.question.answer
                 results[name].right[one.question.skill] += is_right
-                logits = decoder.expect(first, tokens)
                 exact = logits if exact is None else exact  # float32 is asked first
                 results[name].add(exact, logits)
     return results
+
+
+def asked_of(skill: str, per_skill: int) -> Iterator[HeldOut]:
+    print(f"demo: {skill}", file=sys.stderr)
+    yield from held_out_questions(skill, per_skill)
 
 
 def encoded(
@@ -262,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.per_skill:
-            questions = (one for skill in SKILLS for one in held_out_questions(skill, options.per_skill))
+            questions = (one for skill in SKILLS for one in asked_of(skill, options.per_skill))
             results = demo_results(folder / "demo", questions)
             print(f"The demo checkpoint, {options.per_skill} questions of each skill\n")
             print("\n".join([*divergence_table(results), "", *accuracy_table(results, options.per_skill)]))
