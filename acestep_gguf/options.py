@@ -27,6 +27,11 @@ PREFILLS: Final[tuple[Prefill, ...]] = get_args(Prefill)
 MOST_DRAFT_MAX: Final = 64
 MOST_PARALLEL: Final = 256
 
+# What of onnxruntime runs the vision tower; "auto" is CUDA where it is installed and has room, else the CPU.
+TowerProvider = Literal["cpu", "cuda", "openvino", "coreml", "qnn"]
+VisionProvider = Literal["auto", TowerProvider]
+VISION_PROVIDERS: Final[tuple[str, ...]] = ("auto", *get_args(TowerProvider))
+
 Options = TypeVar("Options", "EngineOptions", "AnswerOptions")
 
 
@@ -67,6 +72,8 @@ class EngineOptions:
     Args:
         quant: decoder to use, such as "Q5_K_M", in any case; by default the bundle's default.
         vision: precision of the tower, "float32" or "int8"; by default the bundle's default.
+        vision_provider: what of onnxruntime runs the tower: "cpu", "cuda", "openvino", "coreml" or "qnn";
+            "auto" is CUDA where it is installed and has room beside the whole decoder.
         n_ctx: tokens that prompt and answer may have together, at most what the model was made for; that is
             the default up to 8192, since memory for all of them is reserved at once.
         n_threads: threads of tower and decoder.
@@ -96,6 +103,10 @@ class EngineOptions:
     vision: Annotated[
         str | None, _flag("--vision", help="Tower: float32 or int8. By default the bundle's default.")
     ] = None
+    vision_provider: Annotated[
+        VisionProvider,
+        _flag("--vision-provider", help=f"What runs the tower: {', '.join(VISION_PROVIDERS)}."),
+    ] = "auto"
     n_ctx: Annotated[
         int | None,
         _flag("-c", "--ctx-size", help="Tokens of prompt and answer together. By default up to 8192."),
@@ -210,15 +221,15 @@ class EngineOptions:
             check_integer("image_tokens", self.image_tokens, 1, 2**20)
         if self.max_tiles is not None:
             check_integer("max_tiles", self.max_tiles, 1, 2**20)
-        if self.prefill not in PREFILLS:
-            raise UsageError(
-                f"prefill is {self.prefill!r}: choose from {', '.join(PREFILLS)}.", settings=["prefill"]
-            )
-        if self.spec_type not in SPEC_TYPES:
-            raise UsageError(
-                f"spec_type is {self.spec_type!r}: choose from {', '.join(SPEC_TYPES)}.",
-                settings=["spec_type"],
-            )
+        for name, choices in (
+            ("prefill", PREFILLS),
+            ("vision_provider", VISION_PROVIDERS),
+            ("spec_type", SPEC_TYPES),
+        ):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}: choose from {', '.join(choices)}.", settings=[name]
+                )
         if self.spec_type != "none" and self.draft is not None:
             raise UsageError(
                 f"spec_type {self.spec_type} and draft are two ways to guess: choose one.",

@@ -15,6 +15,7 @@ from acestep_gguf.bundle.names import BUNDLE_FILE
 from acestep_gguf.llama.backend import build_id
 from acestep_gguf.llama.binding import Context
 from acestep_gguf.llama.params import ContextParams, ModelParams
+from acestep_gguf.ort_builds import ort_version
 from acestep_gguf.prompt.segments import ImageInput, Segment
 from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.storage.file_identity import file_identity
@@ -44,7 +45,7 @@ def decoder_facts(
         "decoder": file_identity(path),
         "llama.cpp": build_id(),
         "acestep-gguf": version("acestep-gguf"),
-        "reader": version("onnxruntime") if has_int8_layers else None,
+        "reader": ort_version() if has_int8_layers else None,
         "settings": {name: value for name, value in settings.items() if name not in NO_MATTER},
     }
 

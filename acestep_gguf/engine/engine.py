@@ -112,6 +112,7 @@ class AceStep:
                 self.bundle,
                 n_threads=self.settings.tower_threads,
                 precision=self.settings.vision or wanted,
+                provider=self.settings.vision_provider,
                 image_tokens=options.image_tokens,
                 max_tiles=options.max_tiles,
                 cache=self._cache,

@@ -1,12 +1,14 @@
 """What a plan needs to know of the first question, and the plan for this machine."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
 from acestep_gguf.engine.question import Question
-from acestep_gguf.options import EngineOptions, Prefill
+from acestep_gguf.errors import UsageError
+from acestep_gguf.options import EngineOptions, Prefill, TowerProvider, VisionProvider
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.draft import Draft
 from acestep_gguf.plan.machine import this_machine
@@ -18,6 +20,7 @@ from acestep_gguf.vision.embeds_file import EmbedsSource
 from acestep_gguf.vision.encoder import REMEMBERED, Picture, PictureSource
 from acestep_gguf.vision.image import opening_bytes
 from acestep_gguf.vision.int8_check import vision_precision
+from acestep_gguf.vision.provider_check import right_provider
 from acestep_gguf.vision.tiling import tiling_of
 
 
@@ -138,6 +141,10 @@ def plan_here(
     """
     machine = this_machine()
     plan = make_plan(files, machine, options, workload, defaults=defaults, draft=draft)
+    provider = _right_provider(files, options.vision_provider, plan.settings)
+    if provider != plan.settings.vision_provider:
+        options = replace(options, vision_provider=provider)
+        plan = make_plan(files, machine, options, workload, defaults=defaults, draft=draft)
     vision = _right_vision(files, options.vision, plan.settings)
     draft_vision = None if draft is None else _right_vision(draft.bundle, None, plan.draft)
     prefill = _faster_prefill(files, options.prefill, plan.settings)
@@ -167,9 +174,25 @@ def _faster_prefill(files: BundleModel, wanted: Prefill, planned: Settings) -> P
     return wanted if gains(files.int8_layers, decoder, n_threads=planned.n_threads_batch) else "off"
 
 
+def _right_provider(model: BundleModel, wanted: VisionProvider, planned: Settings) -> TowerProvider:
+    """What runs a planned tower, or the CPU in its place, as right_provider says."""
+    if planned.vision is None:
+        return planned.vision_provider
+    threads, provider = planned.tower_threads, planned.vision_provider
+    try:
+        return right_provider(model.folder, model.bundle, provider, n_threads=threads)
+    except UsageError as error:
+        if wanted != "auto":
+            raise
+        warnings.warn(f"the vision tower stays on the CPU: {error}", stacklevel=2)
+        return "cpu"
+
+
 def _right_vision(model: BundleModel, wanted: str | None, planned: Settings | None) -> VisionPrecision | None:
     """The precision of a planned tower, or the one that takes its place, as vision_precision says."""
     if planned is None or planned.vision is None:
         return None
+    if planned.vision_provider != "cpu":
+        return planned.vision
     precision = None if wanted is None else vision_precision_from(wanted)
     return vision_precision(model.folder, model.bundle, precision, n_threads=planned.tower_threads)

@@ -9,6 +9,8 @@ from typing import Final
 import psutil
 
 from acestep_gguf.cpus import usable_cpus
+from acestep_gguf.options import TowerProvider
+from acestep_gguf.ort_builds import CUDA_BUILD, installed_builds
 from acestep_gguf.plan.cgroup import cgroup_limits
 
 CPU_DEVICES: Final = Path("/sys/devices")
@@ -40,6 +42,7 @@ class Machine:
         n_threads: threads to compute with.
         gpus: those that llama.cpp can use.
         limited_by: what limits ``ram``, "memory" or "cgroup".
+        tower_provider: what of onnxruntime suits the tower if there is room: "cuda", or the CPU.
         unused_gpu: the build of llama.cpp, such as "CUDA", for a GPU that the installed build cannot use.
     """
 
@@ -47,6 +50,7 @@ class Machine:
     n_threads: int
     gpus: tuple[Gpu, ...] = ()
     limited_by: str = "memory"
+    tower_provider: TowerProvider = "cpu"
     unused_gpu: str | None = None
 
 
@@ -64,6 +68,7 @@ def this_machine() -> Machine:
         ram=int(min(available, limits.memory_available)) + held,
         n_threads=usable_threads(limits.cpus),
         gpus=gpus,
+        tower_provider="cuda" if gpus and CUDA_BUILD in installed_builds() else "cpu",
         limited_by="cgroup" if limits.memory_available < available else "memory",
         unused_gpu=None if gpus else _seen_gpu(),
     )

@@ -33,6 +33,13 @@ Kind = Literal["anonymous", "mapped", "gpu"]
 Phase = Literal["process", "opening", "tower", "decoder"]
 
 
+TOWER_IN_RAM: Final[tuple[int, Kind]] = (RAM, "anonymous")
+TOWER_ON_GPU: Final[tuple[int, Kind]] = (1, "gpu")
+# Measured (docs/hardware.md): OpenVINO keeps the weights beside those that it compiled, and has a runtime.
+COMPILED_TOWER: Final = 2
+PROVIDER_BYTES: Final = 48 * 2**20
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """``n_bytes`` on ``device`` (0: RAM, then GPUs)."""
@@ -148,9 +155,13 @@ def _picture_parts(
     if not workload.images:
         return
     if settings.vision is not None:
-        tower = bundle.tower(settings.vision)
-        yield Part("vision tower, weights", tower.weights, phase="tower")
-        yield Part("vision tower, activations", tower.activations, phase="tower")
+        tower, provider = bundle.tower(settings.vision), settings.vision_provider
+        device, kind = TOWER_ON_GPU if provider == "cuda" else TOWER_IN_RAM
+        weights = tower.weights
+        if provider not in ("cpu", "cuda"):
+            weights = COMPILED_TOWER * weights + PROVIDER_BYTES
+        yield Part("vision tower, weights", weights, device, kind, phase="tower")
+        yield Part("vision tower, activations", tower.activations, device, kind, phase="tower")
     # Where other questions follow, their pictures are remembered, too.
     n_kept = workload.images if workload.may_stage else max(workload.images, REMEMBERED)
     yield Part("image embeds", bundle.embeds_bytes(n_kept, max_tiles), phase="process")

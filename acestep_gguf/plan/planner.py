@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Final
 
-from acestep_gguf.bundle.names import DecoderFtype
+from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.errors import ContextOverflowError, MemoryShortageError, UsageError
-from acestep_gguf.options import EngineOptions
+from acestep_gguf.options import EngineOptions, TowerProvider
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.draft import Draft
 from acestep_gguf.plan.machine import Machine, reinstall_command
@@ -75,6 +75,7 @@ def make_plan(
     if options.vision is not None and bundle.bundle.vision is not None:
         bundle.bundle.vision_file(options.vision)  # one that is not there, even if no picture needs it
     _check_prefill(bundle, options)
+    provider = _provider(bundle, machine, options)
     task = Task(
         bundle=bundle,
         machine=machine,
@@ -82,14 +83,19 @@ def make_plan(
         workload=workload,
         rates=rates or Rates(),
         defaults=defaults or plain_settings(machine.n_threads),
-        vision=bundle.vision(options.vision) if workload.n_encoded else None,
+        vision=_vision(bundle, options, provider) if workload.n_encoded else None,
+        vision_provider=provider,
         int8_layers=options.prefill != "off" and bundle.int8_layers is not None,
         draft=draft,
     )
-    for search in _searches(task):
-        if fit := search.fit():
-            return _made(search, fit)
-    raise _refusal(task)
+    plan = _first_plan(task)
+    if options.vision_provider == "auto" and provider != "cpu" and not _is_all_on_gpus(task, plan):
+        # Layers that the tower would push out are read for every token.
+        vision = _vision(bundle, options, "cpu") if workload.n_encoded else None
+        plan = _first_plan(replace(task, vision=vision, vision_provider="cpu"))
+    if plan is None:
+        raise _refusal(task)
+    return plan
 
 
 def check_pictures_fit(bundle: BundleModel, options: EngineOptions, n_images: int) -> None:
@@ -106,6 +112,44 @@ def check_pictures_fit(bundle: BundleModel, options: EngineOptions, n_images: in
             f"{(n_ctx - 1) // n_each} at most, or about more with a smaller image_tokens.",
             settings=["image_tokens"],
         )
+
+
+def _first_plan(task: Task) -> Plan | None:
+    return next((_made(search, fit) for search in _searches(task) if (fit := search.fit())), None)
+
+
+def _is_all_on_gpus(task: Task, plan: Plan | None) -> bool:
+    if plan is None:
+        return False
+    settings = plan.settings
+    return settings.n_gpu_layers > task.bundle.decoder(settings.quant).shape.n_layer
+
+
+def _provider(bundle: BundleModel, machine: Machine, options: EngineOptions) -> TowerProvider:
+    """What runs the tower: what was asked for, or what suits the machine and can run what there is."""
+    vision = bundle.bundle.vision
+    has_float32 = vision is not None and "float32" in vision.files
+    if options.vision_provider == "auto":
+        return machine.tower_provider if has_float32 and options.vision != "int8" else "cpu"
+    if options.vision_provider == "cpu" or vision is None:
+        return "cpu"
+    if options.vision == "int8":
+        raise UsageError(
+            "the int8 tower is made for CPUs: leave vision or vision_provider out.",
+            settings=["vision", "vision_provider"],
+        )
+    if not has_float32:
+        raise UsageError(
+            f"vision_provider {options.vision_provider} needs the float32 tower, which this bundle does not "
+            "have: `convert` with vision=float32.",
+            settings=["vision_provider", "vision"],
+        )
+    return options.vision_provider
+
+
+def _vision(bundle: BundleModel, options: EngineOptions, provider: TowerProvider) -> VisionPrecision | None:
+    """The tower's precision. The int8 one is made for CPUs: OpenVINO ends the process on it."""
+    return bundle.vision(options.vision if provider == "cpu" else "float32")
 
 
 def _check_gpu(options: EngineOptions, machine: Machine) -> None:

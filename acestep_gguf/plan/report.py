@@ -50,7 +50,7 @@ def plan_table(plan: Plan) -> str:
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{name:<{width}} {size:>16}  {kind}".rstrip() for name, size, kind in rows]
     facts = [
-        ("decoder", f"{settings.quant}; tower: {settings.vision or 'not used'}"),
+        ("decoder", f"{settings.quant}; tower: {_tower(plan)}"),
         ("context", f"{settings.n_ctx} tokens, KV {_cache_types(plan)}{_kv_place(plan)}"),
         ("batches", f"n_batch {settings.n_batch}, n_ubatch {settings.n_ubatch}"),
         ("threads", f"{settings.n_threads} to write, {settings.n_threads_batch} to read"),
@@ -105,6 +105,12 @@ def _when(part: Part, memory: Memory) -> str:
     if not memory.staged:
         return ""
     return {"tower": ", until pictures are encoded", "decoder": ", after that"}.get(part.phase, "")
+
+
+def _tower(plan: Plan) -> str:
+    settings = plan.settings
+    where = "" if settings.vision_provider == "cpu" else f" by {settings.vision_provider}"
+    return f"{settings.vision}{where}" if settings.vision else "not used"
 
 
 def _cache_types(plan: Plan) -> str:

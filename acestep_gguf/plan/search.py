@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
-from acestep_gguf.options import CacheType, EngineOptions
+from acestep_gguf.options import CacheType, EngineOptions, TowerProvider
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.decoder_memory import kv_layer_bytes
 from acestep_gguf.plan.draft import Draft
@@ -36,7 +36,8 @@ KV_IN_RAM_COST: Final = 1.25
 class Task:
     """What is to be planned, for what machine; ``defaults`` are best there if there is room.
 
-    ``vision`` is the tower's precision, None where none is needed; ``int8_layers`` may read prompts.
+    ``vision`` is the tower's precision, None where none is needed, and ``vision_provider`` runs it;
+    ``int8_layers`` may read prompts.
     """
 
     bundle: BundleModel
@@ -46,6 +47,7 @@ class Task:
     rates: Rates
     defaults: MachineSettings
     vision: VisionPrecision | None
+    vision_provider: TowerProvider
     int8_layers: bool
     draft: Draft | None
 
@@ -153,7 +155,9 @@ class Search:
         """What was set by hand, and beside it what suits the machine."""
         task, options = self.task, self.task.options
         together = task.defaults.n_seq_max if options.n_parallel == -1 else options.n_parallel
-        names = {field.name for field in fields(Settings)} - {"quant", "n_ctx", "vision", "int8_layers"}
+        names = {field.name for field in fields(Settings)} - {
+            "quant", "n_ctx", "vision", "vision_provider", "int8_layers",
+        }  # fmt: skip
         chosen = {"n_batch": N_BATCH, **asdict(task.defaults), "n_seq_max": together}
         if options.n_threads is not None:
             chosen |= dict.fromkeys(("n_threads_batch", "tower_threads"), options.n_threads)
@@ -164,6 +168,7 @@ class Search:
             n_ctx=n_ctx,
             n_outputs_max=max(1 + options.n_guesses, together),
             vision=task.vision,
+            vision_provider=task.vision_provider,
             int8_layers="kept" if task.int8_layers else None,
             keep_states=options.cache is not False and task.workload.images > 0,
             **chosen,

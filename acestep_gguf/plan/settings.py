@@ -5,6 +5,7 @@ from typing import Final, Literal
 
 from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.llama.params import ContextParams, ModelParams
+from acestep_gguf.options import TowerProvider
 
 # Tokens that a template writes around a message; most write fewer.
 TEMPLATE_TOKENS: Final = 64
@@ -54,6 +55,7 @@ class Settings(ModelParams, ContextParams):
         quant: the decoder.
         n_attention_only: layers among ``n_gpu_layers`` whose MLP stays in RAM, by way of ``cpu_tensors``.
         vision: the tower, None without pictures.
+        vision_provider: what of onnxruntime runs it.
         tower_threads: threads of the tower.
         staged: the tower is freed before the decoder is loaded.
         keep_states: the decoder's state after a picture is copied, to be kept on disk.
@@ -63,6 +65,7 @@ class Settings(ModelParams, ContextParams):
     quant: DecoderFtype
     n_attention_only: int = 0
     vision: VisionPrecision | None = None
+    vision_provider: TowerProvider = "cpu"
     tower_threads: int = 1
     staged: bool = False
     keep_states: bool = False

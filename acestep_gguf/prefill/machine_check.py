@@ -15,6 +15,7 @@ from acestep_gguf.cpus import cpu_flags, cpu_name
 from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.backend import build_id
 from acestep_gguf.llama.product_speed import product_flops
+from acestep_gguf.ort_builds import ort_version
 from acestep_gguf.ort_session import VNNI
 from acestep_gguf.plan.bundle_model import DecoderModel
 from acestep_gguf.prefill.layers import PrefillLayers
@@ -56,7 +57,7 @@ def gains(layout: PrefillLayout, decoder: DecoderModel, *, n_threads: int) -> bo
     if not _is_exact():
         return False
     shape = decoder.shape
-    facts = [cpu_name(), n_threads, version("onnxruntime"), version("acestep-gguf"), build_id()]
+    facts = [cpu_name(), n_threads, ort_version(), version("acestep-gguf"), build_id()]
     numbers = [shape.n_embd, shape.n_ff, shape.n_head, shape.n_head_kv, shape.n_embd_head, decoder.main_type]
     name = hashlib.sha256(msgspec.json.encode([facts, numbers])).hexdigest()
     verdict = cache_folder() / "prefill-checks" / name

@@ -20,6 +20,8 @@ from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.cpus import cpu_name
 from acestep_gguf.errors import ImageError
+from acestep_gguf.options import TowerProvider
+from acestep_gguf.ort_builds import ort_version
 from acestep_gguf.progress import Progress, Report, report_nothing
 from acestep_gguf.prompt.segments import ImageInput, image_input
 from acestep_gguf.sizes import show_size
@@ -83,6 +85,7 @@ class ImageEncoder:
         bundle: what is in it.
         n_threads: of the tower.
         precision: of the tower; by default the bundle's default.
+        provider: what of onnxruntime runs the tower.
         image_tokens: tokens of a picture at most (see token_selection.py); None for all.
         max_tiles: into which a picture is cut; None for as many as the model was made for.
         cache: where embeds are kept between processes.
@@ -96,6 +99,7 @@ class ImageEncoder:
         *,
         n_threads: int,
         precision: VisionPrecision | None = None,
+        provider: TowerProvider = "cpu",
         image_tokens: int | None = None,
         max_tiles: int | None = None,
         cache: DiskCache | None = None,
@@ -105,6 +109,7 @@ class ImageEncoder:
         self._bundle = bundle
         self._n_threads = n_threads
         self._wanted = precision
+        self._provider = provider
         self._precision: VisionPrecision | None = None
         self._image_tokens = image_tokens
         self._max_tiles = max_tiles
@@ -158,7 +163,9 @@ class ImageEncoder:
     def _new_tower(self) -> "VisionTower":
         from acestep_gguf.vision.tower import VisionTower  # noqa: PLC0415 (many answers need no onnxruntime)
 
-        return VisionTower(self._folder, self._bundle, self.precision, n_threads=self._n_threads)
+        return VisionTower(
+            self._folder, self._bundle, self.precision, n_threads=self._n_threads, provider=self._provider
+        )
 
     def encode_ahead(self, sources: Sequence[PictureSource], report: Report = report_nothing) -> None:
         """Encode pictures, at most REMEMBERED, and free the tower; errors are those of prepare and load."""
@@ -261,7 +268,8 @@ class ImageEncoder:
             "embeds 2",
             hashlib.sha256((self._folder / BUNDLE_FILE).read_bytes()).hexdigest(),
             [file_identity(check_file(self._folder, record)) for record in (file, file.data)],
-            version("onnxruntime"),
+            ort_version(),
+            self._provider,
             version("acestep-gguf"),
             cpu_name(),
             self._n_threads,

@@ -20,6 +20,7 @@ from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
 from acestep_gguf.bundle.schema import Bundle, ReferenceEmbeds, VisionFile
 from acestep_gguf.cpus import cpu_name, usable_cpus
 from acestep_gguf.errors import BundleError
+from acestep_gguf.ort_builds import ort_version
 from acestep_gguf.storage.atomic_file import write_atomically
 from acestep_gguf.storage.cache_folder import cache_folder
 from acestep_gguf.vision.embeds import cosines
@@ -51,15 +52,13 @@ def vision_precision(
     if record.reference is None:
         return precision
     verdict = _verdict(folder, precision)
-    is_right = _read(verdict)
+    is_right = read_verdict(verdict)
     if is_right is None:
         is_right = _check(folder, bundle, precision, record.reference, n_threads or usable_cpus())
-        _remember(verdict, is_right)
+        remember(verdict, is_right)
     if is_right:
         return precision
-    problem = (
-        f"{folder / record.file} gives wrong numbers with this CPU and onnxruntime {version('onnxruntime')}"
-    )
+    problem = f"{folder / record.file} gives wrong numbers with this CPU and {ort_version()}"
     if "float32" not in vision.files:
         raise BundleError(
             f"{problem}: add the float32 tower, `convert` with vision=float32.", settings=["vision"]
@@ -79,7 +78,7 @@ def known_precision(folder: Path, bundle: Bundle, wanted: VisionPrecision | None
     precision = wanted or vision.default
     if bundle.vision_file(precision).reference is None or "float32" not in vision.files:
         return precision
-    return "float32" if _read(_verdict(folder, precision)) is False else precision
+    return "float32" if read_verdict(_verdict(folder, precision)) is False else precision
 
 
 def reference_pixel_values(image: ImageSpec) -> FloatArray:
@@ -125,18 +124,20 @@ def _check(
 def _verdict(folder: Path, precision: VisionPrecision) -> Path:
     """The file of what was found out, named by everything that decides the numbers."""
     bundle = hashlib.sha256((folder / BUNDLE_FILE).read_bytes()).hexdigest()
-    facts = [bundle, precision, cpu_name(), version("onnxruntime"), version("acestep-gguf")]
+    facts = [bundle, precision, cpu_name(), ort_version(), version("acestep-gguf")]
     return cache_folder() / "vision-checks" / hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
 
 
-def _read(verdict: Path) -> bool | None:
+def read_verdict(verdict: Path) -> bool | None:
+    """What was found out on this machine, None if nothing was."""
     try:
         return {RIGHT: True, WRONG: False}.get(verdict.read_bytes())
     except OSError:
         return None
 
 
-def _remember(verdict: Path, is_right: bool) -> None:
+def remember(verdict: Path, is_right: bool) -> None:
+    """Keep it for the next time."""
     try:
         verdict.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(verdict, [RIGHT if is_right else WRONG])

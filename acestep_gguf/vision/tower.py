@@ -1,6 +1,5 @@
 """The vision tower and projector in onnxruntime: pixel_values in, image embeds and attention out."""
 
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -19,7 +18,8 @@ from acestep_gguf.bundle.vision_info import (
     check_vision_file,
 )
 from acestep_gguf.errors import BundleError, DecodeError
-from acestep_gguf.ort_session import ORT_ERRORS, first_line, session_options
+from acestep_gguf.options import TowerProvider
+from acestep_gguf.ort_session import ORT_ERRORS, first_line, session, session_options
 from acestep_gguf.vision.blocks import packed
 from acestep_gguf.vision.embeds import ImageEmbeds
 from acestep_gguf.vision.image import normalized
@@ -40,17 +40,24 @@ class VisionTower:
     Raises:
         PromptError: the bundle has no tower.
         BundleError: the tower's files are missing, damaged, or not what bundle.json says.
+        UsageError: onnxruntime does not have the provider, or cannot start it.
     """
 
     def __init__(
-        self, folder: Path, bundle: Bundle, precision: VisionPrecision | None = None, *, n_threads: int
+        self,
+        folder: Path,
+        bundle: Bundle,
+        precision: VisionPrecision | None = None,
+        *,
+        n_threads: int,
+        provider: TowerProvider = "cpu",
     ) -> None:
         _, self._image = bundle.tower()
         image = self._image
         path = check_vision_file(folder, bundle.vision_file(precision), image)
         options = session_options(n_threads)
         try:
-            self._session = ort.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+            self._session = session(path, options, provider)
         except ORT_ERRORS as error:
             raise BundleError(
                 f"onnxruntime cannot load {path} ({first_line(error)}): convert again."
