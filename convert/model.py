@@ -105,7 +105,7 @@ def _read_model(
         path=folder.path,
         config=config,
         weights=weights,
-        tensors=find_tensors(weights, config),
+        tensors=find_tensors(weights, config, vocabulary.id(_row_end(config))),
         vocabulary=vocabulary,
         image=image,
         prompt=read_prompt_spec(folder, config, vocabulary, stop_ids),
@@ -118,6 +118,10 @@ def _read_model(
             quantization=weights.quantization,
         ),
     )
+
+
+def _row_end(config: ModelConfig) -> str | None:
+    return config.vision_config.family.row_end if isinstance(config, VisionLanguageConfig) else None
 
 
 def _read_config(folder: CheckpointFolder, tokenizer: Mapping[str, Any]) -> ModelConfig:

@@ -117,7 +117,21 @@ class LongestEdgeTiles(msgspec.Struct, frozen=True, kw_only=True, tag_field="kin
             raise ValueError(f"there are no tokens for {n_side} rows and columns of tiles")
 
 
-Tiles = ClosestAspectTiles | PinpointTiles | LongestEdgeTiles
+class AnySize(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="any_size"):
+    """A picture keeps its size, as for Pixtral, but for what makes it fit, and for sides of whole patches.
+
+    ``step`` is the side of a patch. The embedding ``image_newline`` ends each row but the last. See
+    vision/any_size.py.
+    """
+
+    step: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.step <= 1024:
+            raise ValueError(f"patches of {self.step} pixels are not usable")
+
+
+Tiles = ClosestAspectTiles | PinpointTiles | LongestEdgeTiles | AnySize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +141,8 @@ class ImageSpec:
     ``resize`` "shortest_edge" scales the shorter edge to ``resize_to.height`` and keeps the aspect; "exact"
     scales to ``resize_to``; "longest_edge" keeps the aspect, too, scales to what fits into ``resize_to`` and
     fills the rest with the color ``fill``. Pixels are then ``(pixel * rescale_factor - mean) / std`` per RGB
-    channel. With ``tiles``, a picture becomes several crops of ``size``, of ``n_image_tokens`` each.
+    channel. With ``tiles``, a picture becomes several crops of ``size``, of ``n_image_tokens`` each, or one
+    of any size, of which these are the most.
     """
 
     pad_to_square: tuple[int, int, int] | None
@@ -151,6 +166,11 @@ class ImageSpec:
             raise ValueError(f"the {self.n_image_tokens} tokens of a tile do not form a square")
         if isinstance(self.tiles, LongestEdgeTiles):
             self.tiles.check(self.size.height)
+        if (
+            isinstance(self.tiles, AnySize)
+            and self.size.height != isqrt(self.n_image_tokens) * self.tiles.step
+        ):
+            raise ValueError("the largest picture has not as many patches as tokens")
         if (self.resize is None) != (self.resize_to is None):
             raise ValueError("resize and resize_to go together")
         if (self.resize == "longest_edge") != (self.fill is not None):

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from acestep_gguf.bundle.image_spec import ImageSpec, LongestEdgeTiles
+from acestep_gguf.bundle.image_spec import AnySize, ImageSpec, LongestEdgeTiles
 from acestep_gguf.bundle.names import BUNDLE_FILE, DecoderFtype, MmprojFtype, VisionPrecision, ftype_from
 from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.storage.atomic_file import partial_name
@@ -336,9 +336,9 @@ class Bundle:
 def min_reader_version(image: ImageSpec | None, prompt: PromptSpec) -> int:
     """The oldest schema version whose readers understand a bundle.
 
-    Before 3, a picture was one crop, and before 4, there was nothing between its crops.
+    Before 3, a picture was one crop, and before 4, there was nothing between its crops, which had one size.
     """
-    if image is not None and isinstance(image.tiles, LongestEdgeTiles):
+    if image is not None and isinstance(image.tiles, LongestEdgeTiles | AnySize):
         return 4
     has_tiles = image is not None and image.tiles is not None
     return 3 if has_tiles or prompt.image_begin is not None or prompt.image_end is not None else 2

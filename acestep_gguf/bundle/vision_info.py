@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from acestep_gguf.bundle.image_spec import ImageSpec, PinpointTiles
+from acestep_gguf.bundle.image_spec import AnySize, ImageSpec, PinpointTiles
 from acestep_gguf.bundle.onnx_file import FLOAT, OnnxFile, Value, read_onnx
 from acestep_gguf.bundle.schema import VisionFile, check_file
 from acestep_gguf.errors import BundleError
@@ -13,6 +13,8 @@ PIXEL_VALUES: Final = "pixel_values"
 IMAGE_EMBEDS: Final = "image_embeds"
 PATCH_ATTENTION: Final = "patch_attention"
 IMAGE_NEWLINE: Final = "image_newline"
+
+Shapes = dict[str, tuple[int | str | None, ...]]
 
 
 def check_vision_file(folder: Path, record: VisionFile, image: ImageSpec) -> Path:
@@ -34,9 +36,11 @@ def check_graph(onnx: OnnxFile, record: VisionFile, image: ImageSpec) -> None:
         BundleError: it is not.
     """
     n_tokens = image.n_image_tokens
-    takes = {PIXEL_VALUES: (3, image.size.height, image.size.width)}
-    gives = {IMAGE_EMBEDS: (n_tokens, image.n_embd)}
-    newline = {IMAGE_NEWLINE: (image.n_embd,)} if isinstance(image.tiles, PinpointTiles) else {}
+    pixels, tokens = pixel_dims(image), token_dim(image)
+    takes: Shapes = {PIXEL_VALUES: (3, *pixels)}
+    gives: Shapes = {IMAGE_EMBEDS: (tokens, image.n_embd)}
+    has_newline = isinstance(image.tiles, PinpointTiles | AnySize)
+    newline = {IMAGE_NEWLINE: (image.n_embd,)} if has_newline else {}
     # All tokens are patches, or CLS is among them; towers of schema version 1 have no attention to give.
     with_attention = [gives | {PATCH_ATTENTION: (n_patches,)} for n_patches in (n_tokens, n_tokens - 1)]
     ends = [value for value in onnx.outputs if value.name == IMAGE_NEWLINE]
@@ -53,7 +57,17 @@ def check_graph(onnx: OnnxFile, record: VisionFile, image: ImageSpec) -> None:
     _check_external_data(onnx, record)
 
 
-def _shapes(values: tuple[Value, ...]) -> dict[str, tuple[int | str | None, ...]] | None:
+def pixel_dims(image: ImageSpec) -> tuple[int | str, int | str]:
+    """Height and width that the tower takes: names where they are any."""
+    return ("height", "width") if isinstance(image.tiles, AnySize) else (image.size.height, image.size.width)
+
+
+def token_dim(image: ImageSpec) -> int | str:
+    """Tokens that the tower gives."""
+    return "n_tokens" if isinstance(image.tiles, AnySize) else image.n_image_tokens
+
+
+def _shapes(values: tuple[Value, ...]) -> Shapes | None:
     """Names and shapes of float32 values but for the first dimension, a name: it counts pictures."""
     shapes = {value.name: value.shape[1:] for value in values if value.data_type == FLOAT}
     has_batches = all(value.shape and isinstance(value.shape[0], str) for value in values)

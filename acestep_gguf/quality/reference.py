@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,14 +103,36 @@ def read_processor(folder: Path) -> Any:
     That part needs torchvision, and there are no videos. Of two backends, PIL's is the reference. SmolVLM's
     processor is Idefics3's with videos, for which it wants one more package.
     """
-    from transformers import AutoConfig, Idefics3Processor, SmolVLMProcessor  # noqa: PLC0415
+    from transformers import (  # noqa: PLC0415
+        AutoConfig,
+        Idefics3Processor,
+        LlavaProcessor,
+        SmolVLMProcessor,
+    )
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING  # noqa: PLC0415
 
-    kind: Any = PROCESSOR_MAPPING[type(AutoConfig.from_pretrained(folder, local_files_only=True))]
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind: Any = PROCESSOR_MAPPING[type(config)]
     kind = Idefics3Processor if kind is SmolVLMProcessor else kind
+    if kind is LlavaProcessor and config.vision_config.model_type == "pixtral":
+        kind = _pixtral_processor()
     parts = [part for part in kind.get_attributes() if part != "video_processor"]
     without_videos: Any = type(kind.__name__, (kind,), {"get_attributes": staticmethod(lambda: parts)})
     return without_videos.from_pretrained(folder, backend="pil", local_files_only=True)
+
+
+def _pixtral_processor() -> Any:
+    """Pixtral's processor, which config classes do not lead to.
+
+    Its module wants torchvision's backend for a function that PIL's has, too.
+    """
+    from transformers.models.pixtral import image_processing_pil_pixtral  # noqa: PLC0415
+
+    other = f"{image_processing_pil_pixtral.__package__}.image_processing_pixtral"
+    sys.modules.setdefault(other, image_processing_pil_pixtral)
+    from transformers.models.pixtral.processing_pixtral import PixtralProcessor  # noqa: PLC0415
+
+    return PixtralProcessor
 
 
 @contextmanager

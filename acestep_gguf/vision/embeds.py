@@ -45,7 +45,8 @@ class ImageEmbeds:
             return self.embeds
         if n_patches == 0:
             raise BundleError(
-                "this bundle is too old for image_tokens: convert the checkpoint again.",
+                "this bundle has no attention of patches, by which image_tokens chooses: leave it out, or if "
+                "the bundle is an old one, convert the checkpoint again.",
                 settings=["image_tokens"],
             )
         if self.blocks:

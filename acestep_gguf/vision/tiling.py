@@ -12,11 +12,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from acestep_gguf.bundle.image_spec import (
+    AnySize,
     ClosestAspectTiles,
     ImageSpec,
     LongestEdgeTiles,
     PinpointTiles,
 )
+from acestep_gguf.vision.any_size import WholeOfAnySize
 from acestep_gguf.vision.blocks import Block, rows_of_blocks
 from acestep_gguf.vision.closest_aspect import ClosestAspect
 from acestep_gguf.vision.longest_edge import LongestEdge
@@ -86,6 +88,8 @@ def tiling_of(spec: ImageSpec, *, max_tiles: int | None = None, n_pictures: int 
             return Pinpoints(spec, tiles, max_tiles, is_alone=n_pictures == 1)
         case LongestEdgeTiles() as tiles:
             return LongestEdge(spec, tiles, max_tiles)
+        case AnySize() as tiles:
+            return WholeOfAnySize(spec, tiles)
 
 
 def n_positions(tiling: Tiling, size: tuple[int, int], *, image_tokens: int | None = None) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from acestep_gguf.bundle.image_spec import AnySize
 from acestep_gguf.bundle.names import VisionPrecision
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.bundle.vision_info import (
@@ -62,8 +63,6 @@ class VisionTower:
             raise BundleError(
                 f"onnxruntime cannot load {path} ({first_line(error)}): convert again."
             ) from error
-        self._input_shape = (1, 3, image.size.height, image.size.width)
-        self._embeds_shape = (1, image.n_image_tokens, image.n_embd)
         outputs = [output.name for output in self._session.get_outputs()]
         self._outputs = [name for name in outputs if name != IMAGE_NEWLINE]
         self._has_newline = IMAGE_NEWLINE in outputs
@@ -78,9 +77,12 @@ class VisionTower:
         Raises:
             DecodeError: wrong shape, or the tower gave numbers that are not finite.
         """
-        if pixel_values.dtype != np.float32 or pixel_values.shape != self._input_shape:
+        if pixel_values.dtype != np.float32 or not self._takes(pixel_values.shape):
             shape = f"{pixel_values.dtype} {pixel_values.shape}"
-            raise DecodeError(f"pixel_values are {shape}, this tower takes float32 {self._input_shape}.")
+            side = "or less " if isinstance(self._image.tiles, AnySize) else ""
+            raise DecodeError(
+                f"pixel_values are {shape}, this tower takes float32 {side}{self._largest_input}."
+            )
         try:
             self._run = ort.RunOptions()
             found = self._session.run(self._outputs, {PIXEL_VALUES: pixel_values}, self._run)
@@ -92,9 +94,31 @@ class VisionTower:
         is_finite = all(
             array.dtype == np.float32 and np.isfinite(array).all() for array in (embeds, attention)
         )
-        if embeds.shape != self._embeds_shape or not is_finite:
+        if embeds.shape != (1, self._n_tokens(pixel_values.shape), self._image.n_embd) or not is_finite:
             raise DecodeError(DAMAGED)
         return ImageEmbeds(embeds[0], attention[0])
+
+    @property
+    def _largest_input(self) -> tuple[int, ...]:
+        return 1, 3, self._image.size.height, self._image.size.width
+
+    @property
+    def _smallest_input(self) -> tuple[int, ...]:
+        tiles = self._image.tiles
+        return (1, 3, tiles.step, tiles.step) if isinstance(tiles, AnySize) else self._largest_input
+
+    def _takes(self, shape: tuple[int, ...]) -> bool:
+        if not isinstance(tiles := self._image.tiles, AnySize) or len(shape) != len(self._largest_input):
+            return shape == self._largest_input
+        sides = zip(shape[2:], self._largest_input[2:], strict=True)
+        return shape[:2] == (1, 3) and all(
+            0 < side <= most and side % tiles.step == 0 for side, most in sides
+        )
+
+    def _n_tokens(self, shape: tuple[int, ...]) -> int:
+        if not isinstance(tiles := self._image.tiles, AnySize):
+            return self._image.n_image_tokens
+        return (shape[2] // tiles.step) * (shape[3] // tiles.step)
 
     def encode_picture(self, crops: UInt8Array, size: tuple[int, int], tiling: Tiling) -> ImageEmbeds:
         """Image embeds of a picture of ``size`` from its crops, uint8 [n_crops, H, W, 3].
@@ -127,7 +151,7 @@ class VisionTower:
             return None
         alone = ort.RunOptions()
         alone.only_execute_path_to_fetches = True
-        nothing = {PIXEL_VALUES: np.zeros(self._input_shape, np.float32)}
+        nothing = {PIXEL_VALUES: np.zeros(self._smallest_input, np.float32)}
         try:
             newline: FloatArray = self._session.run([IMAGE_NEWLINE], nothing, alone)[0]
         except ORT_ERRORS as error:

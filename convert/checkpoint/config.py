@@ -59,10 +59,13 @@ class VisionConfig:
     attention_bias: bool = True
     use_qk_norm: bool = False
     norm_type: Literal["layer_norm", "rms_norm"] = "layer_norm"
+    rope_theta: Positive = 10_000.0
 
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError("hidden_size of the tower is not a multiple of num_attention_heads")
+        if self.family.row_end is not None and self.hidden_size // self.num_attention_heads % 4:
+            raise ValueError("heads of the tower do not have equal parts for rows and for columns")
         if self.num_channels != 3:
             raise ValueError("the tower does not take RGB pictures")
         if not 1 <= self.patches_per_side <= 1024:
@@ -222,6 +225,8 @@ class VisionLanguageConfig(ModelConfig):
             )
         if self.image_token_index >= self.text_config.vocab_size:
             raise ValueError(f"the image token {self.image_token_index} is not in the vocabulary")
+        if self.vision_config.family.row_end and self.vision_feature_select_strategy != "full":
+            raise ValueError("vision_feature_select_strategy of a picture of any size is not 'full'")
         factor = self.shuffle_factor
         is_whole = self.scale_factor is not None or factor * self.downsample_ratio == 1
         if not is_whole or self.vision_config.patches_per_side % factor:
@@ -238,6 +243,11 @@ class VisionLanguageConfig(ModelConfig):
     def left_out(self) -> tuple[str, ...]:
         """Ends of the names of tensors that there are not beside the tower and the decoder."""
         return _left_out(self, self.family.left_out)
+
+    @property
+    def picture_marks(self) -> tuple[str | None, str | None]:
+        """Tokens that stand before and behind each picture."""
+        return self.family.image_begin, self.family.image_end or self.vision_config.family.image_end
 
     @property
     def shuffle_factor(self) -> int:
@@ -283,9 +293,18 @@ def parse_config(raw: dict[str, Any], path: Path) -> VisionLanguageConfig:
     tower = family.towers[vision["model_type"]]
     vision = {**tower.defaults, **_renamed(vision, tower.keys), "model_type": tower.model_type}
     _check_required(vision, tower.required, path)
+    if tower.row_end is not None:
+        vision["rope_theta"] = _axial_rope_theta(vision, path)
     vision |= {key: _side(vision[key]) for key in ("image_size", "patch_size") if key in vision}
     text = _text_config({"model_type": family.decoder.model_type, **(raw.get("text_config") or {})}, path)
     return _checked({**raw, "vision_config": vision, "text_config": text}, VisionLanguageConfig, path)
+
+
+def _axial_rope_theta(vision: Mapping[str, Any], path: Path) -> float:
+    rope = RopeParameters(**rope_parameters(vision, path))
+    if rope.rope_type not in ("default", "axial"):
+        raise UnsupportedModelError(f"{path}: rope type {rope.rope_type!r} of a tower is not supported.")
+    return rope.rope_theta
 
 
 def _renamed(raw: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class TowerFamily:
 
     ``defaults`` are those of transformers' config class where they are not VisionConfig's. Which tensors
     there are decides which steps the graph has: see tower/graph.py. With ``has_fractional_positions``,
-    pictures of another size take rows of the position table; else it is interpolated. For ``keys``,
+    pictures of another size take rows of the position table; else it is interpolated. ``row_end`` and
+    ``image_end`` are tokens that end the rows and the whole of a picture of any size. For ``keys``,
     ``required`` and ``left_out``, see ArchitectureFamily.
     """
 
@@ -53,6 +54,8 @@ class TowerFamily:
     tensors: Part
     has_class_token: bool
     has_fractional_positions: bool = False
+    row_end: str | None = None
+    image_end: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, Any] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=dict)
@@ -212,11 +215,29 @@ IDEFICS3_TOWER: Final = TowerFamily(
     has_class_token=False,
     has_fractional_positions=True,
 )
+PIXTRAL: Final = TowerFamily(
+    model_type="pixtral",
+    defaults={
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 1024,
+        "patch_size": 16,
+        "hidden_act": "gelu",
+    },
+    tensors=tensor_tables.PIXTRAL,
+    has_class_token=False,
+    row_end="[IMG_BREAK]",
+    image_end="[IMG_END]",
+    # A constant in transformers' code.
+    required={"layer_norm_eps": 1e-5},
+)
 
 # By model_type of text_config and of vision_config.
 DECODERS: Final = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL)}
 TOWERS: Final = {
-    family.model_type: family for family in (CLIP, SIGLIP, INTERN_VIT, INTERN_VIT_6B, IDEFICS3_TOWER)
+    family.model_type: family for family in (CLIP, SIGLIP, INTERN_VIT, INTERN_VIT_6B, IDEFICS3_TOWER, PIXTRAL)
 }
 
 LLAVA: Final = ArchitectureFamily(
@@ -234,7 +255,7 @@ LLAVA: Final = ArchitectureFamily(
         "patch_size": 14,
     },
     decoder=LLAMA,
-    towers={family.model_type: family for family in (CLIP, SIGLIP)},
+    towers={family.model_type: family for family in (CLIP, SIGLIP, PIXTRAL)},
     decoders=DECODERS,
     parts=(tensor_tables.PROJECTOR,),
     keys={"image_token_id": "image_token_index"},
@@ -244,6 +265,7 @@ LLAVA: Final = ArchitectureFamily(
         "CLIPFeatureExtractor",
         "LlavaImageProcessor",
         "SiglipImageProcessor",
+        "PixtralImageProcessor",
     ),
     llama_cpp_projector="mlp",
 )
@@ -255,6 +277,7 @@ LLAVA_NEXT: Final = replace(
     defaults={
         "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
     },
+    towers={family.model_type: family for family in (CLIP, SIGLIP)},
     parts=(tensor_tables.PROJECTOR, tensor_tables.IMAGE_NEWLINE),
     image_processors=("LlavaNextImageProcessor",),
     llama_cpp_projector=None,

@@ -49,6 +49,7 @@ def _check_same_tower(processor_config: Mapping[str, Any], config: VisionLanguag
         "num_additional_image_tokens": int(config.vision_config.family.has_class_token),
         "image_seq_length": config.n_image_tokens(config.vision_config.image_size),
         "num_image_tokens": config.n_image_tokens(config.vision_config.image_size),
+        "spatial_merge_size": 1,
         "image_seq_len": config.n_image_tokens(config.vision_config.image_size),
         "vision_aspect_ratio": config.vision_aspect_ratio,
     }
@@ -65,6 +66,8 @@ def _image_spec(
 ) -> ImageSpec:
     side = config.vision_config.image_size
     size = Size(height=side, width=side)
+    if (processor.kind == "PixtralImageProcessor") != (config.vision_config.family.row_end is not None):
+        raise ValueError(f"{processor.kind} does not go with a {config.vision_config.model_type} tower")
     read_tiles, pads = TILES.get(processor.kind), processor.pads_to_square
     resize, resize_to = _resize(processor)
     center_crop = _center_crop(processor)
@@ -97,6 +100,9 @@ def _image_spec(
 def _resize(processor: ImageProcessorConfig) -> tuple[Literal["shortest_edge", "exact"] | None, Size | None]:
     if not processor.do_resize:
         return None, None
+    match processor.size:
+        case {"longest_edge": int(side)} if processor.kind == "PixtralImageProcessor":
+            return "exact", Size(height=side, width=side)
     if processor.max_image_size is not None:
         side = processor.max_image_size.get("longest_edge", 0)  # of a tile
         return "exact", Size(height=side, width=side)

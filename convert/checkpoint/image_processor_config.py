@@ -39,6 +39,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "GotOcr2ImageProcessor": {"do_center_crop": False, "size": {"height": 384, "width": 384}},
     "Idefics3ImageProcessor": IDEFICS3,
     "SmolVLMImageProcessor": IDEFICS3,
+    "PixtralImageProcessor": {"do_center_crop": False, "size": {"longest_edge": 1024}, "patch_size": 16},
     "LlavaOnevisionImageProcessor": {"do_center_crop": False, "size": {"height": 384, "width": 384}},
 }
 
@@ -49,7 +50,7 @@ class ImageProcessorConfig:
 
     ``do_pad`` is LlavaImageProcessor's, to a square. ``image_grid_pinpoints`` are heights and widths of
     tiles together, in pixels. GotOcr2ImageProcessor calls tiles patches. ``max_image_size`` is the side of
-    Idefics3ImageProcessor's tiles.
+    Idefics3ImageProcessor's tiles, ``patch_size`` PixtralImageProcessor's.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class ImageProcessorConfig:
     max_patches: int = 12
     do_image_splitting: bool = True
     max_image_size: dict[str, Side] | None = None
+    patch_size: dict[str, Side] | Side | None = None
 
     @property
     def pads_to_square(self) -> bool:

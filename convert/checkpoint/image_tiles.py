@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Mapping
 from typing import Final
 
 from acestep_gguf.bundle.image_spec import (
+    AnySize,
     ClosestAspectTiles,
     LongestEdgeTiles,
     PinpointTiles,
@@ -64,6 +65,16 @@ def _idefics3_tiles(
             marks = tile_marks(vocabulary.ids, vocabulary.merges, n_side)
             return LongestEdgeTiles(longest_edge=longest_edge, marks=marks)
     raise ValueError(f"size {processor.size} is no longest_edge")
+
+
+def _any_size(config: VisionLanguageConfig, processor: ImageProcessorConfig, _: Vocabulary) -> AnySize:
+    step = config.vision_config.patch_size
+    given = processor.patch_size
+    if (given if isinstance(given, int) else given and given.get("height")) != step or (
+        isinstance(given, dict) and given.get("width") != step
+    ):
+        raise ValueError(f"patch_size {given} is not the tower's {step}")
+    return AnySize(step=step)
 
 
 def tile_marks(ids: Mapping[str, int], merges: Container[str], n_side: int) -> TileMarks:
@@ -129,5 +140,6 @@ TILES: Final[Mapping[str, TilesReader]] = {
     "Idefics3ImageProcessor": _idefics3_tiles,
     "LlavaNextImageProcessor": _next_tiles,
     "LlavaOnevisionImageProcessor": _onevision_tiles,
+    "PixtralImageProcessor": _any_size,
     "SmolVLMImageProcessor": _idefics3_tiles,
 }

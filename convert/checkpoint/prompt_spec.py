@@ -33,9 +33,10 @@ def read_prompt_spec(
         CheckpointError: there is no chat template, or two files disagree about what stands for a picture.
     """
     template_tokens = _template_tokens(folder.tokenizer_config)
-    image_token, family = None, None
+    image_token, family, image_begin, image_end = None, None, None, None
     if isinstance(config, VisionLanguageConfig):
         family = config.family
+        image_begin, image_end = config.picture_marks
         image_token = vocabulary.tokens[config.image_token_index]
         _check_image_token(image_token, folder)
     return PromptSpec(
@@ -48,8 +49,8 @@ def read_prompt_spec(
         normalizer=vocabulary.normalizer,
         add_bos=_adds_bos(folder.tokenizer_config, template_tokens, vocabulary),
         space_prefix=vocabulary.space_prefix,
-        image_begin=family.image_begin if family else None,
-        image_end=family.image_end if family else None,
+        image_begin=image_begin,
+        image_end=image_end,
     )
 
 
@@ -62,7 +63,7 @@ def picture_mark_ids(config: ModelConfig, image: ImageSpec | None, vocabulary: V
     if not isinstance(config, VisionLanguageConfig):
         return ()
     ids = []
-    for mark in filter(None, (config.family.image_begin, config.family.image_end)):
+    for mark in filter(None, (*config.picture_marks, config.vision_config.family.row_end)):
         if (token_id := vocabulary.id(mark)) is None:
             raise CheckpointError(f"the tokenizer has no token {mark}: get the files of one model.")
         ids.append(token_id)

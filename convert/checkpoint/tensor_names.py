@@ -9,7 +9,7 @@ from acestep_gguf.convert.checkpoint.config import ModelConfig, VisionLanguageCo
 from acestep_gguf.convert.checkpoint.rope_factors import ROPE_FACTORS, RopeFactors
 from acestep_gguf.convert.checkpoint.rope_rows import NeighbouringPairs
 from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, Part
-from acestep_gguf.convert.checkpoint.tower_weights import as_built
+from acestep_gguf.convert.checkpoint.tower_weights import Row, as_built
 from acestep_gguf.convert.checkpoint.weight import CheckpointWeights, Weight, are_equal
 from acestep_gguf.errors import CheckpointError
 
@@ -29,8 +29,10 @@ class ModelTensors:
     tower: dict[str, Weight]
 
 
-def find_tensors(weights: CheckpointWeights, config: ModelConfig) -> ModelTensors:
+def find_tensors(weights: CheckpointWeights, config: ModelConfig, row_end: int | None = None) -> ModelTensors:
     """Find every tensor that the config asks for.
+
+    The embedding of the token ``row_end`` is the tower's, too: it ends rows of a picture.
 
     Raises:
         CheckpointError: one is missing, unknown, stored twice, of another shape, or not a float.
@@ -45,9 +47,12 @@ def find_tensors(weights: CheckpointWeights, config: ModelConfig) -> ModelTensor
     computed: dict[str, Weight] = {}
     if config.text_config.rope_parameters.rope_type == "llama3":
         computed[ROPE_FACTORS] = RopeFactors(config.text_config)
+    built = as_built(_pick(tower, found, dims))
+    if row_end is not None:
+        built["model.image_newline"] = Row(found["token_embd.weight"], row_end)
     return ModelTensors(
         decoder=_as_llama_cpp_rotates(_pick(decoder, found, dims), config) | computed,
-        tower=as_built(_pick(tower, found, dims)),
+        tower=built,
     )
 
 

@@ -157,6 +157,28 @@ IDEFICS3_TOWER: Final = replace(
         "post_layernorm.bias": ("v.post_ln.bias", ("v_embd",)),
     },
 )
+# A Mistral's layers without a cache: no biases, RMS norms, a gate; positions are rotations.
+PIXTRAL: Final = Part(
+    prefixes=("vision_tower.", "model.vision_tower."),
+    before_layers={
+        "patch_conv.weight": ("v.patch_embd.weight", ("v_embd", "rgb", "v_patch", "v_patch")),
+        "ln_pre.weight": ("v.pre_ln.weight", ("v_embd",)),
+    },
+    layer={
+        f"transformer.layers.{{bid}}.{name}.weight": (f"v.blk.{{bid}}.{here}.weight", dims)
+        for name, here, dims in (
+            ("attention_norm", "ln1", ("v_embd",)),
+            ("attention.q_proj", "attn_q", ("v_embd", "v_embd")),
+            ("attention.k_proj", "attn_k", ("v_embd", "v_embd")),
+            ("attention.v_proj", "attn_v", ("v_embd", "v_embd")),
+            ("attention.o_proj", "attn_out", ("v_embd", "v_embd")),
+            ("ffn_norm", "ln2", ("v_embd",)),
+            ("feed_forward.gate_proj", "ffn_gate", ("v_ff", "v_embd")),
+            ("feed_forward.up_proj", "ffn_up", ("v_ff", "v_embd")),
+            ("feed_forward.down_proj", "ffn_down", ("v_embd", "v_ff")),
+        )
+    },
+)
 # What ends each row of a picture's tiles, one more embedding beside those of the vocabulary.
 IMAGE_NEWLINE: Final = Part(
     prefixes=("", "model."),

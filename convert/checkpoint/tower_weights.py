@@ -63,6 +63,20 @@ class RowRange(DerivedWeight):
 
 
 @dataclass(frozen=True, slots=True)
+class Row(DerivedWeight):
+    """One row of a matrix, as a vector."""
+
+    number: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.tensor.shape[1:]
+
+    def read_rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        return self.tensor.read_rows(self.number, self.number + 1)[start:stop]
+
+
+@dataclass(frozen=True, slots=True)
 class Scaled(DerivedWeight):
     """A linear layer's weight or bias, each output times its element of ``scale``."""
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.vision_info import PIXEL_VALUES
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
-from acestep_gguf.convert.tower.graph import Tensors, TowerGraph
+from acestep_gguf.convert.tower.graph import PLACES, Tensors, TowerGraph
 from acestep_gguf.convert.tower.int8 import (
     BAD_ERROR,
     ChannelStatistics,
@@ -197,7 +197,13 @@ class _Tower:
         """
         builder = self._builder(int8)
         hidden = builder.embed(PIXEL_VALUES)
-        outputs = self._run(builder, hidden, [{PIXEL_VALUES: x} for x in pixels], observe)
+        fed = [{PIXEL_VALUES: x} for x in pixels]
+        outputs = self._run(builder, hidden, fed, observe)
+        # Where the patches of each picture lie, for towers whose layers ask for it.
+        places: list[dict[str, Floats]] = [{} for _ in pixels]
+        if builder.graph.has_node(PLACES):
+            found = self._run(builder, PLACES, fed, lambda _name, _x: None)
+            places = [{PLACES: one} for one in found]
         # Of each picture: hidden states that are still needed, by their names in the graph.
         states = [{hidden: output} for output in outputs]
         names = {0: hidden}
@@ -205,7 +211,8 @@ class _Tower:
             builder = self._builder(int8)
             before, hidden = hidden, builder.block(hidden, bid)
             names[bid + 1] = hidden
-            outputs = self._run(builder, hidden, [{before: kept[before]} for kept in states], observe)
+            fed = [{before: kept[before]} | where for kept, where in zip(states, places, strict=True)]
+            outputs = self._run(builder, hidden, fed, observe)
             for kept, output in zip(states, outputs, strict=True):
                 kept[hidden] = output
                 if bid not in self._config.feature_layers:
@@ -226,8 +233,8 @@ class _Tower:
         names = [output, *builder.linear_inputs]
         model = builder.graph.to_model(
             name="vision",
-            inputs={name: x.shape for name, x in inputs[0].items()},
-            outputs=dict.fromkeys(names, (None, None, None)),
+            inputs={name: (None,) * x.ndim for name, x in inputs[0].items()},
+            outputs={name: (None,) * (2 if name == PLACES else 3) for name in names},
             data_file="in memory",
         )
         weights = builder.graph.read_weights()

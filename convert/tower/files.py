@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from acestep_gguf.bundle.image_spec import ImageSpec
+from acestep_gguf.bundle.image_spec import AnySize, ImageSpec
 from acestep_gguf.bundle.names import VISION_PRECISIONS, VisionPrecision, vision_file_name
 from acestep_gguf.bundle.schema import FileRecord, Vision, VisionFile
-from acestep_gguf.bundle.vision_info import PIXEL_VALUES
+from acestep_gguf.bundle.vision_info import PIXEL_VALUES, pixel_dims, token_dim
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.onnx_graph import OnnxGraph
 from acestep_gguf.convert.tower.calibration import (
@@ -189,15 +189,16 @@ def _widest(n_channels: int) -> Int8Input:
 def _build(tower: _Tower, precision: VisionPrecision, int8: Int8Inputs) -> tuple[OnnxGraph, bytes]:
     image = tower.image
     builder = TowerGraph(tower.config, tower.tensors, image.size.height, int8)
-    outputs: dict[str, Sequence[str | int]] = {builder.build(): ("B", image.n_image_tokens, image.n_embd)}
-    # A tower without layers, or without its first patch, has no attention to give.
-    if builder.n_blocks and builder.n_scores <= image.n_image_tokens:
+    outputs: dict[str, Sequence[str | int]] = {builder.build(): ("B", token_dim(image), image.n_embd)}
+    # A tower without layers, or without its first patch, has no attention to give; that of all patches of a
+    # picture of any size to each other would take gigabytes.
+    if builder.n_blocks and builder.n_scores <= image.n_image_tokens and not isinstance(image.tiles, AnySize):
         outputs[builder.patch_attention()] = ("B", builder.n_scores)
     if "model.image_newline" in tower.tensors:
         outputs[builder.image_newline()] = (image.n_embd,)
     model = builder.graph.to_model(
         name="vision",
-        inputs={PIXEL_VALUES: ("B", 3, image.size.height, image.size.width)},
+        inputs={PIXEL_VALUES: ("B", 3, *pixel_dims(image))},
         outputs=outputs,
         data_file=f"{vision_file_name(precision)}.data",
     )

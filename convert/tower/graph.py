@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from acestep_gguf.convert.checkpoint.config import VisionConfig, VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.weight import Weight
@@ -24,12 +25,17 @@ from acestep_gguf.errors import UnsupportedModelError
 ACTIVATIONS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "gelu": ("Gelu", {}),
     "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
+    # x * sigmoid(x)
+    "silu": ("QuickGelu", {"domain": MICROSOFT, "alpha": 1.0}),
     "quick_gelu": ("QuickGelu", {"domain": MICROSOFT, "alpha": 1.702}),
 }
 
 # Constants in transformers' code, whatever config.json says.
 QK_NORM_EPS: Final = 1e-6
 PROJECTOR_NORM_EPS: Final = 1e-5
+
+# Where patches lie, float32 [1, n_patches], in a tower that rotates queries and keys by it.
+PLACES: Final = "v.places"
 
 Tensors = Mapping[str, Weight]
 
@@ -77,6 +83,7 @@ class TowerGraph:
         self._tensors = tensors
         self._n_side = image_size // config.vision_config.patch_size
         self._int8 = int8 or {}
+        self._rotations: tuple[str, ...] = ()
         # As attention takes them, by the name of the layer.
         self._queries_and_keys: dict[str, tuple[str, str]] = {}
 
@@ -203,6 +210,8 @@ class TowerGraph:
             "v.patch_embd",
             strides=[patch_size, patch_size],
         )
+        if self._rotates:
+            self._place(patches)
         shape = self.graph.constant("v.patch_embd.shape", [0, hidden_size, -1])
         patches = self.graph.node("Reshape", [patches, shape], "v.patch_embd.flat")
         patches = self.graph.node("Transpose", [patches], "v.patch_embd.rows", perm=[0, 2, 1])
@@ -211,10 +220,53 @@ class TowerGraph:
             # A row of zeros is where CLS comes in: it is added together with its position.
             pads = self.graph.constant("v.class_embd.pads", [0, 1, 0, 0, 0, 0])
             patches = self.graph.node("Pad", [patches, pads], "v.class_embd.rows")
+        if "v.position_embd.weight" not in self._tensors:
+            return patches
         positions = self.graph.weight(
             "v.position_embd.weight", (1, self._n_side**2 + has_cls, hidden_size), self._load_positions
         )
         return self.graph.node("Add", [patches, positions], "v.embd")
+
+    @property
+    def _rotates(self) -> bool:
+        """Whether queries and keys are rotated by the rows and columns of their patches."""
+        return "v.position_embd.weight" not in self._tensors
+
+    def _place(self, patches: str) -> None:
+        """``PLACES`` of ``patches`` [1, hidden_size, rows, columns], in the grid of the largest picture."""
+        side = self._n_side
+        places = self.graph.weight(
+            "v.places.all", (side, side), lambda: np.arange(side**2, dtype=np.float32).reshape(side, side)
+        )
+        grid = self.graph.node("Shape", [patches], "v.places.grid", start=2, end=4)
+        start = self.graph.constant("v.places.start", [0, 0])
+        axes = self.graph.constant("v.places.axes", [0, 1])
+        seen = self.graph.node("Slice", [places, start, grid, axes], "v.places.seen")
+        flat = self.graph.constant("v.places.flat", [1, -1])
+        self.graph.node("Reshape", [seen, flat], PLACES)
+
+    def _rotated(self, x: str, name: str) -> str:
+        """Queries or keys [1, n_patches, hidden_size], rotated as ``PixtralVisionRotaryEmbedding`` says."""
+        places = self.graph.node("Cast", [PLACES], f"{name}.places", to=int(TensorProto.INT64))
+        if not self._rotations:
+            shape = (self._n_side**2, self._vision.hidden_size // self._vision.num_attention_heads // 2)
+            self._rotations = (
+                self.graph.weight("v.rope.cos", shape, lambda: np.cos(self._angles())),
+                self.graph.weight("v.rope.sin", shape, lambda: np.sin(self._angles())),
+            )
+        inputs = [x, places, *self._rotations]
+        return self.graph.node("RotaryEmbedding", inputs, f"{name}.rotated", domain=MICROSOFT)
+
+    def _angles(self) -> NDArray[np.float32]:
+        """Of all places, [n_side², head_size / 2]: every other wave for the row, the rest for the column."""
+        head_size = self._vision.hidden_size // self._vision.num_attention_heads
+        exponents = np.arange(0, head_size, 2, dtype=np.float32) / np.float32(head_size)
+        waves = (1.0 / np.float32(self._vision.rope_theta) ** exponents).astype(np.float32)
+        sides = np.arange(self._n_side, dtype=np.float32)
+        shape = (self._n_side, self._n_side, head_size // 4)
+        rows = np.broadcast_to((sides[:, np.newaxis] * waves[0::2])[:, np.newaxis], shape)
+        columns = np.broadcast_to(sides[:, np.newaxis] * waves[1::2], shape)
+        return np.concatenate([rows, columns], axis=2).reshape(self._n_side**2, -1)
 
     def _load_positions(self) -> NDArray[np.float32]:
         table = self._tensors["v.position_embd.weight"].read()
@@ -235,6 +287,8 @@ class TowerGraph:
             ]
         else:
             projected = [self._product(normed, name, name) for name in names]
+        if self._rotates:
+            projected = [self._rotated(x, name) for x, name in zip(projected, names, strict=True)]
         self._queries_and_keys[block] = (projected[0], projected[1])
         value = self._product(normed, f"{block}.attn_v", f"{block}.attn_v", divisors=value_divisors)
         inputs = [*projected, value]
@@ -270,7 +324,13 @@ class TowerGraph:
     def _mlp(self, hidden: str, block: str) -> str:
         normed = self._linear_input(self._norm(hidden, f"{block}.ln2"), is_foldable=True)
         up = self._linear(normed, f"{block}.ffn_up")
-        activated = self._linear_input(self._activation(self._vision.hidden_act, up, f"{block}.ffn_act"))
+        if f"{block}.ffn_gate.weight" in self._tensors:
+            gate = self._linear(normed, f"{block}.ffn_gate")
+            gate = self._activation(self._vision.hidden_act, gate, f"{block}.ffn_act")
+            product = self.graph.node("Mul", [gate, up], f"{block}.ffn_gated")
+        else:
+            product = self._activation(self._vision.hidden_act, up, f"{block}.ffn_act")
+        activated = self._linear_input(product)
         return self._add(hidden, self._linear(activated, f"{block}.ffn_down"), f"{block}.out")
 
     def _linear_input(self, x: str, *, is_foldable: bool = False) -> str:

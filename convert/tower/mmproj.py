@@ -127,6 +127,8 @@ def _check_activations(config: VisionLanguageConfig) -> None:
 
 
 def _check_mlp(config: VisionLanguageConfig) -> None:
+    if config.vision_config.family.row_end is not None:
+        raise UnsupportedModelError("mmproj files of Pixtral's tower are not written yet: convert without.")
     has_class_token = config.vision_config.family.has_class_token
     strategy = config.vision_feature_select_strategy
     if has_class_token != (strategy == "default"):

@@ -52,7 +52,17 @@ class Reference:
             if isinstance(features, list):  # of one prompt, the rows of all pictures
                 features = features[0].unflatten(0, (sum(n_crops), -1))
             features = [embeds.flatten(0, 1) for embeds in torch.split(features, n_crops)]
+        if hasattr(self.processor, "image_break_token_id"):
+            sizes = self._processed(shown)["image_sizes"].tolist()
+            features = [self._with_row_ends(*pair) for pair in zip(features, sizes, strict=True)]
         return [embeds.numpy() for embeds in features]
+
+    def _with_row_ends(self, features: torch.Tensor, size: list[int]) -> torch.Tensor:
+        """Pixtral's features of a picture with the embedding that stands behind each row but the last."""
+        grid = features.reshape(size[0] // self.processor.patch_size, -1, features.shape[-1])
+        row_end = self.model.get_input_embeddings().weight.detach()[self.processor.image_break_token_id]
+        ends = row_end.expand(len(grid), 1, -1)
+        return torch.cat([grid, ends], dim=1).flatten(0, 1)[:-1]
 
     def _n_crops(self, shown: list[Image.Image]) -> list[int]:
         """Crops of each picture, where the model is told nothing but all crops."""
@@ -64,8 +74,8 @@ class Reference:
 
     def _processed(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
         """Pictures of one prompt as the processor prepares them; some want a list for each prompt."""
-        options = getattr(type(self.processor), "images_kwargs", {})
-        return dict(self.processor.image_processor([shown], return_tensors="pt", **options))
+        options = {"return_tensors": "pt"} | getattr(type(self.processor), "images_kwargs", {})
+        return dict(self.processor.image_processor([shown], **options))
 
     def _inputs(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
         """What the model takes of the pictures of one prompt."""
@@ -114,8 +124,10 @@ class Reference:
 def expected_counts(processor: Any, sizes: list[tuple[int, int]]) -> list[int | None]:
     """Tokens of pictures of widths and heights, each alone; None where the processor fails.
 
-    Those around each picture, as InternVL's has them, are no part of it.
+    Those around each picture, as InternVL's and Pixtral's have them, are no part of it.
     """
+    if hasattr(processor, "image_break_token"):
+        return [_pixtral_count(processor, *size) for size in sizes]
     n_around = 2 if hasattr(processor, "start_image_token") else 0
 
     def count(width: int, height: int) -> int | None:
@@ -126,6 +138,18 @@ def expected_counts(processor: Any, sizes: list[tuple[int, int]]) -> list[int | 
         return int(counted["num_image_tokens"][0]) - n_around
 
     return [count(*size) for size in sizes]
+
+
+def _pixtral_count(processor: Any, width: int, height: int) -> int | None:
+    """As it resizes pictures: its own count takes 1 or 3 rows of a picture for channels."""
+    from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
+
+    longest, step = processor.image_processor.size["longest_edge"], processor.patch_size
+    fitted = get_resize_output_image_size(
+        np.zeros((3, height, width), np.uint8), longest, step, input_data_format="channels_first"
+    )
+    rows, columns = (side // step for side in fitted)
+    return rows * (columns + 1) - 1 if rows and columns else None
 
 
 def expected_arrays(name: str, checkpoint: Path) -> Arrays:

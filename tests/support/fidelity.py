@@ -12,6 +12,7 @@ from tests.support.stages import Stages, assert_same_embeds, assert_same_logits,
 from tests.support.texts import TEXTS
 from tests.support.tiny_checkpoints import MISTRAL_WINDOW, TinyCheckpoint, tiny_onevision
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_pixtral import TinyPixtral
 from tests.support.tiny_smolvlm import TinySmolVLM
 
 DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
@@ -156,6 +157,18 @@ TINY: dict[str, TinyCheckpoint] = {
         dtype="F32",
         seed=32,
     ),
+    "pixtral-v4": TinyPixtral(decoder="mistral", head_dim=32, seed=33),
+    "pixtral-silu-v5": TinyPixtral(
+        decoder="mistral",
+        layout="v5",
+        head_dim=32,
+        activation="silu",
+        vision_rope_theta=100.0,
+        image_size=60,
+        patch_size=5,
+        dtype="F32",
+        seed=34,
+    ),
 }
 
 Arrays = dict[str, NDArray[Any]]
@@ -245,7 +258,7 @@ def assert_same(stages: Stages, name: str, expected: Arrays) -> None:
         inputs = [
             stages.image_input(b"%d" % k, image, n_pictures=len(shown)) for k, image in enumerate(shown)
         ]
-        assert stages.prompt_ids(conversation, inputs) == expected[f"prompt.{i}"].tolist()
+        assert stages.prompt_ids(conversation, inputs) == stages.without_row_ends(expected[f"prompt.{i}"])
         answer = expected[f"answer.{i}"].tolist()
         logits = stages.logits(conversation, inputs, embeds, answer)
         assert_same_logits(logits, expected[f"logits.{i}"])

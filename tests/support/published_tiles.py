@@ -10,9 +10,10 @@ from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.tiling import n_positions, tiling_of
 from tests.support.tiny_checkpoints import TinyCheckpoint, tiny_onevision
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_pixtral import TinyPixtral
 from tests.support.tiny_smolvlm import TinySmolVLM
 
-CHECKPOINTS: dict[str, TinyCheckpoint | TinyInternVL | TinySmolVLM] = {
+CHECKPOINTS: dict[str, TinyCheckpoint | TinyInternVL | TinyPixtral | TinySmolVLM] = {
     "internvl": TinyInternVL(image_size=448, patch_size=14, vision_n_layers=1),
     "smolvlm-500m": TinySmolVLM(
         decoder="smollm", image_size=512, patch_size=16, scale_factor=4, longest_edge=2048
@@ -20,6 +21,7 @@ CHECKPOINTS: dict[str, TinyCheckpoint | TinyInternVL | TinySmolVLM] = {
     "smolvlm-2.2b": TinySmolVLM(
         decoder="smollm", image_size=384, patch_size=14, scale_factor=3, longest_edge=1536
     ),
+    "pixtral": TinyPixtral(decoder="mistral", image_size=1024, patch_size=16),
     "llava-next": TinyCheckpoint(architecture="llava_next", image_size=336),
     "llava-onevision": tiny_onevision(
         image_size=384, grids=tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))

@@ -79,6 +79,12 @@ class Stages:
                 ids += span.tokens
         return ids
 
+    def without_row_ends(self, ids: NDArray[np.int32]) -> list[int]:
+        """The same with the image token in the place of Pixtral's row ends, which are rows of embeds here."""
+        control = self.bundle.prompt.control_tokens
+        row_end, image_token = control.get("[IMG_BREAK]"), control[self.bundle.prompt.image_token or ""]
+        return [image_token if token == row_end else token for token in ids.tolist()]
+
     def logits(
         self,
         messages: Sequence[dict[str, Any]],

@@ -39,7 +39,7 @@ def test_a_token_that_belongs_to_no_patch_comes_first() -> None:
 def test_without_attention_none_can_be_left_out() -> None:
     embeds = numbered(4, [])
     assert len(embeds.kept(None)) == len(embeds.kept(4)) == 4
-    with pytest.raises(BundleError, match="too old for image_tokens"):
+    with pytest.raises(BundleError, match="no attention of patches"):
         embeds.kept(3)
 
 

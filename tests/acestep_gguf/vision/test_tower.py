@@ -58,7 +58,7 @@ def test_a_tower_that_tells_no_attention(bundle_copy: Path) -> None:
     encoded = load(bundle_copy, rewritten(bundle_copy, model.SerializeToString())).encode(pixels())
     assert encoded.embeds.shape == (4, 256)
     assert encoded.patch_attention.shape == (0,)
-    with pytest.raises(BundleError, match="too old for image_tokens"):
+    with pytest.raises(BundleError, match="no attention of patches"):
         encoded.kept(2)
 
 

@@ -29,7 +29,7 @@ TEXT = {"model_type": "qwen2"}
             {"model_type": "llava", "vision_config": VISION, "text_config": {"model_type": "mixtral"}},
             "mixtral",
         ),
-        ({"model_type": "llava", "vision_config": {"model_type": "pixtral"}, "text_config": TEXT}, "pixtral"),
+        ({"model_type": "llava", "vision_config": {"model_type": "dinov2"}, "text_config": TEXT}, "dinov2"),
         ({"model_type": "llava", "vision_config": {"model_type": ["clip"]}}, "vision_config of type"),
     ],
 )
