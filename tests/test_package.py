@@ -32,7 +32,7 @@ FLOORS = (
     ("decoding",),
     ("engine", "demo"),
     ("batch",),
-    ("server",),
+    ("daft", "ray", "server"),
     ("quality",),
     ("score",),
     ("quantize",),
@@ -55,7 +55,12 @@ OWNERS = {
     ),
     "onnx": ("convert/onnx_graph.py", "convert/int8_layers/", "convert/tower/"),
     "pillow_heif": ("acestep_gguf/vision/image_file.py",),
-    "pyarrow": ("acestep_gguf/batch/parquet.py", "acestep_gguf/score/parquet.py"),
+    "pyarrow": (
+        *("acestep_gguf/batch/blocks.py", "acestep_gguf/batch/parquet.py", "acestep_gguf/score/parquet.py"),
+        *("acestep_gguf/daft.py", "acestep_gguf/ray.py"),
+    ),
+    "daft": ("acestep_gguf/daft.py",),
+    "ray": ("acestep_gguf/ray.py",),
     "pypdfium2": ("acestep_gguf/vision/pdf.py",),
     **dict.fromkeys(
         ("fastapi", "prometheus_client", "pydantic", "starlette", "uvicorn"), ("acestep_gguf/server/",)

@@ -37,20 +37,25 @@ def write_parquet(file: BinaryIO, rows: Iterable[Mapping[str, Any]], columns: Se
 def _types(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, Any]:
     """Own columns have the same types in every table, those of ids and carried fields are found."""
     kinds: defaultdict[str, set[type]] = defaultdict(set)
-    for name, hint in get_type_hints(Row).items():
-        if name != "id":
-            kinds[name] = {*get_args(hint)} - {type(None)}
-    found = [name for name in columns if name not in kinds]
+    found = [name for name in columns if name not in ROW_TYPES]
     for row in rows:
         for name in found:
             if (value := row.get(name)) is not None:
                 too_large = isinstance(value, int) and abs(value) > MOST_INT64
                 kinds[name].add(str if too_large else type(value))
-    return {name: _type(kinds[name]) for name in columns}
+    return {name: ROW_TYPES.get(name) or _type(kinds[name]) for name in columns}
 
 
 def _type(kinds: set[type]) -> Any:
     return next((kind for these, kind in TYPES if kinds and kinds <= these), pyarrow.string())
+
+
+# Of all columns of our own but ``id``, whose type is that of the input's.
+ROW_TYPES: Final = {
+    name: _type({*get_args(hint)} - {type(None)})
+    for name, hint in get_type_hints(Row).items()
+    if name != "id"
+}
 
 
 def _value(value: Any, *, is_text: bool) -> Any:

@@ -70,7 +70,7 @@ def table_row(row: Row, task: Task, *, is_data: bool, taken: Iterable[str]) -> d
         taken: names of other columns; a member of such a name is called ``answer_…``.
     """
     cells = {**msgspec.to_builtins(row), **task.fields}
-    for name, value in (_members(row.text) if is_data else {}).items():
+    for name, value in (members_of(row.text) if is_data else {}).items():
         column = name
         while column in cells or column in taken:
             column = f"answer_{column}"
@@ -78,7 +78,7 @@ def table_row(row: Row, task: Task, *, is_data: bool, taken: Iterable[str]) -> d
     return cells
 
 
-def _members(text: str | None) -> dict[str, Any]:
+def members_of(text: str | None) -> dict[str, Any]:
     """The members of an answer in JSON; none if it is not an object, or was cut short."""
     with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return msgspec.json.decode(text or "", type=dict[str, Any])
