@@ -247,11 +247,11 @@ def divergence_table(results: Results) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def accuracy_table(results: Results, per_skill: int) -> Iterator[str]:
+def accuracy_table(results: Results, skills: Iterable[str], per_skill: int) -> Iterator[str]:
     """Right answers in percent, and the points that they are off float32."""
     yield f"| skill | {' | '.join(map(str, results))} |"
     yield "|---" * (len(results) + 1) + "|"
-    for skill in SKILLS:
+    for skill in skills:
         exact = results[EXACT].right[skill]
         cells = [f"{100 * exact / per_skill:.1f}"]
         for name, found in results.items():
@@ -264,15 +264,21 @@ def accuracy_table(results: Results, per_skill: int) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--per-skill", type=int, default=500, help="questions to the demo; 0 leaves it out")
+    parser.add_argument("--skill", dest="skills", action="append", choices=SKILLS, help="repeat for more")
     parser.add_argument("--windows", type=int, default=32, help="of text for SmolLM2; 0 leaves it out")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.per_skill:
-            questions = (one for skill in SKILLS for one in asked_of(skill, options.per_skill))
+            skills = options.skills or SKILLS
+            questions = (one for skill in skills for one in asked_of(skill, options.per_skill))
             results = demo_results(folder / "demo", questions)
             print(f"The demo checkpoint, {options.per_skill} questions of each skill\n")
-            print("\n".join([*divergence_table(results), "", *accuracy_table(results, options.per_skill)]))
+            print(
+                "\n".join(
+                    [*divergence_table(results), "", *accuracy_table(results, skills, options.per_skill)]
+                )
+            )
         if options.windows:
             (folder / "smollm2").mkdir()
             results = smollm2_results(folder / "smollm2", options.windows)
