@@ -27,6 +27,7 @@ N_BATCH: Final = 2048
 SMALLER_N_UBATCH: Final = (256, 128)
 SMALLER_CACHE_TYPES: Final[tuple[CacheType, ...]] = ("q8_0", "q4_0")
 CACHE_BLOCK: Final = 32  # llama.cpp wants a head to fill whole blocks of a quantized cache
+MORE_FAITHFUL_BITS: Final = 7.0  # a weight: Q8_0 is closer to float32 than int8 layers, Q6_K is not
 VRAM_TO_RAM: Final = 10  # how many times faster, where it is not known
 # So many times faster must a KV cache in RAM seem, since attention on the CPU slows prefill down, too.
 KV_IN_RAM_COST: Final = 1.25
@@ -169,7 +170,7 @@ class Search:
             n_outputs_max=max(1 + options.n_guesses, together),
             vision=task.vision,
             vision_provider=task.vision_provider,
-            int8_layers="kept" if task.int8_layers else None,
+            int8_layers="kept" if self._wants_int8_layers(quant) else None,
             keep_states=options.cache is not False and task.workload.images > 0,
             **chosen,
         )
@@ -200,6 +201,12 @@ class Search:
             )
         if options.use_extra_bufts is None and best.use_extra_bufts:
             yield Concession([{}, {"use_extra_bufts": False}], lambda _: "weights not repacked")
+
+    def _wants_int8_layers(self, quant: DecoderFtype) -> bool:
+        """Unasked, only for decoders that do not read more faithfully themselves."""
+        bits = self.task.bundle.bundle.decoders.files[quant].bits_per_weight
+        is_asked = self.task.options.prefill == "int8"
+        return self.task.int8_layers and (is_asked or bits < MORE_FAITHFUL_BITS)
 
     def _without_int8_layers(self) -> Concession:
         """Read from disk for each prompt only if it was asked for: that may be slower than llama.cpp."""

@@ -23,7 +23,7 @@ GB = 10**9
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("int8")
     checkpoint = TinyCheckpoint(n_layers=8, intermediate_size=2048).write(folder / "checkpoint")
-    convert_checkpoint(checkpoint, folder / "bundle", ("F32",), prefill=True)
+    convert_checkpoint(checkpoint, folder / "bundle", ("Q4_K_M", "Q8_0"), prefill=True)
     return folder / "bundle"
 
 
@@ -77,6 +77,11 @@ def test_llama_cpp_reads_alone_where_the_layers_cannot(bundle: BundleModel) -> N
     on_gpu = plan(bundle, n_gpus=1)
     assert on_gpu.settings.n_gpu_layers > 0
     assert on_gpu.settings.int8_layers is None
+
+
+def test_decoders_of_more_bits_read_for_themselves_unless_asked(bundle: BundleModel) -> None:
+    assert plan(bundle, options=EngineOptions(quant="Q8_0")).settings.int8_layers is None
+    assert plan(bundle, options=EngineOptions(quant="Q8_0", prefill="int8")).settings.int8_layers == "kept"
 
 
 def test_what_contradicts_itself_is_refused(bundle: BundleModel, tiny_bundle: Path) -> None:

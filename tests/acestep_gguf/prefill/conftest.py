@@ -66,7 +66,7 @@ class Subject:
 
 def opened(checkpoint: TinyCheckpoint, folder: Path) -> Iterator[Subject]:
     written = checkpoint.write(folder / "checkpoint")
-    bundle = convert_checkpoint(written, folder / "bundle", ("F32",), prefill=True)
+    bundle = convert_checkpoint(written, folder / "bundle", ("F32", "Q4_K_M"), prefill=True)
     decoder = BundleModel(folder / "bundle").decoder("F32")
     with Model(decoder.header.path) as weights:
         yield Subject(written, folder / "bundle", bundle, decoder, weights)

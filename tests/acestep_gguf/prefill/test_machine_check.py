@@ -51,11 +51,11 @@ def test_without_vnni_int8_is_not_trusted(qwen2: Subject, monkeypatch: pytest.Mo
 def test_auto_takes_what_is_faster(qwen2: Subject, monkeypatch: pytest.MonkeyPatch, is_faster: bool) -> None:
     monkeypatch.setattr(prompt_reader, "LEAST_ROWS", 4)
     monkeypatch.setattr(machine_check, "product_flops", lambda _type, _n_threads: 1.0 if is_faster else 1e18)
-    with AceStep(qwen2.folder, n_threads=1, n_ctx=128) as model:
+    with AceStep(qwen2.folder, quant="Q4_K_M", n_threads=1, n_ctx=128) as model:
         assert model.settings.int8_layers == ("kept" if is_faster else None)
         own = model.generate("What is that, and why is it there?", max_tokens=4)
     assert len(own.tokens) == 4
-    with AceStep(qwen2.folder, n_threads=1, n_ctx=128, prefill="off") as model:
+    with AceStep(qwen2.folder, quant="Q4_K_M", n_threads=1, n_ctx=128, prefill="off") as model:
         assert model.settings.int8_layers is None
 
 
