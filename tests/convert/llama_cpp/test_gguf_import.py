@@ -55,7 +55,7 @@ NOT_IN_LLAMA_CPP = {
     "siglip-default-v5",
     "internvl-6b-v5",
     "internvl-biases-under-norms-v4",
-    *(name for name in TINY if name.startswith(("llava-next", "llava-onevision"))),
+    *(name for name in TINY if name.startswith(("llava-next", "llava-onevision", "pixtral"))),
 }
 # What only our files say, and others' do not.
 OURS = dict.fromkeys((IMAGE_KEY, HIDDEN_ACT_KEY, PROJECTOR_ACT_KEY))
