@@ -43,7 +43,7 @@ class KeyValueShape:
             n_embd_head=n_embd_head,
             type_k=CACHE_TYPES[context.params.type_k],
             type_v=CACHE_TYPES[context.params.type_v],
-            is_transposed=context.params.flash_attn == "off",
+            is_transposed=context.params.transposes_values,
         )
 
     @property

@@ -67,6 +67,11 @@ class ContextParams:
     offload_kqv: bool = True
     op_offload: bool = True
 
+    @property
+    def transposes_values(self) -> bool:
+        """Whether values lie transposed, which they do without flash attention; on CPUs "auto" is with it."""
+        return self.flash_attn == "off"
+
     def __post_init__(self) -> None:
         for name, least, most in (
             ("n_ctx", 1, 2**24),

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Self
 
 from acestep_gguf.bundle.decoder_info import DecoderInfo, decoder_info
 from acestep_gguf.bundle.gguf_header import TENSOR_TYPES, GGUFHeader, TensorType, read_gguf_header
@@ -28,6 +29,17 @@ class DecoderModel:
     info: DecoderInfo
     shape: DecoderShape
     weights: DecoderWeights
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Of the file ``path``.
+
+        Raises:
+            BundleError: missing or damaged.
+            UnsupportedModelError: of another architecture.
+        """
+        header = read_gguf_header(path)
+        return cls(header, decoder_info(header), decoder_shape(header), decoder_weights(header))
 
     @property
     def n_multiplied(self) -> int:
@@ -66,10 +78,8 @@ class BundleModel:
             UnsupportedModelError: of another architecture.
         """
         if quant not in self._decoders:
-            header = read_gguf_header(check_file(self.folder, self.bundle.decoders.files[quant]))
-            self._decoders[quant] = DecoderModel(
-                header, decoder_info(header), decoder_shape(header), decoder_weights(header)
-            )
+            path = check_file(self.folder, self.bundle.decoders.files[quant])
+            self._decoders[quant] = DecoderModel.read(path)
         return self._decoders[quant]
 
     def quants(self, wanted: str | None) -> list[DecoderFtype]:

@@ -2,20 +2,17 @@
 
 from pathlib import Path
 
-from acestep_gguf.bundle.decoder_info import decoder_info
-from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.bundle.schema import PrefillFile
 from acestep_gguf.convert.checkpoint.config import TextConfig
 from acestep_gguf.convert.int8_layers.files import plan_prefill
 from acestep_gguf.plan.bundle_model import DecoderModel
-from acestep_gguf.plan.decoder_memory import decoder_shape, decoder_weights
 from acestep_gguf.quantize.gguf_source import GgufSource
 from acestep_gguf.quantize.staging import Staging
 
 
 def write_int8_layers(path: Path, folder: Path) -> PrefillFile:
     """Make them, from the dequantized weights of the GGUF at ``path``, in ``folder``."""
-    shape = decoder_of(path).shape
+    shape = DecoderModel.read(path).shape
     with GgufSource(path) as source, Staging(folder) as staging:
         info, metadata = source.info, source.header.metadata
         epsilon = metadata[f"{info.architecture}.attention.layer_norm_rms_epsilon"]
@@ -35,9 +32,3 @@ def write_int8_layers(path: Path, folder: Path) -> PrefillFile:
         record = planned.write(staging)
         staging.publish()
     return record
-
-
-def decoder_of(path: Path) -> DecoderModel:
-    """What planning knows of the decoder at ``path``."""
-    header = read_gguf_header(path)
-    return DecoderModel(header, decoder_info(header), decoder_shape(header), decoder_weights(header))

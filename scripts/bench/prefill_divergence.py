@@ -33,6 +33,7 @@ from acestep_gguf.decoding.decoder import Decoder
 from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.llama.text_chunks import text_chunks
+from acestep_gguf.plan.bundle_model import DecoderModel
 from acestep_gguf.prefill import prompt_reader
 from acestep_gguf.prefill.prompt_reader import PromptReader
 from acestep_gguf.prompt.builder import PromptBuilder
@@ -45,7 +46,7 @@ from acestep_gguf.quantize.requantize import quantize_gguf
 from acestep_gguf.vision.image import pixel_values
 from acestep_gguf.vision.tower import VisionTower
 from scripts.bench.artefacts import DEMO
-from scripts.bench.gguf_int8_layers import decoder_of, write_int8_layers
+from scripts.bench.gguf_int8_layers import write_int8_layers
 from scripts.bench.smollm2 import smollm2_file
 from scripts.bench.smollm2_divergence import documentation, with_interval, write_reference
 from scripts.demo.questions import SKILLS, HeldOut, held_out_questions
@@ -161,7 +162,7 @@ def demo_results(folder: Path, questions: Iterable[HeldOut]) -> Results:
     assert bundle.prefill is not None
     paths = {quant: folder / bundle.decoder(quant).file for quant in (FLOAT32, *QUANTIZED)}
     readers = {
-        quant: PromptReader.open(folder, bundle.prefill, decoder_of(path), n_threads=1)
+        quant: PromptReader.open(folder, bundle.prefill, DecoderModel.read(path), n_threads=1)
         for quant, path in paths.items()
     }
     tower = VisionTower(folder, bundle, "float32", n_threads=1)
@@ -217,7 +218,7 @@ def smollm2_results(folder: Path, n_windows: int) -> Results:
         quantize_gguf(paths[FLOAT32], paths[quant], quant)
     record = write_int8_layers(paths[FLOAT32], folder)
     readers = {
-        quant: PromptReader.open(folder, record, decoder_of(path), n_threads=1)
+        quant: PromptReader.open(folder, record, DecoderModel.read(path), n_threads=1)
         for quant, path in paths.items()
     }
     results: dict[Name, Found] = defaultdict(Found)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.plan.bundle_model import DecoderModel
 from acestep_gguf.prefill.prompt_reader import PromptReader
 from acestep_gguf.prompt.segments import ImageInput, Segment
-from scripts.bench.gguf_int8_layers import decoder_of, write_int8_layers
+from scripts.bench.gguf_int8_layers import write_int8_layers
 from scripts.bench.prefill_divergence import Asked, Found
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
@@ -32,7 +33,7 @@ def test_layers_from_a_gguf_are_those_from_the_checkpoint(bundle: Path, tmp_path
 
 def test_only_reading_in_int8_diverges_from_float32(bundle: Path, tmp_path: Path) -> None:
     (path,) = bundle.glob("*.gguf")
-    decoder = decoder_of(path)
+    decoder = DecoderModel.read(path)
     reader = PromptReader.open(tmp_path, write_int8_layers(path, tmp_path), decoder, n_threads=1)
     embeds = np.random.default_rng(0).standard_normal((N_ROWS, decoder.shape.n_embd), np.float32)
     embeds *= 0.05
