@@ -66,12 +66,6 @@ class PrefillLayout:
     weights: tuple[LayerWeight, ...]
     stride: int
 
-    @property
-    def n_ff(self) -> int:
-        """Width of the MLP: the widest matrix that takes hidden states."""
-        widths = (weight.shape[1] for weight in self.weights if len(weight.shape) == 2)
-        return max(widths, default=0)
-
 
 def lay_out(weights: Iterable[tuple[str, int, tuple[int, ...]]]) -> tuple[tuple[LayerWeight, ...], int]:
     """Places of a layer's weights, given by name, type (as in ONNX) and shape; and the stride."""
