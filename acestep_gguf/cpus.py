@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 CPU_INFO: Final = Path("/proc/cpuinfo")  # Linux only
+VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})  # of cpu_flags: exact sums of int8 products
 
 
 def usable_cpus() -> int:

@@ -7,7 +7,7 @@ from typing import Final
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from acestep_gguf.cpus import cpu_flags
+from acestep_gguf.cpus import VNNI, cpu_flags
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import TowerProvider
 
@@ -21,7 +21,6 @@ PROVIDERS: Final[dict[TowerProvider, tuple[str, str]]] = {
     "qnn": ("QNNExecutionProvider", "onnxruntime-qnn"),
 }
 SEVERITY_ERROR: Final = 3
-VNNI: Final = frozenset({"avx512_vnni", "avx_vnni"})
 
 ORT_ERRORS: Final = (
     ort_errors.EPFail,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from acestep_gguf.cli.options import AsJson, BundleFolder, filled, path
+from acestep_gguf.cli.options import AsJson, BundleFolder, Threads, filled, path
 from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import CheckpointError, UsageError
 
@@ -67,6 +67,7 @@ def quality(
     ] = None,
     report: Report = False,
     as_json: AsJson = False,
+    threads: Threads = None,
 ) -> None:
     """Measure what quantizations of a bundle cost.
 
@@ -82,14 +83,14 @@ def quality(
         raise UsageError("--ctx-size and --chunks say how a text is read: give --text, too.")
     if text is None:
         measured: QualityReport | TextReport = _on_pictures(
-            bundle, _asked(pictures or (), question or ()), checkpoint, n_predict, in_bundle=report
+            bundle, _asked(pictures or (), question or ()), checkpoint, n_predict, threads, in_bundle=report
         )
     elif pictures or question or checkpoint is not None or report:
         raise UsageError(
             "--text takes the place of pictures, --question, --checkpoint and --report: leave them out."
         )
     else:
-        measured = _on_text(bundle, text, ctx_size, chunks)
+        measured = _on_text(bundle, text, ctx_size, chunks, threads)
     if html is not None:
         try:
             write_atomically(html, [html_page(measured).encode(errors="replace")])
@@ -100,7 +101,7 @@ def quality(
 
 def add_report(bundle: Path) -> str:
     """Measure on the demo's pictures, put the figures into ``bundle``, and give them as a table."""
-    return _lines(_on_pictures(bundle, _asked((), ()), None, N_PREDICT, in_bundle=True))
+    return _lines(_on_pictures(bundle, _asked((), ()), None, N_PREDICT, None, in_bundle=True))
 
 
 def _on_pictures(
@@ -108,6 +109,7 @@ def _on_pictures(
     asked: Sequence[tuple[Path, str]],
     checkpoint: Path | None,
     n_predict: int,
+    n_threads: int | None,
     *,
     in_bundle: bool,
 ) -> "QualityReport":
@@ -123,19 +125,34 @@ def _on_pictures(
 
         reference = partial(open_reference, checkpoint, max_tokens=n_predict)
     measured = measure_quality(
-        bundle, asked, max_tokens=n_predict, reference=reference, on_candidate=_say("asking")
+        bundle,
+        asked,
+        max_tokens=n_predict,
+        n_threads=n_threads,
+        reference=reference,
+        on_candidate=_say("asking"),
     )
     if in_bundle:
         write_into_bundle(bundle, measured)
     return measured
 
 
-def _on_text(bundle: Path, text: Path, n_ctx: int | None, chunks: int | None) -> "TextReport":
-    from acestep_gguf.quality.text import N_CTX, measure_text, read_text
+def _on_text(
+    bundle: Path, text: Path, n_ctx: int | None, chunks: int | None, n_threads: int | None
+) -> "TextReport":
+    from acestep_gguf.llama.text_chunks import read_text
+    from acestep_gguf.quality.text import N_CTX, measure_text
 
     read = read_text(text)
     n_ctx = N_CTX if n_ctx is None else n_ctx
-    return measure_text(bundle, read, n_ctx=n_ctx, max_windows=chunks, on_candidate=_say("reading with"))
+    return measure_text(
+        bundle,
+        read,
+        n_ctx=n_ctx,
+        max_windows=chunks,
+        n_threads=n_threads,
+        on_candidate=_say("reading with"),
+    )
 
 
 def _lines(measured: "QualityReport | TextReport") -> str:

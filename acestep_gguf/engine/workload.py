@@ -15,6 +15,7 @@ from acestep_gguf.plan.machine import this_machine
 from acestep_gguf.plan.machine_settings import MachineSettings
 from acestep_gguf.plan.planner import Plan, make_plan
 from acestep_gguf.plan.settings import PHOTO_BYTES, TEMPLATE_TOKENS, Settings, Workload
+from acestep_gguf.prefill.machine_check import check_int8, gains
 from acestep_gguf.prompt.messages import ImagePart
 from acestep_gguf.vision.embeds_file import EmbedsSource
 from acestep_gguf.vision.encoder import REMEMBERED, Picture, PictureSource
@@ -165,8 +166,6 @@ def _faster_prefill(files: BundleModel, wanted: Prefill, planned: Settings) -> P
     """ "off" where planned int8 layers are known to read slower than llama.cpp, or wrongly."""
     if planned.int8_layers is None or files.int8_layers is None:
         return wanted
-    from acestep_gguf.prefill.machine_check import check_int8, gains  # noqa: PLC0415 (it loads onnxruntime)
-
     if wanted == "int8":
         check_int8()
         return wanted

@@ -1,12 +1,33 @@
-"""A text in chunks of tokens, cut as llama-imatrix and llama-perplexity cut it."""
+"""A text in chunks of tokens, read and cut as llama-imatrix and llama-perplexity do it."""
 
 import ctypes
+from pathlib import Path
+from typing import Final
 
-from acestep_gguf.errors import DecodeError
+from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama.binding import Model
 from acestep_gguf.llama.library import lib
 
 N_ADDED = 2  # tokens at most that a vocabulary puts around a text
+MAX_TEXT_BYTES: Final = 2**28
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, without the line feed at its end.
+
+    Raises:
+        UsageError: it cannot be read, is too large, or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise UsageError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB: give a part of it.")
+        return data.decode().removesuffix("\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror}): check the path.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8 text: convert it first.") from error
 
 
 def text_chunks(model: Model, text: str, n_ctx: int) -> list[list[int]]:

@@ -1,29 +1,21 @@
 """Whether int8 layers read prompts faster than llama.cpp on this machine, found out once."""
 
-import hashlib
 import platform
 import time
-from importlib.metadata import version
-from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
 from acestep_gguf.bundle.prefill_info import PrefillLayout
-from acestep_gguf.cpus import cpu_flags, cpu_name
+from acestep_gguf.cpus import VNNI, cpu_flags
 from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.backend import build_id
 from acestep_gguf.llama.product_speed import product_flops
 from acestep_gguf.ort_builds import ort_version
-from acestep_gguf.ort_session import VNNI
 from acestep_gguf.plan.bundle_model import DecoderModel
-from acestep_gguf.prefill.layers import PrefillLayers
 from acestep_gguf.prefill.rotation import Rotation
-from acestep_gguf.storage.atomic_file import write_atomically
-from acestep_gguf.storage.cache_folder import cache_folder
+from acestep_gguf.storage.verdict import Verdict
 
-GAINS, LOSES = b"faster\n", b"slower\n"
 N_ROWS: Final = 512
 N_ROUNDS: Final = 3
 X86: Final = frozenset({"x86_64", "AMD64"})
@@ -57,16 +49,9 @@ def gains(layout: PrefillLayout, decoder: DecoderModel, *, n_threads: int) -> bo
     if not _is_exact():
         return False
     shape = decoder.shape
-    facts = [cpu_name(), n_threads, ort_version(), version("acestep-gguf"), build_id()]
     numbers = [shape.n_embd, shape.n_ff, shape.n_head, shape.n_head_kv, shape.n_embd_head, decoder.main_type]
-    name = hashlib.sha256(msgspec.json.encode([facts, numbers])).hexdigest()
-    verdict = cache_folder() / "prefill-checks" / name
-    try:
-        return verdict.read_bytes() == GAINS
-    except OSError:
-        is_faster = _is_faster(layout, decoder, n_threads)
-        _remember(verdict, is_faster)
-        return is_faster
+    verdict = Verdict("prefill", [n_threads, ort_version(), build_id(), *numbers])
+    return verdict.found_out(lambda: _is_faster(layout, decoder, n_threads))
 
 
 def _is_exact() -> bool:
@@ -74,6 +59,8 @@ def _is_exact() -> bool:
 
 
 def _is_faster(layout: PrefillLayout, decoder: DecoderModel, n_threads: int) -> bool:
+    from acestep_gguf.prefill.layers import PrefillLayers  # noqa: PLC0415 (what was measured needs no onnxruntime)
+
     flops = product_flops(decoder.main_type, n_threads)
     if flops is None:
         return False
@@ -94,11 +81,3 @@ def _is_faster(layout: PrefillLayout, decoder: DecoderModel, n_threads: int) -> 
         seconds.append(time.perf_counter() - began)
     per_layer = 2 * decoder.n_multiplied / shape.n_layer * N_ROWS / flops
     return min(seconds) < per_layer
-
-
-def _remember(verdict: Path, is_faster: bool) -> None:
-    try:
-        verdict.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(verdict, [GAINS if is_faster else LOSES])
-    except OSError:  # then it is measured again
-        return

@@ -16,6 +16,7 @@ from acestep_gguf.bundle.names import DecoderFtype, VisionPrecision
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import UsageError
+from acestep_gguf.llama.params import MOST_THREADS
 from acestep_gguf.options import check_integer
 from acestep_gguf.quality.answers import (
     Answerer,
@@ -83,6 +84,7 @@ def measure_quality(
     asked: Sequence[tuple[Path, str]],
     *,
     max_tokens: int,
+    n_threads: int | None = None,
     reference: Callable[[], AbstractContextManager[Reference]] | None = None,
     on_candidate: OnCandidate = lambda _: None,
 ) -> QualityReport:
@@ -95,6 +97,7 @@ def measure_quality(
         folder: of the bundle.
         asked: pictures and questions.
         max_tokens: of an answer at most.
+        n_threads: of towers and decoders; by default what suits the machine.
         reference: opens the checkpoint itself.
         on_candidate: called with the name of each tower and decoder, before it is asked.
 
@@ -108,13 +111,15 @@ def measure_quality(
     check_integer("max_tokens", max_tokens, 1, MAX_TOKENS)
     if not 1 <= len(asked) <= MAX_QUESTIONS:
         raise UsageError(f"{len(asked)} questions: ask 1 to {MAX_QUESTIONS}.")
+    threads = usable_cpus() if n_threads is None else n_threads
+    check_integer("n_threads", threads, 1, MOST_THREADS)
     bundle = Bundle.read(folder)
     pairs = _pairs(bundle)
     paths = list(dict.fromkeys(path for path, _ in asked))
     towers: dict[VisionPrecision, EncodedPictures] = {}
     for precision in dict.fromkeys(pair.tower for pair in pairs):
         on_candidate(f"{precision} tower")
-        towers[precision] = encode_with_tower(folder, bundle, precision, paths, n_threads=usable_cpus())
+        towers[precision] = encode_with_tower(folder, bundle, precision, paths, n_threads=threads)
 
     candidates: list[Candidate] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,7 +133,8 @@ def measure_quality(
                 candidates.append(comparison.ask(opened, tower, opened.name, opened.tower, opened.bytes))
         for ftype in dict.fromkeys(pair.ftype for pair in pairs):
             on_candidate(ftype)
-            with BundleAnswerer(folder, bundle, ftype, max_tokens=max_tokens) as answerer:
+            opened_decoder = BundleAnswerer(folder, bundle, ftype, max_tokens=max_tokens, n_threads=n_threads)
+            with opened_decoder as answerer:
                 for pair in pairs:
                     if pair.ftype == ftype:
                         file = bundle.vision_file(pair.tower)

@@ -35,27 +35,8 @@ MAX_N_CTX: Final = 8192
 N_BATCH: Final = 512  # positions of a call: all of them may give logits
 PIECE: Final = 64  # positions that are compared at a time
 MIN_WINDOWS: Final = 2
-MAX_TEXT_BYTES: Final = 64 * 2**20
 
 OnCandidate = Callable[[str], None]
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, without the line feed at its end, as llama.cpp's tools read it.
-
-    Raises:
-        UsageError: it cannot be read, is too large, or is not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-        if len(data) > MAX_TEXT_BYTES:
-            raise UsageError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB: give a part of it.")
-        return data.decode().removesuffix("\n")
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read ({error.strerror}): check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text: convert it first.") from error
 
 
 def measure_text(
@@ -64,6 +45,7 @@ def measure_text(
     *,
     n_ctx: int = N_CTX,
     max_windows: int | None = None,
+    n_threads: int | None = None,
     on_candidate: OnCandidate = lambda _: None,
 ) -> TextReport:
     """Compare the decoders of the bundle in ``folder`` on a text; the one with the most bits is the best.
@@ -76,7 +58,13 @@ def measure_text(
     decoders = bundle.decoders
     paths: dict[str, Path] = {ftype: check_file(folder, decoders.files[ftype]) for ftype in decoders.by_bits}
     return compare_on_text(
-        bundle.name, paths, text, n_ctx=n_ctx, max_windows=max_windows, on_candidate=on_candidate
+        bundle.name,
+        paths,
+        text,
+        n_ctx=n_ctx,
+        max_windows=max_windows,
+        n_threads=n_threads,
+        on_candidate=on_candidate,
     )
 
 
@@ -87,6 +75,7 @@ def compare_on_text(
     *,
     n_ctx: int = N_CTX,
     max_windows: int | None = None,
+    n_threads: int | None = None,
     on_candidate: OnCandidate = lambda _: None,
 ) -> TextReport:
     """Compare GGUF files of one vocabulary on a text with the first of them.
@@ -94,9 +83,10 @@ def compare_on_text(
     Args:
         name: of what they were made from.
         decoders: files by their names.
-        text: as ``read_text`` gives it.
+        text: as ``text_chunks.read_text`` gives it.
         n_ctx: tokens of a window.
         max_windows: how many are read at most.
+        n_threads: that compute, by default one for each CPU.
         on_candidate: called with the name of each decoder before it reads.
 
     Raises:
@@ -114,7 +104,7 @@ def compare_on_text(
         for decoder, path in decoders.items():
             on_candidate(decoder)
             started = perf_counter()
-            with _WindowReader(path, n_ctx) as reader:
+            with _WindowReader(path, n_ctx, usable_cpus() if n_threads is None else n_threads) as reader:
                 windows = reader.windows(text)[:max_windows]
                 base.check_disk(len(windows) * reader.n_counted, reader.n_vocab)
                 measured = [
@@ -160,12 +150,12 @@ class _Measured:
 class _WindowReader:
     """A decoder that reads windows of ``n_ctx`` tokens; a context that frees it."""
 
-    def __init__(self, path: Path, n_ctx: int) -> None:
+    def __init__(self, path: Path, n_ctx: int, n_threads: int) -> None:
         decoder_info(read_gguf_header(path))
         self._n_ctx = n_ctx
         self._first = n_ctx // 2
         self.n_counted = n_ctx - 1 - self._first
-        n_threads, n_batch = usable_cpus(), min(n_ctx, N_BATCH)
+        n_batch = min(n_ctx, N_BATCH)
         with ExitStack() as stack:
             self._model = stack.enter_context(Model(path))
             self.n_vocab = self._model.n_vocab

@@ -7,27 +7,23 @@ close to it as it did when the bundle was made.
 
 import hashlib
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
 from acestep_gguf.bundle.schema import Bundle, ReferenceEmbeds, VisionFile
-from acestep_gguf.cpus import cpu_name, usable_cpus
+from acestep_gguf.cpus import usable_cpus
 from acestep_gguf.errors import BundleError
 from acestep_gguf.ort_builds import ort_version
-from acestep_gguf.storage.atomic_file import write_atomically
-from acestep_gguf.storage.cache_folder import cache_folder
+from acestep_gguf.storage.verdict import Verdict
 from acestep_gguf.vision.embeds import cosines
 
 FloatArray = npt.NDArray[np.float32]
 
-RIGHT, WRONG = b"right\n", b"wrong\n"
 # How far from 1 the cosine may be: FACTOR times what it was for the worst token at conversion, and MARGIN.
 FACTOR, MARGIN = 2.0, 1e-3
 HASH_MULTIPLIER: Final = 2654435761  # Knuth's, for noise that is the same everywhere
@@ -51,12 +47,8 @@ def vision_precision(
     record = bundle.vision_file(precision)
     if record.reference is None:
         return precision
-    verdict = _verdict(folder, precision)
-    is_right = read_verdict(verdict)
-    if is_right is None:
-        is_right = _check(folder, bundle, precision, record.reference, n_threads or usable_cpus())
-        remember(verdict, is_right)
-    if is_right:
+    reference, threads = record.reference, n_threads or usable_cpus()
+    if _verdict(folder, precision).found_out(lambda: _check(folder, bundle, precision, reference, threads)):
         return precision
     problem = f"{folder / record.file} gives wrong numbers with this CPU and {ort_version()}"
     if "float32" not in vision.files:
@@ -78,7 +70,7 @@ def known_precision(folder: Path, bundle: Bundle, wanted: VisionPrecision | None
     precision = wanted or vision.default
     if bundle.vision_file(precision).reference is None or "float32" not in vision.files:
         return precision
-    return "float32" if read_verdict(_verdict(folder, precision)) is False else precision
+    return "float32" if _verdict(folder, precision).known() is False else precision
 
 
 def reference_pixel_values(image: ImageSpec) -> FloatArray:
@@ -121,25 +113,6 @@ def _check(
     return is_right(embeds, reference, bundle.vision_file(precision))
 
 
-def _verdict(folder: Path, precision: VisionPrecision) -> Path:
-    """The file of what was found out, named by everything that decides the numbers."""
+def _verdict(folder: Path, precision: VisionPrecision) -> Verdict:
     bundle = hashlib.sha256((folder / BUNDLE_FILE).read_bytes()).hexdigest()
-    facts = [bundle, precision, cpu_name(), ort_version(), version("acestep-gguf")]
-    return cache_folder() / "vision-checks" / hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
-
-
-def read_verdict(verdict: Path) -> bool | None:
-    """What was found out on this machine, None if nothing was."""
-    try:
-        return {RIGHT: True, WRONG: False}.get(verdict.read_bytes())
-    except OSError:
-        return None
-
-
-def remember(verdict: Path, is_right: bool) -> None:
-    """Keep it for the next time."""
-    try:
-        verdict.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(verdict, [RIGHT if is_right else WRONG])
-    except OSError:  # then it is found out again
-        return
+    return Verdict("vision", [bundle, precision, ort_version()])

@@ -5,16 +5,13 @@ import warnings
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from acestep_gguf.bundle.names import BUNDLE_FILE
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.cpus import cpu_name
 from acestep_gguf.options import TowerProvider
 from acestep_gguf.ort_builds import ort_version
-from acestep_gguf.storage.cache_folder import cache_folder
+from acestep_gguf.storage.verdict import Verdict
 from acestep_gguf.vision.embeds import cosines
-from acestep_gguf.vision.int8_check import read_verdict, reference_pixel_values, remember
+from acestep_gguf.vision.int8_check import reference_pixel_values
 
 # Least cosine of a token's embeds to the CPU's; GPUs round products of float32 to TF32 or float16.
 LEAST_COSINE: Final = 0.999
@@ -33,18 +30,8 @@ def right_provider(folder: Path, bundle: Bundle, provider: TowerProvider, *, n_t
     """
     if provider == "cpu":
         return provider
-    facts = [
-        hashlib.sha256((folder / BUNDLE_FILE).read_bytes()).hexdigest(),
-        provider,
-        ort_version(),
-        cpu_name(),
-    ]
-    verdict = cache_folder() / "vision-checks" / hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
-    is_right = read_verdict(verdict)
-    if is_right is None:
-        is_right = _check(folder, bundle, provider, n_threads)
-        remember(verdict, is_right)
-    if is_right:
+    facts = [hashlib.sha256((folder / BUNDLE_FILE).read_bytes()).hexdigest(), provider, ort_version()]
+    if Verdict("vision", facts).found_out(lambda: _check(folder, bundle, provider, n_threads)):
         return provider
     warnings.warn(
         f"onnxruntime's {provider} provider gives other image embeds than the CPU: the CPU takes its place.",

@@ -14,6 +14,7 @@ import msgspec
 from acestep_gguf.bundle.gguf_header import GGUFHeader
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import ImageError, ImatrixError, UsageError
+from acestep_gguf.llama.text_chunks import read_text
 from acestep_gguf.options import EngineOptions, check_integer
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.settings import Workload
@@ -27,7 +28,6 @@ from acestep_gguf.storage.file_identity import file_identity
 TEXT_N_CTX: Final = 512  # llama-imatrix's default
 CHUNK_SIZE: Final = 512  # tokens of samples that the file calls a chunk
 MAX_TOKENS: Final = 2048
-MAX_TEXT_BYTES: Final = 2**28
 
 # Gets how many samples, or chunks of a text, are done, and how many there are.
 OnProgress = Callable[[int, int], None]
@@ -114,11 +114,11 @@ def make_imatrix(
 
     Raises:
         BundleError: no bundle, or a file of it is missing or damaged.
-        ImatrixError: a file of ``in_files``, what an earlier call left, or the text cannot be used; or
-            ``out`` cannot be written.
+        ImatrixError: a file of ``in_files`` or what an earlier call left cannot be used, or ``out`` cannot be
+            written.
         ImageError, PromptError: a picture or a prompt cannot be used.
         UnsupportedModelError: the decoder has experts.
-        UsageError: an option is out of its range, or the data have no such tokens.
+        UsageError: an option is out of its range, the data have no such tokens, or the text cannot be read.
         MemoryShortageError: the decoder does not fit.
         DecodeError: llama.cpp or onnxruntime failed.
     """
@@ -136,7 +136,7 @@ def make_imatrix(
         state_path(out).unlink(missing_ok=True)
     if isinstance(data, TextFile):
         chunk_size = engine.n_ctx or TEXT_N_CTX
-        state = _read_text(files, out, data, options, engine, on_progress=on_progress)
+        state = _read_chunks(files, out, data, options, engine, on_progress=on_progress)
         parts.append(Entries(state.sums.weighted(options.weighting), (str(data.path),)))
     elif data:
         state = _read_samples(files, out, data, options, engine, on_progress=on_progress)
@@ -183,7 +183,7 @@ def _read_samples(
     return state
 
 
-def _read_text(
+def _read_chunks(
     files: BundleModel,
     out: Path,
     text: TextFile,
@@ -192,12 +192,13 @@ def _read_text(
     *,
     on_progress: OnProgress,
 ) -> State:
-    data = _text_bytes(text.path)
-    identity = _identity(files.bundle, engine, options, [hashlib.sha256(data).hexdigest(), engine.n_ctx])
+    read = read_text(text.path)
+    digest = hashlib.sha256(read.encode()).hexdigest()
+    identity = _identity(files.bundle, engine, options, [digest, engine.n_ctx])
     state = State.read(state_path(out), identity)
     workload = Workload(images=0, n_text=engine.n_ctx)
     with loaded(files, engine, workload, state.sums, process_output=options.process_output) as ready:
-        chunks = ready.reader.chunks(data.decode(errors="replace").removesuffix("\n"))[: text.n_chunks]
+        chunks = ready.reader.chunks(read)[: text.n_chunks]
         if not chunks:
             raise ImatrixError(
                 f"{text.path} has fewer than the {engine.n_ctx} tokens of a chunk: give more text, or a "
@@ -235,17 +236,6 @@ def _file(path: Path) -> tuple[str, tuple[str, int, int]]:
         return str(path), file_identity(path)
     except OSError as error:
         raise ImageError(f"{path} cannot be read ({error.strerror}): give another picture.") from error
-
-
-def _text_bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-    except OSError as error:
-        raise ImatrixError(f"{path} cannot be read ({error.strerror}): give another text.") from error
-    if len(data) > MAX_TEXT_BYTES:
-        raise ImatrixError(f"{path} is longer than {MAX_TEXT_BYTES >> 20} MiB: give a shorter text.")
-    return data
 
 
 def _check_can_be_written(out: Path) -> None:

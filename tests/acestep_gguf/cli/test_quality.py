@@ -62,7 +62,7 @@ def test_without_the_extra_the_package_is_named(
 def test_a_text(tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("A red circle above two blue squares. " * 20)
-    quality(tiny_bundle, text=text, ctx_size=64, chunks=2, as_json=True)
+    quality(tiny_bundle, text=text, ctx_size=64, chunks=2, threads=1, as_json=True)
     printed = capsys.readouterr()
     assert json.loads(printed.out)["n_windows"] == 2
     assert "reading with F32" in printed.err

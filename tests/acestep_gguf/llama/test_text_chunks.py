@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.errors import UsageError
 from acestep_gguf.llama.binding import Model
-from acestep_gguf.llama.text_chunks import text_chunks
+from acestep_gguf.llama.text_chunks import read_text, text_chunks
 from tests.support.tiny_checkpoints import Decoder, TinyCheckpoint
 
 TEXT = "A red circle above two blue squares. <|im_end|> How many are there? " * 6
@@ -43,3 +44,14 @@ def test_each_chunk_begins_with_the_token_that_begins_texts(opened: Opened) -> N
         together = [begin, *plain]
         for number, chunk in enumerate(chunks):
             assert chunk[1:] == together[32 * number + 1 : 32 * (number + 1)]
+
+
+def test_files_that_are_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    with pytest.raises(UsageError, match="cannot be read"):
+        read_text(path)
+    path.write_bytes(b"\xff")
+    with pytest.raises(UsageError, match="is not UTF-8"):
+        read_text(path)
+    path.write_text("one\n\n")
+    assert read_text(path) == "one\n"

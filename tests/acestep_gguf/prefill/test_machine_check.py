@@ -1,4 +1,6 @@
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,9 +34,25 @@ def test_what_was_measured_is_remembered(
 ) -> None:
     monkeypatch.setattr(machine_check, "product_flops", lambda _type, _n_threads: flops)
     assert gains(qwen2) is faster
-    assert [path.read_bytes() for path in verdicts.iterdir()] == [b"faster\n" if faster else b"slower\n"]
+    assert [path.read_bytes() for path in verdicts.iterdir()] == [b"yes\n" if faster else b"no\n"]
     monkeypatch.setattr(machine_check, "product_flops", lambda _type, _n_threads: 1 / 0)
     assert gains(qwen2) is faster
+
+
+def test_once_it_was_measured_onnxruntime_is_not_imported(qwen2: Subject) -> None:
+    bundle = str(qwen2.folder)
+    code = (
+        "import sys; from pathlib import Path; from acestep_gguf.plan.bundle_model import BundleModel;"
+        f"from acestep_gguf.prefill.machine_check import gains; files = BundleModel(Path({bundle!r}));"
+        "print(gains(files.int8_layers, files.decoder('Q4_K_M'), n_threads=1), 'onnxruntime' in sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    (first, _), (second, is_imported) = (run.stdout.split() for run in runs)
+    assert first == second
+    assert is_imported == "False"
 
 
 def test_without_vnni_int8_is_not_trusted(qwen2: Subject, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,3 +136,5 @@ def test_bad_requests(tiny_bundle: Path, tmp_path: Path) -> None:
             measure_quality(tiny_bundle, asked, max_tokens=max_tokens)
     with pytest.raises(ImageError):
         measure_quality(tiny_bundle, [(tmp_path / "gone.png", "x")], max_tokens=5)
+    with pytest.raises(UsageError, match="n_threads is 0"):
+        measure_quality(tiny_bundle, [(tmp_path / "gone.png", "x")], max_tokens=5, n_threads=0)

@@ -8,7 +8,8 @@ import pytest
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.demo.questions import CHECKPOINT
 from acestep_gguf.errors import DecodeError, UsageError
-from acestep_gguf.quality.text import compare_on_text, measure_text, read_text
+from acestep_gguf.llama.text_chunks import read_text
+from acestep_gguf.quality.text import compare_on_text, measure_text
 from tests.support.tiny_checkpoints import TinyCheckpoint
 
 GOLDEN = Path("tests/golden/perplexity.json")
@@ -79,14 +80,5 @@ def test_bad_requests(tiny_bundle: Path) -> None:
     for n_ctx, max_windows in ((3, None), (8193, None), (64, 1)):
         with pytest.raises(UsageError):
             measure_text(tiny_bundle, TEXT, n_ctx=n_ctx, max_windows=max_windows)
-
-
-def test_files_that_are_no_text(tmp_path: Path) -> None:
-    path = tmp_path / "text.txt"
-    with pytest.raises(UsageError, match="cannot be read"):
-        read_text(path)
-    path.write_bytes(b"\xff")
-    with pytest.raises(UsageError, match="is not UTF-8"):
-        read_text(path)
-    path.write_text("one\n\n")
-    assert read_text(path) == "one\n"
+    with pytest.raises(UsageError, match="n_threads is 0"):
+        measure_text(tiny_bundle, TEXT, n_ctx=64, n_threads=0)

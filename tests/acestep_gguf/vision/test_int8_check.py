@@ -145,9 +145,9 @@ def test_a_damaged_verdict_and_a_folder_that_cannot_be_written(bundle_copy: Path
     bundle = Bundle.read(bundle_copy)
     vision_precision(bundle_copy, bundle)
     (verdict,) = verdicts.iterdir()
-    verdict.write_bytes(b"rig")
+    verdict.write_bytes(b"ye")
     assert vision_precision(bundle_copy, bundle) == "int8"
-    assert verdict.read_bytes() == b"right\n"
+    assert verdict.read_bytes() == b"yes\n"
     verdict.unlink()
     verdicts.rmdir()
     verdicts.write_bytes(b"a file")
