@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from acestep_gguf.cli.options import AsJson, BundleFolder, MaxTiles, Threads, Verbose, filled, path
+from acestep_gguf.cli.options import (
+    AsJson,
+    BundleFolder,
+    MaxTiles,
+    Threads,
+    Verbose,
+    engine_option,
+    filled,
+    path,
+)
 from acestep_gguf.cli.quality import QUESTIONS
 from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import UsageError
@@ -98,43 +107,23 @@ def imatrix(
     verbose: Verbose = False,  # noqa: ARG001 (its callback does all)
     quant: Annotated[
         str | None,
-        typer.Option(
-            *("-q", "--quant"),
-            help="Decoder that reads. By default that of most bits.",
-            rich_help_panel=MACHINE,
-        ),
+        engine_option("quant", help="Decoder that reads. By default that of most bits.", group=MACHINE),
     ] = None,
     vision: Annotated[
         str | None,
-        typer.Option(
-            help="Tower: float32 or int8. By default that which lost the least.", rich_help_panel=MACHINE
+        engine_option(
+            "vision", help="Tower: float32 or int8. By default that which lost the least.", group=MACHINE
         ),
     ] = None,
     max_tiles: MaxTiles = None,
     n_ctx: Annotated[
         int | None,
-        typer.Option(
-            *("-c", "--ctx-size"),
-            help="Tokens of a sample at most, or of a chunk of text (512).",
-            rich_help_panel=MACHINE,
+        engine_option(
+            "n_ctx", help="Tokens of a sample at most, or of a chunk of text (512).", group=MACHINE
         ),
     ] = None,
-    n_ubatch: Annotated[
-        int | None,
-        typer.Option(
-            *("-ub", "--ubatch-size"),
-            help="Tokens that llama.cpp computes at a time.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
-    n_gpu_layers: Annotated[
-        int | None,
-        typer.Option(
-            *("-ngl", "--n-gpu-layers"),
-            help="Layers on GPUs; -1 is all. By default what fits.",
-            rich_help_panel=MACHINE,
-        ),
-    ] = None,
+    n_ubatch: Annotated[int | None, engine_option("n_ubatch", group=MACHINE)] = None,
+    n_gpu_layers: Annotated[int | None, engine_option("n_gpu_layers", group=MACHINE)] = None,
     threads: Threads = None,
 ) -> None:
     """Make an importance matrix from pictures.

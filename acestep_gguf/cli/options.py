@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args, get_type_hints
 
 import typer
 
@@ -58,6 +58,12 @@ def bundle_folder(argument: str) -> Path:
     return written if is_bundle(argument) else Path(Library.read().bundles.get(argument, written))
 
 
+def engine_option(name: str, *, help: str | None = None, group: str | None = None) -> Any:
+    """The flag of one of EngineOptions, for a verb that takes few of them, perhaps in words of its own."""
+    _, flag = get_args(get_type_hints(EngineOptions, include_extras=True)[name])
+    return typer.Option(*flag.names, help=help or flag.help, rich_help_panel=group)
+
+
 def _begin_log(wanted: bool) -> bool:
     if wanted:
         show_llama_log()
@@ -92,9 +98,7 @@ DryRun = Annotated[
 LogJson = Annotated[
     bool, typer.Option("--log-json", help="Print what happens as JSON, one object on each line.")
 ]
-Threads = Annotated[
-    int | None, typer.Option("-t", "--threads", help="Threads that compute. By default one for each CPU.")
-]
+Threads = Annotated[int | None, engine_option("n_threads")]
 
 Images = Annotated[
     list[Path] | None,
@@ -110,16 +114,8 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", help="Print the answer only: no plan, no statistics.", rich_help_panel=OUTPUT),
 ]
-TowerPrecision = Annotated[
-    str | None, typer.Option("--vision", help="Tower: float32 or int8. By default the bundle's default.")
-]
-MaxTiles = Annotated[
-    int | None,
-    typer.Option(
-        "--max-tiles",
-        help="Tiles of a picture at most, where the model cuts pictures up. By default its own.",
-    ),
-]
+TowerPrecision = Annotated[str | None, engine_option("vision")]
+MaxTiles = Annotated[int | None, engine_option("max_tiles")]
 EmbedsFiles = Annotated[
     list[Path] | None,
     typer.Option(

@@ -13,6 +13,7 @@ from acestep_gguf.cli.options import (
     Threads,
     TowerPrecision,
     Verbose,
+    engine_option,
     one_at_a_time,
     path,
 )
@@ -61,20 +62,14 @@ def score(
     as_json: AsJson = False,
     n_ctx: Annotated[
         int | None,
-        typer.Option(
-            *("-c", "--ctx-size"),
-            help="Tokens of question and answer together. By default up to 8192.",
-            rich_help_panel=MACHINE,
+        engine_option(
+            "n_ctx", help="Tokens of question and answer together. By default up to 8192.", group=MACHINE
         ),
     ] = None,
     threads: Threads = None,
     n_parallel: Annotated[
         int,
-        typer.Option(
-            *("-np", "--parallel"),
-            help="Answers to write together; -1: as many as fit.",
-            rich_help_panel=MACHINE,
-        ),
+        engine_option("n_parallel", help="Answers to write together; -1: as many as fit.", group=MACHINE),
     ] = MANY.n_parallel,
     exact: Exact = False,
     verbose: Verbose = False,  # noqa: ARG001 (its callback does all)

@@ -166,15 +166,11 @@ def write_bundle(
 
 def write_decoder(staging: Staging, plan: ConversionPlan, ftype: Ftype, *, sparse: bool) -> DecoderFile:
     planned = plan.decoders[ftype]
+    bits_per_weight = round(planned.layout.bits_per_weight, 3)
     if sparse:
-        path = plan.output.path / planned.file
-        path.write_bytes(planned.layout.header)
-        os.truncate(path, planned.layout.n_bytes)
+        hole = write_hole(plan.output.path / planned.file, planned.layout.header, planned.layout.n_bytes)
         return DecoderFile(
-            file=planned.file,
-            bytes=planned.layout.n_bytes,
-            sha256="0" * 64,
-            bits_per_weight=round(planned.layout.bits_per_weight, 3),
+            file=hole.file, bytes=hole.bytes, sha256=hole.sha256, bits_per_weight=bits_per_weight
         )
     placed = planned.layout.tensors
     sources: list[tuple[str, TensorSource]] = [
@@ -183,10 +179,7 @@ def write_decoder(staging: Staging, plan: ConversionPlan, ftype: Ftype, *, spars
     file = staging.create(planned.file)
     write_ggufs(sources, [GgufOutput(planned.layout, file)], n_threads=usable_cpus())
     return DecoderFile(
-        file=planned.file,
-        bytes=file.n_bytes,
-        sha256=file.sha256,
-        bits_per_weight=round(planned.layout.bits_per_weight, 3),
+        file=planned.file, bytes=file.n_bytes, sha256=file.sha256, bits_per_weight=bits_per_weight
     )
 
 
@@ -194,32 +187,33 @@ def write_tower(staging: Staging, plan: ConversionPlan, tower: PlannedTower, *, 
     """Both files; with ``sparse``, holes of the size that is planned."""
     if not sparse:
         return tower.write(staging, plan.n_threads, on_spared=lambda *_: None)
-    path, data = plan.output.path / tower.name, plan.output.path / tower.data_name
-    path.write_bytes(tower.model)
-    data.touch()
-    os.truncate(data, tower.data_bytes)
+    graph = write_hole(plan.output.path / tower.name, tower.model, len(tower.model))
     return VisionFile(
-        file=tower.name,
-        bytes=len(tower.model),
-        sha256="0" * 64,
-        data=FileRecord(file=tower.data_name, bytes=tower.data_bytes, sha256="0" * 64),
+        file=graph.file,
+        bytes=graph.bytes,
+        sha256=graph.sha256,
+        data=write_hole(plan.output.path / tower.data_name, b"", tower.data_bytes),
         cosine_to_float32=1.0,
     )
 
 
 def write_int8_layers(folder: Path, planned: PlannedPrefill) -> PrefillFile:
     """The graph, and a hole for the weights, which are zeros then."""
-    graph, data = folder / PREFILL_FILE, folder / DATA_FILE
-    graph.write_bytes(planned.model)
-    data.touch()
-    os.truncate(data, planned.data_bytes)
+    graph = write_hole(folder / PREFILL_FILE, planned.model, len(planned.model))
     return PrefillFile(
-        file=PREFILL_FILE,
-        bytes=len(planned.model),
-        sha256="0" * 64,
-        data=FileRecord(file=DATA_FILE, bytes=planned.data_bytes, sha256="0" * 64),
+        file=graph.file,
+        bytes=graph.bytes,
+        sha256=graph.sha256,
+        data=write_hole(folder / DATA_FILE, b"", planned.data_bytes),
         n_layers=planned.n_layers,
     )
+
+
+def write_hole(path: Path, head: bytes, n_bytes: int) -> FileRecord:
+    """A file of ``n_bytes`` that begins with ``head`` and reads as zeros behind it."""
+    path.write_bytes(head)
+    os.truncate(path, n_bytes)
+    return FileRecord(file=path.name, bytes=n_bytes, sha256="0" * 64)
 
 
 def main() -> None:
