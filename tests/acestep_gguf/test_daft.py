@@ -40,6 +40,21 @@ def test_a_folder_becomes_parquet(folder: Path, picture: Path, tiny_bundle: Path
     assert [bool(row["error"]) for row in again] == [True] * 4 + [False] * 4
 
 
+def test_two_workers_answer_each_row_once(picture: Path, tiny_bundle: Path) -> None:
+    options = AnswerOptions(max_tokens=6)
+    with AceStep(tiny_bundle, ENGINE) as model:
+        expected = model.generate(QUESTION, [picture], options).text
+    answer = answering(
+        tiny_bundle, prompt=QUESTION, options=options, engine=ENGINE, workers=2, cpus=1, rows_at_once=2
+    )
+    names = [f"{number:02}" for number in range(12)]
+    frame = daft.from_pydict({"name": names, "image": [str(picture)] * len(names)})
+    answered = rows(frame.select("name", answer(daft.col("image"))))
+    assert [(row["name"], row["text"], row["error"]) for row in answered] == [
+        (name, expected, None) for name in names
+    ]
+
+
 def test_rows_with_questions_and_a_schema(picture: Path, tiny_bundle: Path) -> None:
     schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
     options = AnswerOptions(json_schema=schema)
