@@ -15,6 +15,7 @@ from acestep_gguf.errors import BundleError, UnsupportedModelError
 
 ARCHITECTURES: Final = ("qwen2", "qwen3", "llama")
 MAX_BLOCKS: Final = 512  # LLAMA_MAX_LAYERS
+NORMAL: Final = 1  # LLAMA_TOKEN_TYPE_NORMAL
 CONTROL: Final = 3  # LLAMA_TOKEN_TYPE_CONTROL
 USER_DEFINED: Final = 4  # LLAMA_TOKEN_TYPE_USER_DEFINED
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama.backend import Handle, Log, StopFlag, backend
 from acestep_gguf.llama.batch import Batch
@@ -27,6 +28,8 @@ from acestep_gguf.llama.params import (
     ModelParams,
     check_repacking,
 )
+from acestep_gguf.llama.tekken import NAME as TEKKEN
+from acestep_gguf.llama.tekken import read_tekken
 
 FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
@@ -56,6 +59,7 @@ class Model(Handle):
     Raises:
         UsageError: layers on a GPU that llama.cpp does not have, or repacking on a CPU with AMX.
         DecodeError: llama.cpp refuses the file.
+        BundleError: its Tekken vocabulary is damaged.
     """
 
     def __init__(self, path: Path, params: ModelParams | None = None) -> None:
@@ -88,6 +92,7 @@ class Model(Handle):
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
         self.n_embd: int = lib.llama_model_n_embd(pointer)
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(pointer)
+        self._tekken = read_tekken(read_gguf_header(path)) if self._pre_tokenizer() == TEKKEN else None
 
     def _free(self, pointer: Any) -> None:
         lib.llama_model_free(pointer)
@@ -95,11 +100,20 @@ class Model(Handle):
     def tokenize(self, text: str) -> list[int]:
         """Token ids of ``text``; nothing in it becomes a control token and none is added."""
         _ = self.pointer
+        if self._tekken is not None:
+            return self._tekken.encode(text)
         if lib.llama_vocab_type(self._vocab) != lib.LLAMA_VOCAB_TYPE_SPM:
             return self._tokenize(text)
         # llama.cpp may put a space before a text: here it comes before a new line, which merges with nothing.
         before = self._tokenize("\n")
         return self._tokenize(f"\n{text}")[len(before) :]
+
+    def _pre_tokenizer(self) -> str:
+        """How llama.cpp cuts text into words; empty for SentencePiece."""
+        buffer = ctypes.create_string_buffer(64)
+        key = b"tokenizer.ggml.pre"
+        length = lib.llama_model_meta_val_str(self.pointer, key, buffer, len(buffer))
+        return buffer.raw[: max(length, 0)].decode("utf-8", "replace")
 
     def _tokenize(self, text: str) -> list[int]:
         data = text.encode()

@@ -1,8 +1,8 @@
 """tokenizer.json as a GGUF vocabulary: tokens, their types, and merges or scores.
 
 Only what llama.cpp tokenizes in the same way is taken: byte-level BPE with the pre-tokenizer of Qwen2,
-Llama 3 or SmolLM, and no normalizer or NFC, and SentencePiece's BPE as Llama has it (sentencepiece.py).
-Everything else is refused by name.
+Llama 3 or SmolLM, and no normalizer or NFC, and SentencePiece's BPE as Llama has it (sentencepiece.py);
+and Tekken, which is tokenized here (acestep_gguf/llama/tekken.py). Everything else is refused by name.
 """
 
 from collections.abc import Collection, Mapping, Set
@@ -14,7 +14,9 @@ from gguf import TokenType
 from acestep_gguf.bundle.schema import SpacePrefix
 from acestep_gguf.convert.checkpoint import qwen2_files, sentencepiece
 from acestep_gguf.convert.checkpoint.folder import CheckpointFolder
+from acestep_gguf.convert.checkpoint.tekken_merges import check_tekken
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
+from acestep_gguf.llama import tekken
 
 TOKENIZER_FILE: Final = "tokenizer.json"
 
@@ -23,9 +25,10 @@ PRE_TOKENIZERS: Final = {
     qwen2_files.SPLIT: "qwen2",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+": "llama-bpe",
+    tekken.SPLIT: tekken.NAME,
 }
-# Those with which llama.cpp takes a word that is a token for that token, whatever the merges make of it.
-IGNORE_MERGES: Final = ("llama-bpe",)
+# Those with which a word that is a token becomes that token, whatever the merges make of it.
+IGNORE_MERGES: Final = ("llama-bpe", tekken.NAME)
 
 # Options that llama.cpp's tokenizers do not know, or that go with the pre-tokenizer there.
 REFUSED_OPTIONS: Final = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
@@ -159,7 +162,9 @@ def _as_byte_level(vocabulary: Vocabulary, raw: Mapping[str, Any]) -> Vocabulary
         raise UnsupportedModelError(
             f"the tokenizer's ignore_merges is {ignores_merges}, that of llama.cpp's {pre} is not."
         )
-    if ignores_merges:
+    if pre == tekken.NAME:
+        check_tekken(vocabulary.tokens, vocabulary.types, vocabulary.merges)
+    elif ignores_merges:
         _check_no_added_word(vocabulary, raw["model"]["vocab"].keys())
     return replace(vocabulary, pre=pre, normalizer=_normalizer(raw.get("normalizer")))
 
@@ -194,8 +199,8 @@ def _check_model(model: Mapping[str, Any], refused_options: Collection[str]) -> 
     for option in refused_options:
         if model.get(option):
             raise UnsupportedModelError(
-                f"the tokenizer's BPE has {option}: only Qwen2's, Llama's, Llama 3's and SmolLM's are "
-                "supported."
+                f"the tokenizer's BPE has {option}: only Qwen2's, Llama's, Llama 3's, SmolLM's and "
+                "Tekken's are supported."
             )
 
 
@@ -289,7 +294,8 @@ def _pre_tokenizer(raw: Any) -> str:
         }:
             return "smollm"
     raise UnsupportedModelError(
-        "the tokenizer's pre-tokenizer is not Qwen2's, Llama 3's or SmolLM's: only these are supported."
+        "the tokenizer's pre-tokenizer is not Qwen2's, Llama 3's, SmolLM's or Tekken's: only these are "
+        "supported."
     )
 
 

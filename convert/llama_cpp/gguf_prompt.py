@@ -9,7 +9,9 @@ import msgspec
 from acestep_gguf.bundle.decoder_info import CONTROL, USER_DEFINED
 from acestep_gguf.bundle.gguf_header import GGUFHeader, StringArray
 from acestep_gguf.bundle.schema import PromptSpec
+from acestep_gguf.convert.checkpoint.tekken_merges import check_tekken
 from acestep_gguf.errors import BundleError, CheckpointError, PromptError, UnsupportedModelError, UsageError
+from acestep_gguf.llama.tekken import NAME as TEKKEN
 from acestep_gguf.prompt.builder import PromptBuilder
 from acestep_gguf.prompt.messages import user_message
 
@@ -51,9 +53,15 @@ TEMPLATE_KEYS: Final = {
 
 # The byte-level tokenizers whose ids were compared with those of the tokenizers library, by
 # tokenizer.ggml.pre, with what normalizes a text: llama.cpp does not.
-NORMALIZERS: Final[Mapping[str, Literal["NFC"] | None]] = {"llama-bpe": None, "qwen2": "NFC", "smollm": None}
+NORMALIZERS: Final[Mapping[str, Literal["NFC"] | None]] = {
+    "llama-bpe": None,
+    "pixtral": None,  # llama.cpp cuts text as for llama-bpe
+    "qwen2": "NFC",
+    "smollm": None,
+    TEKKEN: None,
+}
 # Those whose prompts llama.cpp begins with bos_token, unless the metadata says otherwise.
-BEGIN_WITH_BOS: Final = frozenset({"llama-bpe"})
+BEGIN_WITH_BOS: Final = frozenset({"llama-bpe", "pixtral", TEKKEN})
 
 # bundle.json holds the prompt, and may have 16 MiB.
 MAX_PROMPT_BYTES: Final = 8 * 2**20
@@ -108,6 +116,8 @@ def read_gguf_prompt(header: GGUFHeader, chat_template: str | None, image_token:
         kind: {_text(header, tokens[id]): id for id, given in enumerate(types) if given == kind}
         for kind in (CONTROL, USER_DEFINED)
     }
+    if pre == TEKKEN:
+        check_tekken([_text(header, token) for token in tokens], types, _merges(header))
     control = texts[CONTROL]
     is_sentencepiece = pre is None
     named = {name: _special(header, tokens, key) for name, key in TEMPLATE_KEYS.items()}
@@ -145,11 +155,15 @@ def byte_level_vocabulary(header: GGUFHeader) -> tuple[dict[str, int], frozenset
     Raises:
         BundleError: they are not there, or damaged.
     """
+    ids = {_text(header, token): token_id for token_id, token in enumerate(_tokens(header))}
+    return ids, frozenset(_merges(header))
+
+
+def _merges(header: GGUFHeader) -> list[str]:
     merges = header.metadata.get("tokenizer.ggml.merges")
     if not isinstance(merges, StringArray):
         raise _damaged(header, "it has no merges")
-    ids = {_text(header, token): token_id for token_id, token in enumerate(_tokens(header))}
-    return ids, frozenset(_text(header, merge) for merge in merges.read())
+    return [_text(header, merge) for merge in merges.read()]
 
 
 def _known_tokenizer(header: GGUFHeader) -> str | None:

@@ -1,8 +1,9 @@
-"""Pixtral-12B from the published facts, with holes of the weights' true shapes and another tokenizer."""
+"""Pixtral-12B from the published facts, with holes of the weights' true shapes and a made-up vocabulary."""
 
 import json
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,27 +11,45 @@ from acestep_gguf.bundle.image_spec import AnySize, Size
 from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.pipeline import plan_conversion
 from acestep_gguf.vision.tiling import n_positions, tiling_of
-from tests.convert.test_published_folders import PUBLISHED, with_fillers, write_sparse
-from tests.support import tiny_sentencepiece
+from tests.convert.test_published_folders import PUBLISHED, write_sparse
+from tests.support import tiny_tekken
 from tests.support.tiny_families import DECODERS
 from tests.support.tiny_pixtral import IMAGE, IMAGE_END, ROW_END
+from tests.support.tiny_tokenizer import added_token
 
 GIB = 2**30
 N_VOCAB = 131072
-ADDED = {IMAGE: N_VOCAB - 4, ROW_END: N_VOCAB - 3, IMAGE_END: N_VOCAB - 2, "<pad>": N_VOCAB - 1}
+NAMED = (
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]", "[TOOL_CALLS]", IMAGE, "<pad>", ROW_END, IMAGE_END, "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
+    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
+)  # fmt: skip
+SPECIAL_TOKENS = (*NAMED, *(f"<SPECIAL_{number}>" for number in range(len(NAMED), 1000)))
 DEFAULTS = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+
+
+def tokenizer_json() -> dict[str, Any]:
+    """The tiny tokenizer with the published one's special tokens and as many others."""
+    tokenizer = tiny_tekken.tokenizer_json(merges_as_pairs=False)
+    tokens = [*SPECIAL_TOKENS, *tiny_tekken.vocabulary()]
+    # Made of no two tokens, so there are no merges for them.
+    tokens += [f"Ā{token_id:06}" for token_id in range(len(tokens), N_VOCAB)]
+    tokenizer["model"]["vocab"] = {token: token_id for token_id, token in enumerate(tokens)}
+    tokenizer["added_tokens"] = [
+        added_token(token_id, token, special=True) for token_id, token in enumerate(SPECIAL_TOKENS)
+    ]
+    return tokenizer
 
 
 def write_folder(folder: Path, name: str = "pixtral-12b") -> Path:
     """A version-4 folder around the published config."""
     folder.mkdir()
     config = json.loads((PUBLISHED / f"{name}.config.json").read_text())
-    config["image_token_index"] = ADDED[IMAGE]
-    family = DECODERS["mistral"]
+    family = DECODERS["tekken"]
     files = {
         "config.json": config,
         "preprocessor_config.json": json.loads((PUBLISHED / f"{name}.preprocessor_config.json").read_text()),
-        "tokenizer.json": with_fillers(tiny_sentencepiece.tokenizer_json(), N_VOCAB - len(ADDED), ADDED),
+        "tokenizer.json": tokenizer_json(),
         "tokenizer_config.json": family.tokenizer_config,
         "chat_template.json": {"chat_template": family.chat_template.replace("<image>\\n", IMAGE)},
     }
@@ -82,7 +101,8 @@ def test_pixtral_12b(tmp_path: Path) -> None:
         # 0.4B parameters, without the table of positions that there is not.
         assert sum(prod(tensor.shape) for tensor in tower.values()) == pytest.approx(0.435e9, rel=0.02)
         assert (model.prompt.image_token, model.prompt.image_end) == (IMAGE, IMAGE_END)
-        assert ROW_END in model.prompt.control_tokens
+        assert model.prompt.control_tokens[ROW_END] == 12
+        assert (model.vocabulary.pre, model.prompt.add_bos) == ("tekken", False)
     assert image is not None
     assert (image.size, image.tiles, image.n_image_tokens) == (
         Size(height=1024, width=1024),

@@ -157,7 +157,7 @@ TINY: dict[str, TinyCheckpoint] = {
         dtype="F32",
         seed=32,
     ),
-    "pixtral-v4": TinyPixtral(decoder="mistral", head_dim=32, seed=33),
+    "pixtral-v4": TinyPixtral(decoder="tekken", head_dim=32, seed=33),
     "pixtral-silu-v5": TinyPixtral(
         decoder="mistral",
         layout="v5",

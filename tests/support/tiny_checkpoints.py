@@ -24,7 +24,7 @@ from tests.support.tiny_tokenizer import added_token
 
 Layout = Literal["v4", "v4.52", "v5"]
 Dtype = Literal["BF16", "F16", "F32"]
-Decoder = Literal["qwen2", "qwen3", "llama", "llama3", "smollm", "mistral"]
+Decoder = Literal["qwen2", "qwen3", "llama", "llama3", "smollm", "mistral", "tekken"]
 
 # Prefixes of decoder, output matrix, tower, projector and image_newline.
 PREFIXES: dict[Layout, tuple[str, str, str, str, str]] = {
@@ -175,7 +175,7 @@ class TinyCheckpoint:
         }
         if self.head_dim is not None:
             text["head_dim"] = self.head_dim
-        if self.decoder == "mistral" and (self.is_v5 or self.sliding_window != MISTRAL_WINDOW):
+        if self._decoder.model_type == "mistral" and (self.is_v5 or self.sliding_window != MISTRAL_WINDOW):
             text["sliding_window"] = self.sliding_window
         vision: dict[str, Any] = {
             "model_type": self._tower.model_type,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from acestep_gguf.convert.checkpoint.chat_templates import VICUNA
-from tests.support import tiny_llama3, tiny_sentencepiece, tiny_smollm, tiny_tokenizer
+from tests.support import tiny_llama3, tiny_sentencepiece, tiny_smollm, tiny_tekken, tiny_tokenizer
 
 QWEN2_TEMPLATE = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}"
@@ -25,6 +25,9 @@ MISTRAL_TEMPLATE = (
     "{%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- else -%}{{- part['text'] -}}{%- endif -%}"
     "{%- endfor -%}{%- endif -%}{{- ' [/INST]' if is_user else eos_token -}}{%- endfor -%}"
 )
+
+# The template writes <s>, the tokenizer does not.
+TEKKEN_TEMPLATE = "{{- bos_token -}}" + MISTRAL_TEMPLATE.replace("[INST] ", "[INST]").replace(" [/", "[/")
 
 
 LLAMA3_TEMPLATE = (
@@ -167,6 +170,23 @@ DECODERS = {
     ),
     "mistral": replace(
         LLAMA, model_type="mistral", architecture="MistralForCausalLM", chat_template=MISTRAL_TEMPLATE
+    ),
+    "tekken": replace(
+        LLAMA,
+        model_type="mistral",
+        architecture="MistralForCausalLM",
+        chat_template=TEKKEN_TEMPLATE,
+        n_tokens=tiny_tekken.n_tokens,
+        token_id=tiny_tekken.token_id,
+        tokenizer_json=tiny_tekken.tokenizer_json,
+        tokenizer_config={
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+            "model_max_length": 512,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
     ),
 }
 TOWERS = {

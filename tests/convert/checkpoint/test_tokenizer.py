@@ -186,6 +186,54 @@ def test_an_added_token_that_is_also_a_word_of_the_vocabulary(llama3: Path) -> N
     assert "quartz" in read_llama3(changed(llama3, add)).user_defined
 
 
+@pytest.fixture
+def tekken(tmp_path: Path) -> Path:
+    return TinyCheckpoint(decoder="tekken", has_tower=False).write(tmp_path / "c")
+
+
+def read_tekken(folder: Path) -> Vocabulary:
+    return read_vocabulary(
+        read_tokenizer(CheckpointFolder(folder)), TinyCheckpoint(decoder="tekken").vocab_size, None
+    )
+
+
+def test_tekkens_tokenizer(tekken: Path) -> None:
+    vocabulary = read_tekken(tekken)
+    assert (vocabulary.model, vocabulary.pre, vocabulary.normalizer) == ("gpt2", "tekken", None)
+    assert vocabulary.bos is None
+    assert vocabulary.control["[INST]"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["model"].update(ignore_merges=False), "ignore_merges is False"),
+        (lambda t: t["model"]["merges"].reverse(), "not those of a Tekken vocabulary"),
+        (lambda t: t["model"]["merges"].pop(), "not those of a Tekken vocabulary"),
+        *(
+            (
+                lambda t, word=word: t["added_tokens"][-1].update(content=word, id=498),
+                "plain text could become",
+            )
+            for word in ("image", "e\u0301", "<IMAGEé", "|||", "٣", "\n")
+        ),
+    ],
+)
+def test_tekkens_tokenizer_with_what_would_not_be_followed(
+    tekken: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_tekken(changed(tekken, change))
+
+
+def test_tekkens_tokenizer_without_a_byte(tekken: Path) -> None:
+    def drop(tokenizer: dict[str, Any]) -> None:
+        del tokenizer["model"]["vocab"]["Z"]
+
+    with pytest.raises(CheckpointError, match="the byte 90 has no token"):
+        read_tekken(changed(tekken, drop))
+
+
 def test_more_tokens_than_rows_is_an_error(tiny: Path) -> None:
     with pytest.raises(CheckpointError, match="rows only"):
         read(tiny, vocab_size=300)

@@ -408,7 +408,10 @@ def test_a_decoder_alone_takes_no_options_about_pictures(
         ({"general.architecture": string("\x1b" * 10**6)}, "is a '.{160}' model"),
         ({"qwen2.expert_count": u32(8)}, "makes it another model"),
         ({"tokenizer.ggml.model": string("bert")}, "has a 'bert' tokenizer: only byte-level BPE"),
-        ({"tokenizer.ggml.pre": string("tekken")}, "as 'tekken' does: only llama-bpe, qwen2, smollm"),
+        (
+            {"tokenizer.ggml.pre": string("gpt-4o")},
+            "as 'gpt-4o' does: only llama-bpe, pixtral, qwen2, smollm",
+        ),
         ({"general.name": string("n" * 10**6)}, "is not a printable text of at most 200 characters"),
         ({"split.count": u32(3)}, "part of a split file"),
     ],

@@ -49,6 +49,18 @@ def test_what_conversion_wrote_is_found_again(decoder_file: Path, tiny_bundle: P
     assert (found.normalizer, found.add_bos, found.space_prefix) == ("NFC", False, "never")
 
 
+def test_tekkens_tokenizer_is_read(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(decoder="tekken", has_tower=False).write(tmp_path / "c")
+    bundle = convert_checkpoint(checkpoint, tmp_path / "b", ["F32"])
+    decoder = tmp_path / "b" / bundle.decoder().file
+    assert read_gguf_header(decoder).metadata["tokenizer.ggml.pre"] == "tekken"
+    found = read(decoder, image_token=None)
+    assert found.control_tokens == bundle.prompt.control_tokens
+    assert (found.normalizer, found.add_bos, found.space_prefix) == (None, False, "never")
+    keys = {"tokenizer.ggml.add_bos_token": None}
+    assert read(rewrite(decoder, tmp_path / "unsaid.gguf", metadata=keys), image_token=None).add_bos
+
+
 def test_sentencepiece_gets_a_first_token_and_spaces_as_in_llama_cpp(
     llama_decoder: Path, tmp_path: Path
 ) -> None:
@@ -201,7 +213,8 @@ def test_templates_by_name_and_from_files(tmp_path: Path) -> None:
             "added tokens take more than 8 MiB",
         ),
         ({"tokenizer.ggml.pre": None}, UnsupportedModelError, "does not say how it cuts text"),
-        ({"tokenizer.ggml.pre": string("tekken")}, UnsupportedModelError, "as 'tekken' does"),
+        ({"tokenizer.ggml.pre": string("gpt-4o")}, UnsupportedModelError, "as 'gpt-4o' does"),
+        ({"tokenizer.ggml.pre": string("tekken")}, UnsupportedModelError, "not those of a Tekken vocabulary"),
         ({"tokenizer.ggml.pre": string("\n" * 10**6)}, UnsupportedModelError, "does: only llama-bpe"),
         ({"tokenizer.ggml.model": None}, UnsupportedModelError, "'None' tokenizer"),
         ({"tokenizer.ggml.model": string("t5")}, UnsupportedModelError, "'t5' tokenizer: only byte-level"),
