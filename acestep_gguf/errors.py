@@ -67,6 +67,10 @@ class QueueFullError(AceStepError):
     """As many questions wait as may; ask again later."""
 
 
+class RpcServerError(AceStepError):
+    """An RPC server cannot be reached, is busy, or is none that this llama.cpp can use."""
+
+
 class MemoryShortageError(AceStepError):
     """No plan fits into the memory that there is; the message names the nearest ones that would."""
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar, get_args
 
+from acestep_gguf.addresses import Address, rpc_addresses
 from acestep_gguf.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class EngineOptions:
         use_extra_bufts: repack weights for the CPU while loading (llama.cpp's ``--repack``).
         n_batch, n_ubatch, n_gpu_layers, offload_kqv, type_k, type_v, flash_attn, use_mmap, use_mlock: as in
             llama.cpp.
+        rpc: servers that lend their memory, ``HOST:PORT[,HOST:PORT…]``, for a decoder that is larger than
+            this machine. Nothing is encrypted on the way to them (docs/scale.md).
         n_parallel: answers that ``batch`` writes together, each in ``n_ctx`` of its own; -1: what fits.
         allow_paging: run even if weights do not fit into memory and are read from disk again and again.
         prefill: "int8" reads long parts of a prompt with the decoder's int8 layers, which ``convert`` writes
@@ -133,6 +136,15 @@ class EngineOptions:
     ] = None
     offload_kqv: Annotated[
         bool | None, _flag("--kv-offload/--no-kv-offload", help="Keep the KV cache on GPUs, too, or in RAM.")
+    ] = None
+    rpc: Annotated[
+        str | None,
+        Flag(
+            ("--rpc",),
+            "Servers (`acestep-gguf rpc-server`) that lend memory to a model larger than this machine.",
+            MACHINE,
+            metavar="HOST:PORT,…",
+        ),
     ] = None
     type_k: Annotated[
         CacheType | None,
@@ -213,6 +225,7 @@ class EngineOptions:
         for name in ("use_extra_bufts", "offload_kqv", "use_mmap", "use_mlock", "allow_paging"):
             if getattr(self, name) not in (None, True, False):
                 raise UsageError(f"{name} is {getattr(self, name)!r}: give True or False.", settings=[name])
+        _ = self.rpc_addresses
         if self.draft == "":
             raise UsageError("draft is empty: give the folder of a bundle.", settings=["draft"])
         if not isinstance(self.cache, bool | str | os.PathLike):
@@ -239,6 +252,11 @@ class EngineOptions:
         check_integer("n_parallel", self.n_parallel, -1, MOST_PARALLEL)
         if self.n_parallel == 0:
             raise UsageError("n_parallel is 0: give 1 or more, or -1.", settings=["n_parallel"])
+
+    @property
+    def rpc_addresses(self) -> tuple[Address, ...]:
+        """The servers of ``rpc``."""
+        return () if self.rpc is None else rpc_addresses(self.rpc)
 
     @property
     def n_guesses(self) -> int:

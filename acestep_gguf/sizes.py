@@ -16,7 +16,7 @@ UNITS: Final = {
     "gi": 2**30,
     "ti": 2**40,
 }
-SIZE: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([kmgt]i?b?|b)", re.IGNORECASE | re.ASCII)
+SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([kmgt]i?b?|b)", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str, name: str) -> int:

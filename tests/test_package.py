@@ -21,7 +21,18 @@ ROOT = Path(__file__).parent.parent
 
 # From the ground up: a module imports from its own floor and from those below it.
 FLOORS = (
-    ("errors", "answer", "cpus", "grammar", "options", "ort_builds", "ort_session", "progress", "sizes"),
+    (
+        "addresses",
+        "errors",
+        "answer",
+        "cpus",
+        "grammar",
+        "options",
+        "ort_builds",
+        "ort_session",
+        "progress",
+        "sizes",
+    ),
     ("storage",),
     ("bundle",),
     ("llama",),

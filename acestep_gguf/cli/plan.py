@@ -88,8 +88,13 @@ def plan(
     model = BundleModel(bundle)
     quant = model.quants(engine.quant)[0]
     draft = None if engine.draft is None else open_draft(Path(engine.draft), model, quant)
+    if engine.rpc is not None and (ram is not None or vram):
+        raise UsageError(
+            "with rpc the plan is for what this machine and its servers have: leave out --ram and --vram.",
+            settings=["rpc"],
+        )
     if ram is None and not vram:
-        machine = this_machine()
+        machine = this_machine(engine.rpc_addresses)
         measured = measured_rates(machine.n_threads, model.decoder(quant).main_type)
         rates = replace(rates, ram=rates.ram or measured.ram, cpu_flops=rates.cpu_flops or measured.cpu_flops)
         record = model.bundle.decoder(quant)

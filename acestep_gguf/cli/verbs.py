@@ -12,7 +12,7 @@ from acestep_gguf.cli.options import TYPER, BundleFolder
 from acestep_gguf.cli.verb import Verb
 
 # Verbs in the order of --help, with their lines in it. What a verb does is the function of its name in the
-# module of its name, with an underscore where Python has the name for itself.
+# module of its name, with an underscore for a hyphen, and after a name that Python has for itself.
 VERBS: Final = {
     "convert": "Convert a checkpoint into a bundle.",
     "import": "Make a bundle of a decoder, and an mmproj file if it can see, of llama.cpp.",
@@ -23,6 +23,7 @@ VERBS: Final = {
     "batch": "Ask about many pictures, and write a table.",
     "chat": "Answer one question after another.",
     "serve": "Answer over HTTP, as OpenAI's clients ask.",
+    "rpc-server": "Lend memory to a decoder that is larger than one machine's.",
     "use": "Choose the bundle that is used where none is named.",
     "list": "Show the bundles that `use` named.",
     "encode": "Turn pictures into files of image embeds.",
@@ -50,7 +51,7 @@ PYTHONS_OWN: Final = ("import", "list")
 
 def command(name: str) -> Any:
     """The verb ``name`` as click, or typer's own copy of it, takes it."""
-    own_name = f"{name}_" if name in PYTHONS_OWN else name
+    own_name = f"{name}_" if name in PYTHONS_OWN else name.replace("-", "_")
     verb = getattr(import_module(f"acestep_gguf.cli.{own_name}"), own_name)
     if not isinstance(verb, typer.Typer):
         first = next(iter(signature(verb).parameters.values()))

@@ -140,7 +140,7 @@ def plan_here(
     The first time on a machine, an int8 tower that is planned is loaded and checked (see int8_check.py), and
     how fast int8 layers read is measured (see machine_check.py).
     """
-    machine = this_machine()
+    machine = this_machine(options.rpc_addresses)
     plan = make_plan(files, machine, options, workload, defaults=defaults, draft=draft)
     provider = _right_provider(files, options.vision_provider, plan.settings)
     if provider != plan.settings.vision_provider:

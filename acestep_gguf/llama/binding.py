@@ -18,7 +18,7 @@ from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.errors import DecodeError, UsageError
 from acestep_gguf.llama.backend import Handle, Log, StopFlag, backend
 from acestep_gguf.llama.batch import Batch
-from acestep_gguf.llama.devices import cpu_overrides
+from acestep_gguf.llama.devices import cpu_overrides, gpus_and_servers
 from acestep_gguf.llama.eval_callback import ProductWatch
 from acestep_gguf.llama.library import lib
 from acestep_gguf.llama.params import (
@@ -37,6 +37,10 @@ UInt8Array = npt.NDArray[np.uint8]
 # enum llama_load_mode by whether the file is mapped, and whether its pages are locked.
 LOAD_MODES: Final = {(False, False): 0, (True, False): 1, (False, True): 2, (True, True): 3}
 ABORTED: Final = 2  # what llama_decode returns when its abort callback ended it
+
+# A name that no tensor has. With an override, llama.cpp does not make four copies of what crosses from one
+# server to another, to let them compute at the same time: servers are there for their memory.
+NO_PIPELINE: Final = "^$"
 
 NOT_FINITE: Final = "the decoder computed logits that are not finite: its weights are damaged."
 
@@ -58,6 +62,7 @@ class Model(Handle):
 
     Raises:
         UsageError: layers on a GPU that llama.cpp does not have, or repacking on a CPU with AMX.
+        RpcServerError: a server is not there, or is busy.
         DecodeError: llama.cpp refuses the file.
         BundleError: its Tekken vocabulary is damaged.
     """
@@ -65,7 +70,7 @@ class Model(Handle):
     def __init__(self, path: Path, params: ModelParams | None = None) -> None:
         log = backend()
         params = params or ModelParams()
-        if params.n_gpu_layers and not lib.llama_supports_gpu_offload():
+        if params.n_gpu_layers and not params.rpc and not lib.llama_supports_gpu_offload():
             raise UsageError(
                 "n_gpu_layers cannot be used: this llama-cpp-python was built without a GPU.",
                 settings=["n_gpu_layers"],
@@ -78,8 +83,13 @@ class Model(Handle):
         if len(params.tensor_split) > 1:
             shares = (ctypes.c_float * lib.llama_max_devices())(*params.tensor_split)
             native.tensor_split = shares
-        if params.cpu_tensors:
-            overrides = cpu_overrides(params.cpu_tensors)
+        cpu_tensors = params.cpu_tensors
+        if params.rpc and params.n_gpu_layers:
+            devices = gpus_and_servers(params.rpc)
+            native.devices = ctypes.cast(devices, ctypes.c_void_p)
+            cpu_tensors = (*cpu_tensors, NO_PIPELINE)
+        if cpu_tensors:
+            overrides = cpu_overrides(cpu_tensors)
             native.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
         log.clear()
         pointer = lib.llama_model_load_from_file(os.fsencode(path), native)

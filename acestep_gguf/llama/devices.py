@@ -1,12 +1,14 @@
-"""GPUs that the installed llama.cpp can use, through ggml's device API, which llama_cpp does not wrap."""
+"""Devices that the installed llama.cpp can use, through ggml's device API, which llama_cpp does not wrap."""
 
 import ctypes
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_void_p
 from typing import Final
 
+from acestep_gguf.addresses import Address
 from acestep_gguf.llama.backend import backend
 from acestep_gguf.llama.library import ggml_function, lib
+from acestep_gguf.llama.rpc.devices import connected_devices
 
 GPU_TYPES: Final = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
 
@@ -25,16 +27,31 @@ def gpu_devices() -> list[tuple[str, int]]:
 
     This starts the GPU's driver, which takes some of its memory.
     """
+    gpus = []
+    for device in _gpus():
+        free, total = c_size_t(), c_size_t()
+        _device_memory(device, free, total)
+        gpus.append((_device_description(device).decode(), free.value))
+    return gpus
+
+
+def gpus_and_servers(rpc: Sequence[Address]) -> "ctypes.Array[c_void_p]":
+    """llama.cpp's array of this machine's GPUs and the devices of servers; it ends with an empty element.
+
+    Raises:
+        UsageError, RpcServerError: as ``connected_devices``.
+    """
+    devices = [*_gpus(), *connected_devices(rpc)]
+    return (c_void_p * (len(devices) + 1))(*devices)
+
+
+def _gpus() -> list[int]:
     backend()
     if not lib.llama_supports_gpu_offload():
         return []
-    found: dict[int, list[tuple[str, int]]] = {kind: [] for kind in GPU_TYPES}
+    found: dict[int, list[int]] = {kind: [] for kind in GPU_TYPES}
     for device in map(_device_at, range(_device_count())):
-        kind = _device_type(device)
-        if kind in found:
-            free, total = c_size_t(), c_size_t()
-            _device_memory(device, free, total)
-            found[kind].append((_device_description(device).decode(), free.value))
+        found.get(_device_type(device), []).append(device)
     return next((gpus for gpus in found.values() if gpus), [])
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from acestep_gguf.addresses import Address
 from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import CacheType, FlashAttention, check_integer
@@ -28,6 +29,7 @@ class ModelParams:
         n_gpu_layers: layers to keep on GPUs, -1 for all.
         cpu_tensors: patterns of names of tensors that stay in RAM nevertheless (``--override-tensor …=CPU``).
         tensor_split: layers for each of several GPUs.
+        rpc: servers whose devices come after this machine's GPUs, if there are layers on GPUs at all.
         use_mmap: map the file instead of reading it.
         use_mlock: keep the weights from being paged out.
         use_extra_bufts: repack weights for the CPU while loading (``--repack``).
@@ -36,6 +38,7 @@ class ModelParams:
     n_gpu_layers: int = 0
     cpu_tensors: tuple[str, ...] = ()
     tensor_split: tuple[int, ...] = ()
+    rpc: tuple[Address, ...] = ()
     use_mmap: bool = True
     use_mlock: bool = False
     use_extra_bufts: bool = False

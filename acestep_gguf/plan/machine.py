@@ -2,13 +2,16 @@
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import psutil
 
+from acestep_gguf.addresses import Address
 from acestep_gguf.cpus import usable_cpus
+from acestep_gguf.llama.rebuild import rebuild_command
 from acestep_gguf.options import TowerProvider
 from acestep_gguf.ort_builds import CUDA_BUILD, installed_builds
 from acestep_gguf.plan.cgroup import cgroup_limits
@@ -27,10 +30,11 @@ GPU_MARKS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A GPU; ``memory`` is what is free, in bytes."""
+    """A GPU; ``memory`` is what is free, in bytes. A ``remote`` one is the device of an RPC server."""
 
     name: str
     memory: int
+    remote: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +44,7 @@ class Machine:
     Args:
         ram: bytes of RAM that this process may have in all.
         n_threads: threads to compute with.
-        gpus: those that llama.cpp can use.
+        gpus: those that llama.cpp can use, those of servers last.
         limited_by: what limits ``ram``, "memory" or "cgroup".
         tower_provider: what of onnxruntime suits the tower if there is room: "cuda", or the CPU.
         unused_gpu: the build of llama.cpp, such as "CUDA", for a GPU that the installed build cannot use.
@@ -53,10 +57,24 @@ class Machine:
     tower_provider: TowerProvider = "cpu"
     unused_gpu: str | None = None
 
+    @property
+    def n_remote(self) -> int:
+        """How many of the GPUs are devices of servers."""
+        return sum(gpu.remote for gpu in self.gpus)
 
-def this_machine() -> Machine:
-    """The machine that this process runs on, as it is now; GPUs are those of the installed llama.cpp."""
+
+def this_machine(rpc: Sequence[Address] = ()) -> Machine:
+    """The machine that this process runs on, as it is now; GPUs are those of the installed llama.cpp.
+
+    Args:
+        rpc: servers whose devices are added.
+
+    Raises:
+        UsageError: this llama.cpp was built without RPC.
+        RpcServerError: a server is not there, is busy, or is of another version.
+    """
     from acestep_gguf.llama.devices import gpu_devices  # noqa: PLC0415 (loads llama.cpp)
+    from acestep_gguf.llama.rpc.devices import remote_devices  # noqa: PLC0415 (the same)
 
     limits = cgroup_limits()
     own = psutil.Process().memory_info()
@@ -64,10 +82,11 @@ def this_machine() -> Machine:
     held = min(own.rss - getattr(own, "shared", 0), PROCESS_BYTES)
     available = float(psutil.virtual_memory().available)
     gpus = tuple(Gpu(name=name, memory=free) for name, free in gpu_devices())
+    servers = remote_devices(rpc) if rpc else []
     return Machine(
         ram=int(min(available, limits.memory_available)) + held,
         n_threads=usable_threads(limits.cpus),
-        gpus=gpus,
+        gpus=(*gpus, *(Gpu(name=server.name, memory=server.memory, remote=True) for server in servers)),
         tower_provider="cuda" if gpus and CUDA_BUILD in installed_builds() else "cpu",
         limited_by="cgroup" if limits.memory_available < available else "memory",
         unused_gpu=None if gpus else _seen_gpu(),
@@ -124,6 +143,4 @@ def _seen_gpu() -> str | None:
 def reinstall_command(build: str) -> str:
     """The command that installs llama-cpp-python for a GPU; ``build`` as in ``Machine.unused_gpu``."""
     flags = {build: flag for _, build, flag in GPU_MARKS} | {"Metal": "-DGGML_METAL=on"}
-    return (
-        f'CMAKE_ARGS="{flags[build]}" pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36'
-    )
+    return rebuild_command(flags[build])

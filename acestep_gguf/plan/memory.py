@@ -27,7 +27,7 @@ VOCABULARY_BYTES_PER_TOKEN: Final = 300
 GPU_RESERVE: Final = 2**30
 
 # Anonymous memory cannot be dropped; of a mapped file, the system drops pages and reads them again.
-Kind = Literal["anonymous", "mapped", "gpu"]
+Kind = Literal["anonymous", "mapped", "gpu", "remote"]
 # When it is taken: always, while pictures are opened before anything is loaded, while they are encoded, while
 # the decoder is loaded.
 Phase = Literal["process", "opening", "tower", "decoder"]
@@ -42,7 +42,7 @@ PROVIDER_BYTES: Final = 48 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """``n_bytes`` on ``device`` (0: RAM, then GPUs)."""
+    """``n_bytes`` on ``device`` (0: RAM, then GPUs, then devices of servers)."""
 
     name: str
     n_bytes: int
@@ -75,7 +75,7 @@ class Memory:
 
     def gpu(self, number: int) -> int:
         """Bytes on a GPU; the first one has the number 1."""
-        return sum(part.n_bytes for part in self.parts if part.device == number)
+        return _bytes_on(number, self.parts)
 
     def _peak(self, parts: Iterable[Part]) -> int:
         sums: dict[Phase, int] = {"process": 0, "opening": 0, "tower": 0, "decoder": 0}
@@ -102,6 +102,7 @@ def plan_memory(
     workload: Workload,
     *,
     n_gpus: int,
+    n_remote: int = 0,
     options: EngineOptions | None = None,
     draft: Draft | None = None,
 ) -> Memory:
@@ -112,10 +113,12 @@ def plan_memory(
         settings: how it is run.
         workload: what will be asked.
         n_gpus: GPUs of the machine.
+        n_remote: how many of them, the last ones, are devices of servers.
         options: what a picture may cost; by default all that the model was made for.
         draft: what guesses ahead. It opens the pictures again, and keeps its own tower.
     """
     options = options or EngineOptions()
+    n_local = n_gpus - n_remote
     opening_later = workload.opening_later
     if draft is not None:
         opening_later = max(opening_later, workload.opening_ahead)
@@ -123,29 +126,42 @@ def plan_memory(
         Part("process", PROCESS_BYTES, phase="process"),
         Part("opening a picture", workload.opening_ahead if workload.images else 0, phase="opening"),
         Part("opening a picture later", opening_later if workload.images else 0),
-        *_model_parts(bundle, settings, workload, options, n_gpus),
+        *_model_parts(bundle, settings, workload, options, n_gpus=n_gpus, n_remote=n_remote),
         Part("chosen image tokens", _chosen_bytes(bundle, workload, options)),
         Part("copy of the KV cache", _copied_bytes(bundle, settings, workload, options)),
-        *(Part("reserve", GPU_RESERVE, gpu, "gpu") for gpu in range(1, n_gpus + 1) if settings.uses_gpus),
+        *(Part("reserve", GPU_RESERVE, gpu, "gpu") for gpu in range(1, n_local + 1) if settings.uses_gpus),
     ]
     if draft is not None:
         draft_parts = [
-            *_model_parts(draft.bundle, draft.settings(settings), workload, options, n_gpus),
+            *_model_parts(
+                draft.bundle, draft.settings(settings), workload, options, n_gpus=n_gpus, n_remote=n_remote
+            ),
             Part("chosen image tokens", _chosen_bytes(draft.bundle, workload, options)),
         ]
         parts += [replace(part, name=f"draft: {part.name}", phase="decoder") for part in draft_parts]
+    parts = [replace(part, kind="remote") if part.device > n_local else part for part in parts]
     return Memory(tuple(part for part in parts if part.n_bytes), settings.staged)
 
 
 def _model_parts(
-    bundle: BundleModel, settings: Settings, workload: Workload, options: EngineOptions, n_gpus: int
+    bundle: BundleModel,
+    settings: Settings,
+    workload: Workload,
+    options: EngineOptions,
+    *,
+    n_gpus: int,
+    n_remote: int,
 ) -> Iterator[Part]:
     model = bundle.decoder(settings.quant)
     placement = placement_of(model, settings, n_gpus)
     yield Part("vocabulary", VOCABULARY_BYTES_PER_TOKEN * model.shape.n_vocab)
     yield from _picture_parts(bundle, settings, workload, options.max_tiles)
-    yield from _weight_parts(model, settings, placement)
-    yield from _buffer_parts(model, settings, placement)
+    n_local = placement.n_gpus - n_remote
+    yield from _weight_parts(model, settings, placement, repackable=n_local <= 0)
+    buffers = [*_buffer_parts(model, settings, placement)]
+    yield from buffers
+    if settings.n_gpu_layers:
+        yield from _sending_parts(model, settings, placement, buffers, n_local)
     yield from _int8_parts(bundle, settings, workload, options)
 
 
@@ -212,12 +228,15 @@ def _int8_parts(
         yield Part("keys and values", state_bytes(shape, n_read, settings.type_k, settings.type_v))
 
 
-def _weight_parts(model: DecoderModel, settings: Settings, placement: Placement) -> Iterator[Part]:
+def _weight_parts(
+    model: DecoderModel, settings: Settings, placement: Placement, *, repackable: bool
+) -> Iterator[Part]:
+    """The decoder's weights. With a GPU, llama.cpp repacks none; those beside a server are as without."""
     weights = model.weights
     yield from _ram_weights("token embeddings", [weights.embeddings], settings, repackable=False)
     output = [weights.output_norm, *([] if weights.is_tied else [weights.output])]
     if placement.output == RAM:
-        yield from _ram_weights("output matrix", output, settings, repackable=not placement.n_gpus)
+        yield from _ram_weights("output matrix", output, settings, repackable=repackable)
     else:  # a tied matrix lies there a second time
         yield Part(
             "output matrix", weights.output_norm.nbytes + weights.output.nbytes, placement.output, "gpu"
@@ -234,7 +253,7 @@ def _weight_parts(model: DecoderModel, settings: Settings, placement: Placement)
         size = sum(size for device, _, size in halves if device == gpu)
         yield Part(_layers_name(placement, gpu), size, gpu, "gpu")
     in_ram = [tensor for device, half, _ in halves if device == RAM for tensor in half]
-    yield from _ram_weights(_layers_name(placement, RAM), in_ram, settings, repackable=not placement.n_gpus)
+    yield from _ram_weights(_layers_name(placement, RAM), in_ram, settings, repackable=repackable)
 
 
 def _layers_name(placement: Placement, device: int) -> str:
@@ -248,7 +267,7 @@ def _layers_name(placement: Placement, device: int) -> str:
 def _ram_weights(
     name: str, tensors: list[TensorInfo], settings: Settings, *, repackable: bool
 ) -> Iterator[Part]:
-    """Weights in RAM: mapped, read into memory, or repacked into it. With a GPU, llama.cpp repacks none."""
+    """Weights in RAM: mapped, read into memory, or repacked into it."""
     repacked = 0
     if settings.use_extra_bufts and repackable:
         repacked = n_bytes(tensor for tensor in tensors if is_repacked(tensor, cpu_flags()))
@@ -266,6 +285,42 @@ def _buffer_parts(model: DecoderModel, settings: Settings, placement: Placement)
         yield Part("compute buffer", compute[device], device, kind)
     yield Part("output buffer", output_buffer_bytes(shape, params))
     yield Part("work buffer", _work_buffer(model, params))
+
+
+def _sending_parts(
+    model: DecoderModel, settings: Settings, placement: Placement, buffers: list[Part], n_local: int
+) -> Iterator[Part]:
+    """What a server takes beside its buffers, and what weights on their way to it take here.
+
+    A tensor is sent whole: both sides hold a copy of it, and without mmap what was read of the file is one
+    more. Buffers that are made after loading then take that place.
+    """
+    largest = _largest_tensors(model, placement)
+    copies = 1 if settings.use_mmap else 2
+    sent = copies * max(largest[n_local + 1 :], default=0)
+    yield Part("weights on their way", max(0, sent - _bytes_on(RAM, buffers)))
+    products = _work_buffer(model, settings.context_params())
+    for device in range(n_local + 1, placement.n_gpus + 1):
+        if largest[device]:
+            scratch = max(products, largest[device] - _bytes_on(device, buffers))
+            yield Part("scratch of the server", scratch, device, "gpu")
+
+
+def _bytes_on(device: int, parts: Iterable[Part]) -> int:
+    return sum(part.n_bytes for part in parts if part.device == device)
+
+
+def _largest_tensors(model: DecoderModel, placement: Placement) -> list[int]:
+    """Bytes of the largest tensor on each device."""
+    weights = model.weights
+    placed: list[tuple[int, tuple[TensorInfo, ...]]]
+    placed = [(placement.output, (weights.output, weights.output_norm))]
+    for layer, attention, ffn in zip(weights.layers, placement.attention, placement.ffn, strict=True):
+        placed += [(attention, layer.attention), (ffn, layer.ffn)]
+    largest = [0] * (placement.n_gpus + 1)
+    for device, tensors in placed:
+        largest[device] = max(largest[device], *(tensor.nbytes for tensor in tensors))
+    return largest
 
 
 @lru_cache(maxsize=256)

@@ -235,7 +235,11 @@ def _smaller(task: Task, settings: Settings) -> Iterator[str]:
 def _limit(task: Task, settings: Settings, memory: Memory, paged: int) -> str:
     if paged:
         return f"RAM: {show_size(paged)} of weights are read from disk for every token"
-    if task.machine.gpus and settings.n_gpu_layers <= task.bundle.decoder(settings.quant).shape.n_layer:
+    is_all = settings.n_gpu_layers > task.bundle.decoder(settings.quant).shape.n_layer
+    if task.machine.n_remote and settings.n_gpu_layers:
+        where = "all layers are there" if is_all else "the other layers stay in RAM"
+        return f"the servers' bandwidth and the network's delay: {where}"
+    if task.machine.gpus and not is_all:
         return "GPU memory: the other layers stay in RAM, whose bandwidth bounds decoding"
     if task.machine.gpus:
         return "the GPU's bandwidth: all layers are there"

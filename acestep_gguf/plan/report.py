@@ -11,6 +11,10 @@ from acestep_gguf.sizes import show_size
 UNPROVEN_GPU = (
     "buffers on a GPU are proven on one that is played, not yet proven on a real one (docs/hardware.md)"
 )
+SERVERS = (
+    "servers add memory, not speed: they compute one after the other; what is sent to them is not encrypted, "
+    "and nobody is asked who they are (docs/scale.md)"
+)
 
 
 def plan_line(plan: Plan) -> str:
@@ -45,7 +49,7 @@ def plan_table(plan: Plan) -> str:
         free = machine.gpus[device - 1].memory if device else machine.ram
         rows.append((title, f"{peak:,}", f"of {free:,} that are free"))
         for part in parts:
-            kind = "" if part.kind == "gpu" else part.kind
+            kind = part.kind if device == 0 else ""
             rows.append((f"  {part.name}", f"{part.n_bytes:,}", kind + _when(part, memory)))
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{name:<{width}} {size:>16}  {kind}".rstrip() for name, size, kind in rows]
@@ -61,8 +65,10 @@ def plan_table(plan: Plan) -> str:
         ("decode", f"{_speed(plan.speed.decode)} = {plan.speed.decode_formula}"),
         ("prefill", f"{_speed(plan.speed.prefill)} = {plan.speed.prefill_formula}"),
     ]
-    if machine.gpus:
+    if len(machine.gpus) > machine.n_remote:
         facts.append(("note", UNPROVEN_GPU))
+    if machine.n_remote:
+        facts.append(("servers", SERVERS))
     if machine.unused_gpu:
         facts.append(
             (
@@ -87,7 +93,13 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
             "limited_by": machine.limited_by,
         },
         "gpus": [
-            {"name": gpu.name, "needed": memory.gpu(number), "available": gpu.memory, "proven": False}
+            {
+                "name": gpu.name,
+                "needed": memory.gpu(number),
+                "available": gpu.memory,
+                "remote": gpu.remote,
+                "proven": gpu.remote,
+            }
             for number, gpu in enumerate(machine.gpus, 1)
         ],
         "parts": [asdict(part) for part in memory.parts],
@@ -128,7 +140,8 @@ def _weights(plan: Plan) -> str:
     settings = plan.settings
     how = "mapped from the file" if settings.use_mmap else "read into memory"
     locked = ", locked" if settings.use_mlock else ""
-    repacked = ", repacked for the CPU" if settings.use_extra_bufts and not plan.machine.gpus else ""
+    is_alone = len(plan.machine.gpus) == plan.machine.n_remote  # with a GPU, llama.cpp repacks nothing
+    repacked = ", repacked for the CPU" if settings.use_extra_bufts and is_alone else ""
     return how + locked + repacked
 
 

@@ -124,6 +124,7 @@ class Search:
             settings,
             task.workload,
             n_gpus=len(task.machine.gpus),
+            n_remote=task.machine.n_remote,
             options=task.options,
             draft=task.draft,
         )
@@ -148,7 +149,7 @@ class Search:
             paged=min(paged, in_ram),
             cpu_weights=0 if on_gpu else model.n_multiplied,
             gpu_weights=model.n_multiplied if on_gpu else 0,
-            weights_to_gpu=in_ram if on_gpu else 0,
+            weights_to_gpu=in_ram if on_gpu and settings.op_offload else 0,
             n_ubatch=settings.n_ubatch,
         )
 
@@ -157,7 +158,7 @@ class Search:
         task, options = self.task, self.task.options
         together = task.defaults.n_seq_max if options.n_parallel == -1 else options.n_parallel
         names = {field.name for field in fields(Settings)} - {
-            "quant", "n_ctx", "vision", "vision_provider", "int8_layers",
+            "quant", "n_ctx", "vision", "vision_provider", "int8_layers", "rpc",
         }  # fmt: skip
         chosen = {"n_batch": N_BATCH, **asdict(task.defaults), "n_seq_max": together}
         if options.n_threads is not None:
@@ -172,6 +173,9 @@ class Search:
             vision_provider=task.vision_provider,
             int8_layers="kept" if self._wants_int8_layers(quant) else None,
             keep_states=options.cache is not False and task.workload.images > 0,
+            rpc=options.rpc_addresses,
+            # ggml's RPC has no offload_op: a server multiplies with weights that it has, and with no others.
+            op_offload=task.machine.n_remote == 0 or task.machine.n_remote < len(task.machine.gpus),
             **chosen,
         )
 
@@ -245,7 +249,7 @@ class Search:
     def _fitting(self, made: Sequence[int]) -> Settings | None:
         """The same with as much on the GPUs as fits, None if RAM or a GPU has no room for its part."""
         settings, machine = self._settings(made), self.task.machine
-        everything = machine.ram + sum(gpu.memory - GPU_RESERVE for gpu in machine.gpus)
+        everything = machine.ram + sum(gpu.memory - GPU_RESERVE * (not gpu.remote) for gpu in machine.gpus)
         if self.memory(settings).ram > everything:
             return None  # wherever it lies: this saves trying
         settings = self._with_gpus(settings)

@@ -1,6 +1,5 @@
 """What a server may do, and for whom."""
 
-import ipaddress
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+from acestep_gguf.addresses import is_loopback
 from acestep_gguf.errors import UsageError
 from acestep_gguf.options import SERVER, Flag, check_integer
 from acestep_gguf.sizes import parse_size
@@ -167,14 +167,6 @@ class ServerSettings:
         """All keys: given, of the environment, and of the file."""
         of_file = () if self.api_key_file is None else _read_keys(self.api_key_file)
         return (*self.api_keys, *filter(None, [os.environ.get(KEY_VARIABLE)]), *of_file)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _read_keys(file: Path) -> list[str]:

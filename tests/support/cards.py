@@ -6,14 +6,15 @@ from contextlib import contextmanager
 
 import pytest
 
-from scripts.checks.played_card import Card, card_library, play_card
+from scripts.checks.played_card import Card, play_card
+from scripts.checks.rpc_library import rpc_library
 
 
 @contextmanager
 def played_card(memory: int) -> Iterator[Card]:
     """A card with ``memory`` bytes."""
     try:
-        card_library()
+        rpc_library()
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no GPU can be played without a compiler and llama-cpp-python's source package: {error}")
     with play_card(memory) as card:

@@ -1,0 +1,1 @@
+"""Memory of other machines, by ggml's RPC: what a server says of itself, its devices, and the server."""
