@@ -236,7 +236,7 @@ def _limit(task: Task, settings: Settings, memory: Memory, paged: int) -> str:
     if paged:
         return f"RAM: {show_size(paged)} of weights are read from disk for every token"
     is_all = settings.n_gpu_layers > task.bundle.decoder(settings.quant).shape.n_layer
-    if task.machine.n_remote and settings.n_gpu_layers:
+    if task.machine.n_remote:
         where = "all layers are there" if is_all else "the other layers stay in RAM"
         return f"the servers' bandwidth and the network's delay: {where}"
     if task.machine.gpus and not is_all:

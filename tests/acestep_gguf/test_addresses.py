@@ -59,8 +59,10 @@ def test_any_text_is_servers_or_a_sentence(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("host", "is_own"),
-    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True)]
-    + [("0.0.0.0", False), ("10.0.0.1", False), ("example.com", False)],
+    [
+        *((host, True) for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost")),
+        *((host, False) for host in ("0.0.0.0", "10.0.0.1", "example.com")),
+    ],
 )
 def test_which_addresses_only_this_machine_reaches(host: str, is_own: bool) -> None:
     assert is_loopback(host) is is_own

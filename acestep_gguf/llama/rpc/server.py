@@ -66,7 +66,8 @@ def serve_devices(
         raise UsageError(
             f"everybody who reaches {address.host} could use this machine's memory, and read what is there: "
             "listen on 127.0.0.1 and let clients come through a tunnel, such as `ssh -L`, or allow it with "
-            "--insecure."
+            "insecure=True.",
+            settings=["insecure"],
         )
     start = rpc_function(
         "ggml_backend_rpc_start_server", None, c_char_p, c_char_p, c_size_t, c_size_t, POINTER(c_void_p)
@@ -103,7 +104,8 @@ def _free(address: Address) -> Address:
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no host name"
         raise UsageError(
-            f"{address} cannot be listened on ({reason}): give another --host or --port."
+            f"{address} cannot be listened on ({reason}): give another host or port.",
+            settings=["host", "port"],
         ) from error
 
 

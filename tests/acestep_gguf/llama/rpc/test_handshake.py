@@ -132,7 +132,7 @@ def test_a_silent_server_and_one_that_lets_bytes_drip_are_left_in_time() -> None
 def test_a_server_that_is_not_there() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = Address("127.0.0.1", server.getsockname()[1])
-    with pytest.raises(RpcServerError, match="cannot be reached .*: start `acestep-gguf rpc-server` there"):
+    with pytest.raises(RpcServerError, match="cannot be reached"):
         ask_server(address)
     for name in ("no.such.host.invalid", "a..b", "x" * 70):
         with pytest.raises(RpcServerError, match="cannot be reached"):

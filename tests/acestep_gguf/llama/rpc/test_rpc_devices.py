@@ -32,12 +32,12 @@ from acestep_gguf.errors import AceStepError
 from acestep_gguf.llama.binding import Context, Model
 from acestep_gguf.llama.params import ContextParams, ModelParams
 
-path, servers = sys.argv[1:]
+path, rpc = Path(sys.argv[1]), rpc_addresses(sys.argv[2])
 for line in sys.stdin:
     n_gpu_layers, offload_kqv, cpu_tensors = json.loads(line)
-    params = ModelParams(n_gpu_layers=n_gpu_layers, cpu_tensors=tuple(cpu_tensors), rpc=rpc_addresses(servers))
+    params = ModelParams(n_gpu_layers=n_gpu_layers, cpu_tensors=tuple(cpu_tensors), rpc=rpc)
     try:
-        model = Model(Path(path), params)
+        model = Model(path, params)
     except AceStepError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         continue

@@ -3,7 +3,7 @@
 import socket
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 
@@ -61,7 +61,7 @@ def test_everybody_may_use_it_only_if_that_was_allowed() -> None:
     check_is_one_line(acestep("rpc-server", "-H", "example.com"), "everybody who reaches example.com")
 
 
-def test_what_it_cannot_do_is_a_sentence(tmp_path: Path) -> None:
+def test_what_it_cannot_do_is_a_sentence() -> None:
     with lent_memory(MIB) as server:
         port = server.endpoint.partition(":")[2]
         env = environment(server)
@@ -78,12 +78,13 @@ def test_what_it_cannot_do_is_a_sentence(tmp_path: Path) -> None:
         assert ask_server(Address("127.0.0.1", int(port))), "none of them disturbed it"
 
 
-def test_a_client_that_speaks_something_else_is_left(tmp_path: Path) -> None:
+def test_a_client_that_speaks_something_else_is_left() -> None:
     with lent_memory(MIB) as server:
         (address,) = rpc_addresses(server.endpoint)
         for said in (b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\xff" * 100):
             with socket.create_connection(address) as stranger:
                 stranger.settimeout(30)
                 stranger.sendall(said)
-                assert stranger.recv(1) == b""
+                with suppress(ConnectionResetError):  # what was said and not read resets it
+                    assert stranger.recv(1) == b""
         assert ask_server(address) == [RemoteDevice(server.endpoint, MIB)]
