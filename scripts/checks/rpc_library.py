@@ -54,7 +54,7 @@ def _compile(library: Path) -> None:
         command += [f"-D{name}" for name in ("GGML_SHARED", "GGML_BACKEND_SHARED", "GGML_BACKEND_DL")]
         command += [f"-I{path}" for path in (include, source, source / "ggml-rpc")]
         command += [*(str(source / "ggml-rpc" / name) for name in RPC_FILES), str(CARD), "-o", str(made)]
-        command += [f"-L{FOLDER}", "-lggml", "-lggml-cpu", "-lggml-base", "-pthread"]
+        command += [f"-L{FOLDER}", "-lggml", "-lggml-base", "-pthread"]
         subprocess.run(command, check=True)
         made.replace(library)
 
