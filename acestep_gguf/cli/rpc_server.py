@@ -42,7 +42,7 @@ def rpc_server(
     from acestep_gguf.llama.params import MOST_THREADS
     from acestep_gguf.llama.rpc.server import serve_devices
     from acestep_gguf.options import check_integer
-    from acestep_gguf.plan.machine import this_machine
+    from acestep_gguf.plan.machine import PROCESS_BYTES, this_machine
     from acestep_gguf.plan.memory import GPU_RESERVE
     from acestep_gguf.sizes import parse_size
 
@@ -53,7 +53,7 @@ def rpc_server(
     check_integer("threads", n_threads, 1, MOST_THREADS)
     serve_devices(
         Address(host, port),
-        memory=machine.ram if memory is None else parse_size(memory, "--memory"),
+        memory=machine.ram - PROCESS_BYTES if memory is None else parse_size(memory, "--memory"),
         gpu_reserve=GPU_RESERVE,
         n_threads=n_threads,
         devices=device.split(",") if device else (),

@@ -156,8 +156,8 @@ def _model_parts(
     placement = placement_of(model, settings, n_gpus)
     yield Part("vocabulary", VOCABULARY_BYTES_PER_TOKEN * model.shape.n_vocab)
     yield from _picture_parts(bundle, settings, workload, options.max_tiles)
-    n_local = placement.n_gpus - n_remote
-    yield from _weight_parts(model, settings, placement, repackable=n_local <= 0)
+    n_local = n_gpus - n_remote
+    yield from _weight_parts(model, settings, placement, repackable=n_local == 0)
     buffers = [*_buffer_parts(model, settings, placement)]
     yield from buffers
     if settings.n_gpu_layers:
@@ -310,7 +310,8 @@ def _bytes_on(device: int, parts: Iterable[Part]) -> int:
     return sum(part.n_bytes for part in parts if part.device == device)
 
 
-def _largest_tensors(model: DecoderModel, placement: Placement) -> list[int]:
+@lru_cache(maxsize=256)
+def _largest_tensors(model: DecoderModel, placement: Placement) -> tuple[int, ...]:
     """Bytes of the largest tensor on each device."""
     weights = model.weights
     placed: list[tuple[int, tuple[TensorInfo, ...]]]
@@ -320,7 +321,7 @@ def _largest_tensors(model: DecoderModel, placement: Placement) -> list[int]:
     largest = [0] * (placement.n_gpus + 1)
     for device, tensors in placed:
         largest[device] = max(largest[device], *(tensor.nbytes for tensor in tensors))
-    return largest
+    return tuple(largest)
 
 
 @lru_cache(maxsize=256)

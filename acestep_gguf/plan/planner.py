@@ -236,12 +236,13 @@ def _limit(task: Task, settings: Settings, memory: Memory, paged: int) -> str:
     if paged:
         return f"RAM: {show_size(paged)} of weights are read from disk for every token"
     is_all = settings.n_gpu_layers > task.bundle.decoder(settings.quant).shape.n_layer
-    if task.machine.n_remote:
+    if task.machine.n_remote and settings.n_gpu_layers:
         where = "all layers are there" if is_all else "the other layers stay in RAM"
         return f"the servers' bandwidth and the network's delay: {where}"
-    if task.machine.gpus and not is_all:
+    has_gpu = task.machine.n_remote < len(task.machine.gpus)
+    if has_gpu and not is_all:
         return "GPU memory: the other layers stay in RAM, whose bandwidth bounds decoding"
-    if task.machine.gpus:
+    if has_gpu:
         return "the GPU's bandwidth: all layers are there"
     free = show_size(task.machine.ram - memory.ram)
     return f"RAM's bandwidth in decoding, the CPU in prefill; {free} of RAM stay free"

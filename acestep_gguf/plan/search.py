@@ -175,7 +175,7 @@ class Search:
             keep_states=options.cache is not False and task.workload.images > 0,
             rpc=options.rpc_addresses,
             # ggml's RPC has no offload_op: a server multiplies with weights that it has, and with no others.
-            op_offload=task.machine.n_remote == 0 or task.machine.n_remote < len(task.machine.gpus),
+            op_offload=not task.machine.n_remote or task.machine.n_remote < len(task.machine.gpus),
             **chosen,
         )
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from acestep_gguf.llama.backend import backend
 from acestep_gguf.sizes import parse_size
@@ -35,6 +35,7 @@ class Card:
     library: Path
     endpoint: str
     log: Path
+    process_id: int
 
     def command(self, *arguments: str) -> list[str]:
         """``acestep-gguf`` with these arguments, in a process that has the card."""
@@ -90,21 +91,26 @@ def play_card(memory: int, *, n_threads: int = 1) -> Iterator[Card]:
                 command, stdout=subprocess.DEVNULL, stderr=opened, cwd=ROOT, env={**os.environ, **environment}
             )
         try:
-            _wait(process, endpoint)
-            yield Card(library, endpoint, log)
+            wait_for(process, endpoint)
+            yield Card(library, endpoint, log, process.pid)
         finally:
             process.kill()
             process.wait()
 
 
-def _wait(process: "subprocess.Popen[bytes]", endpoint: str) -> None:
+def wait_for(process: "subprocess.Popen[Any]", endpoint: str) -> None:
+    """Wait until a server listens.
+
+    Raises:
+        OSError: it has ended.
+    """
     host, _, port = endpoint.partition(":")
     while process.poll() is None:
         with suppress(OSError), socket.create_connection((host, int(port))):
             return
         with suppress(subprocess.TimeoutExpired):
             process.wait(0.05)
-    raise OSError(f"the card's process ended with {process.returncode}")
+    raise OSError(f"the server ended with {process.returncode}")
 
 
 def use_card(library: Path, endpoint: str) -> None:

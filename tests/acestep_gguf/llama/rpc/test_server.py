@@ -9,13 +9,14 @@ import pytest
 
 from acestep_gguf.addresses import Address, rpc_addresses
 from acestep_gguf.llama.rpc.handshake import RemoteDevice, ask_server
-from scripts.checks.played_card import Card
+from scripts.checks.played_card import Card, wait_for
 from tests.support.command_line import acestep, check_is_one_line
 from tests.support.rpc_servers import environment, lent_memory
 
 pytestmark = pytest.mark.slow
 
 MIB = 2**20
+GIB = 2**30
 
 # Asks for buffers of so many bytes, one after the other, and frees what it got at its end.
 CLIENT = """
@@ -34,6 +35,21 @@ buffers = [alloc(buffer_type, int(size)) for size in sys.argv[2:]]
 print([buffer is not None for buffer in buffers])
 if buffers[0] is not None:
     free(buffers[0])
+"""
+
+# Lends a GPU, one that is played, and a gibibyte less than it has.
+LENDS_A_GPU = """
+import sys
+from pathlib import Path
+
+from acestep_gguf.addresses import rpc_addresses
+from acestep_gguf.llama.rpc.server import serve_devices
+from scripts.checks.played_card import use_card
+
+use_card(Path(sys.argv[1]), sys.argv[2])
+(address,) = rpc_addresses(sys.argv[3])
+show = lambda line: print(line, flush=True)
+serve_devices(address, memory=0, gpu_reserve=2**30, n_threads=1, show=show)
 """
 
 
@@ -88,3 +104,18 @@ def test_a_client_that_speaks_something_else_is_left() -> None:
                 with suppress(ConnectionResetError):  # what was said and not read resets it
                     assert stranger.recv(1) == b""
         assert ask_server(address) == [RemoteDevice(server.endpoint, MIB)]
+
+
+def test_a_gpu_is_lent_rather_than_the_cpu_and_keeps_its_reserve() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = Address("127.0.0.1", probe.getsockname()[1])
+    with lent_memory(3 * GIB) as card:
+        command = [sys.executable, "-c", LENDS_A_GPU, str(card.library), card.endpoint, str(address)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(card)) as process:
+            try:
+                assert process.stdout
+                assert process.stdout.readline() == f"RPC0 with 2.1 GB for {address}\n"
+                wait_for(process, str(address))
+                assert ask_server(address) == [RemoteDevice(str(address), 2 * GIB)]
+            finally:
+                process.kill()
