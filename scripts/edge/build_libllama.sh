@@ -31,7 +31,7 @@ if [ ! -d "$source" ]; then
     tar --extract --directory "$build" --file "$source.tar.gz"
 fi
 
-# docker/Dockerfile has the same, but no RPC (docs/scale.md). Programs go where libraries go since backends count as programs.
+# docker/Dockerfile has the same. Programs go where libraries go since backends count as programs.
 cmake -S "$source/vendor/llama.cpp" -B "$build/objects" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON \
     -DGGML_NATIVE=OFF -DGGML_BACKEND_DL=ON -DGGML_CPU_ALL_VARIANTS=ON -DGGML_RPC=ON \
     -DLLAMA_BUILD_COMMON=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF \
