@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import chain
 from math import isqrt
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -131,7 +131,43 @@ class AnySize(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="
             raise ValueError(f"patches of {self.step} pixels are not usable")
 
 
-Tiles = ClosestAspectTiles | PinpointTiles | LongestEdgeTiles | AnySize
+class Quarters(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="quarters"):
+    """A picture's four quarters, if ``splits``, then the whole, each of a size of its own, as for IDEFICS-2.
+
+    No side of them is shorter than ``shortest_edge``, or longer than the tower's pictures. ``step`` is a
+    patch's side, and the token ``between`` stands between two of them. See vision/quartered.py.
+    """
+
+    splits: bool
+    shortest_edge: int
+    step: int
+    between: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.step <= 1024:
+            raise ValueError(f"patches of {self.step} pixels are not usable")
+        if not 0 <= self.between < 2**31:
+            raise ValueError("the token between quarters is none")
+
+    def check(self, longest_edge: int) -> None:
+        """Check that the sides of all crops have patches; ValueError says that they do not."""
+        if not self.step <= self.shortest_edge <= longest_edge <= MAX_LENGTH:
+            raise ValueError(f"sides of {self.shortest_edge} to {longest_edge} pixels are not usable")
+
+
+Tiles = ClosestAspectTiles | PinpointTiles | LongestEdgeTiles | AnySize | Quarters
+# Those whose crops have sizes of their own.
+SIZES_OF_THEIR_OWN: Final = (AnySize, Quarters)
+
+
+def control_ids(tiles: Tiles | None) -> TokenIds:
+    """Tokens between the crops of a picture that stand for no text."""
+    match tiles:
+        case LongestEdgeTiles(marks=marks):
+            return marks.control_ids
+        case Quarters(between=between):
+            return (between,)
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +177,7 @@ class ImageSpec:
     ``resize`` "shortest_edge" scales the shorter edge to ``resize_to.height`` and keeps the aspect; "exact"
     scales to ``resize_to``; "longest_edge" keeps the aspect, too, scales to what fits into ``resize_to`` and
     fills the rest with the color ``fill``. Pixels are then ``(pixel * rescale_factor - mean) / std`` per RGB
-    channel. With ``tiles``, a picture becomes several crops of ``size``, of ``n_image_tokens`` each, or one
+    channel. With ``tiles``, a picture becomes several crops of ``size``, of ``n_image_tokens`` each, or crops
     of any size, of which these are the most.
     """
 
@@ -162,9 +198,10 @@ class ImageSpec:
     def __post_init__(self) -> None:
         if self.tiles is not None and (self.resize != "exact" or self.resize_to != self.size):
             raise ValueError("the tiles of a picture are stretched to the size of one")
-        if self.tiles is not None and isqrt(self.n_image_tokens) ** 2 != self.n_image_tokens:
+        has_grid = self.tiles is not None and not isinstance(self.tiles, Quarters)
+        if has_grid and isqrt(self.n_image_tokens) ** 2 != self.n_image_tokens:
             raise ValueError(f"the {self.n_image_tokens} tokens of a tile do not form a square")
-        if isinstance(self.tiles, LongestEdgeTiles):
+        if isinstance(self.tiles, LongestEdgeTiles | Quarters):
             self.tiles.check(self.size.height)
         if (
             isinstance(self.tiles, AnySize)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from acestep_gguf.bundle.image_spec import AnySize, ImageSpec, LongestEdgeTiles
+from acestep_gguf.bundle.image_spec import SIZES_OF_THEIR_OWN, ImageSpec, LongestEdgeTiles, control_ids
 from acestep_gguf.bundle.names import BUNDLE_FILE, DecoderFtype, MmprojFtype, VisionPrecision, ftype_from
 from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.storage.atomic_file import partial_name
@@ -143,7 +143,8 @@ class PromptSpec:
     template's bos_token, also where the template does not write it. ``space_prefix`` is which texts between
     control tokens get a space before them: the "first" of the prompt or "always", unless they begin with
     one, or any ("prepend"); the first space of an answer is then no part of it. ``image_begin`` and
-    ``image_end`` are control tokens that stand around each image, wherever the template put it.
+    ``image_end`` are control tokens that stand around each image, wherever the template put it. So does
+    ``image_around``, but once where two images follow one another, and a word behind it gets a space before.
     """
 
     image_token: str | None
@@ -157,9 +158,11 @@ class PromptSpec:
     space_prefix: SpacePrefix = "never"
     image_begin: str | None = None
     image_end: str | None = None
+    image_around: str | None = None
 
     def __post_init__(self) -> None:
-        for token in (self.bos_token, self.image_begin, self.image_end, *self.stop_tokens):
+        marks = self.image_begin, self.image_end, self.image_around
+        for token in (self.bos_token, *marks, *self.stop_tokens):
             if token is not None and token not in self.control_tokens:
                 raise ValueError(f"{token!r} is not among control_tokens")
 
@@ -227,8 +230,8 @@ class Bundle:
         parts = (self.vision, self.image, self.prompt.image_token, self.source.vision_model_type)
         if None in parts and any(part is not None for part in parts):
             raise ValueError("vision, image, prompt.image_token and source.vision_model_type go together")
-        if self.image is not None and isinstance(self.image.tiles, LongestEdgeTiles):
-            marks = self.image.tiles.marks.control_ids
+        if self.image is not None:
+            marks = control_ids(self.image.tiles)
             if not set(marks) <= set(self.prompt.control_tokens.values()):
                 raise ValueError("a token around tiles is not among control_tokens")
 
@@ -338,7 +341,7 @@ def min_reader_version(image: ImageSpec | None, prompt: PromptSpec) -> int:
 
     Before 3, a picture was one crop, and before 4, there was nothing between its crops, which had one size.
     """
-    if image is not None and isinstance(image.tiles, LongestEdgeTiles | AnySize):
+    if image is not None and isinstance(image.tiles, (LongestEdgeTiles, *SIZES_OF_THEIR_OWN)):
         return 4
     has_tiles = image is not None and image.tiles is not None
     return 3 if has_tiles or prompt.image_begin is not None or prompt.image_end is not None else 2

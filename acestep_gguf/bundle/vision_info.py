@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from acestep_gguf.bundle.image_spec import AnySize, ImageSpec, PinpointTiles
+from acestep_gguf.bundle.image_spec import SIZES_OF_THEIR_OWN, AnySize, ImageSpec, PinpointTiles
 from acestep_gguf.bundle.onnx_file import FLOAT, OnnxFile, Value, read_onnx
 from acestep_gguf.bundle.schema import VisionFile, check_file
 from acestep_gguf.errors import BundleError
@@ -59,7 +59,9 @@ def check_graph(onnx: OnnxFile, record: VisionFile, image: ImageSpec) -> None:
 
 def pixel_dims(image: ImageSpec) -> tuple[int | str, int | str]:
     """Height and width that the tower takes: names where they are any."""
-    return ("height", "width") if isinstance(image.tiles, AnySize) else (image.size.height, image.size.width)
+    if isinstance(image.tiles, SIZES_OF_THEIR_OWN):
+        return "height", "width"
+    return image.size.height, image.size.width
 
 
 def token_dim(image: ImageSpec) -> int | str:

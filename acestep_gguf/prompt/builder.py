@@ -1,5 +1,6 @@
 """Messages become a prompt: spans of tokens and of images, in the order in which the decoder reads them."""
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,17 +48,19 @@ class Prompt:
 
 
 # What stands before a text; "nothing" does at the beginning of the prompt.
-Before = Literal["nothing", "control token", "answer"]
+Before = Literal["nothing", "control token", "image", "answer"]
 
 # After what a text gets a space at its beginning, by PromptSpec.space_prefix.
 SPACED: Final[Mapping[SpacePrefix, tuple[Before, ...]]] = {
     "never": (),
     "first": ("nothing",),
-    "always": ("nothing", "control token"),
-    "prepend": ("nothing", "control token"),
+    "always": ("nothing", "control token", "image"),
+    "prepend": ("nothing", "control token", "image"),
 }
 # SentencePiece's two ways to write a space.
 SPACES: Final = (" ", "\u2581")
+# What gets a space behind a picture with image_around, as in transformers' Idefics2Processor.
+WORD: Final = re.compile(r"[^\s<]")
 
 
 class PromptBuilder:
@@ -130,9 +133,12 @@ class PromptBuilder:
                 tokens += self._text_tokens(text, before)
                 text, before = "", "control token"
                 if piece.text == self._spec.image_token:
+                    around = self._control(self._spec.image_around)
                     tokens += self._control(self._spec.image_begin)
+                    tokens += around if tokens[-1:] != around else []
                     spans += [TokenSpan(tuple(tokens)), ImageSpan(n_images)]
-                    tokens, n_images = self._control(self._spec.image_end), n_images + 1
+                    tokens, n_images = self._control(self._spec.image_end) + around, n_images + 1
+                    before = "image"
                 else:
                     tokens.append(self._spec.control_tokens[piece.text])
         spans.append(TokenSpan(tuple(tokens + self._text_tokens(text + beginning, before))))
@@ -164,12 +170,19 @@ class PromptBuilder:
         it takes for control tokens, by their names.
         """
         tokens: list[int] = []
+        if before == "image" and self._spaces_words_behind_images and WORD.match(text):
+            text = f" {text}"
         end = 0
         for match in self._user_defined.finditer(text):
             tokens += self._plain_tokens(text[end : match.start()], before)
             tokens.append(self._spec.user_defined_tokens[match.group()])
             end, before = match.end(), "control token"
         return tokens + self._plain_tokens(text[end:], before)
+
+    @property
+    def _spaces_words_behind_images(self) -> bool:
+        """Not where any text gets a space anyway, since both would be two."""
+        return self._spec.image_around is not None and self._spec.space_prefix != "prepend"
 
     def _plain_tokens(self, text: str, before: Before) -> list[int]:
         if not text:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-import numpy as np
-
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.names import VisionPrecision, vision_precision_from
 from acestep_gguf.bundle.schema import Bundle
@@ -120,7 +118,7 @@ def _pixels_sha256(picture: Picture, image: ImageSpec) -> str:
     assert picture.crops is not None  # noqa: S101 (it is no file of embeds)
     hashed = hashlib.sha256()
     for crop in picture.crops:
-        hashed.update(normalized(crop[np.newaxis], image).data)
+        hashed.update(normalized(crop, image).data)
     return hashed.hexdigest()
 
 

@@ -59,7 +59,7 @@ class Picture:
         tower: what encodes it, or made its embeds: ``ImageEncoder.tower_identity`` or ``model_identity``.
         n_pictures: how many the prompt has that it was opened for, as far as that matters to the model.
         size: its width and height.
-        crops: what the tower sees of it, uint8 [n_crops, H, W, 3]; None if the embeds were given.
+        crops: what the tower sees of it, uint8 [H, W, 3] each; None if the embeds were given.
         embeds: as given, from a file.
     """
 
@@ -69,7 +69,7 @@ class Picture:
     tower: str
     n_pictures: int
     size: tuple[int, int]
-    crops: UInt8Array | None = None
+    crops: Sequence[UInt8Array] | None = None
     embeds: ImageEmbeds | None = None
 
 
@@ -287,8 +287,9 @@ class ImageEncoder:
         upright = open_rgb(source, image)
         crops, blocks = crops_of(upright, tiling), tiling.blocks(upright.size)
         identity = hashlib.sha256(bytes.fromhex(self.tower_identity))
-        identity.update(msgspec.json.encode(blocks))
-        identity.update(crops.data)
+        identity.update(msgspec.json.encode((blocks, [crop.shape for crop in crops])))
+        for crop in crops:
+            identity.update(np.ascontiguousarray(crop).data)
         sha256 = identity.hexdigest()
         return Picture(
             source,

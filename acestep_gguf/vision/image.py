@@ -3,7 +3,7 @@
 The numbers are those of transformers' ``CLIPImageProcessorPil`` and ``LlavaImageProcessorPil``, bit for bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -32,14 +32,14 @@ PAGE_FINENESS: Final = 2
 GAP: Final = 4  # pixels between tiles that are shown
 
 
-def pixel_values(source: ImageSource, spec: ImageSpec) -> FloatArray:
-    """Pixels of all crops of a picture as the vision tower takes them, float32 [n_crops, 3, H, W].
+def pixel_values(source: ImageSource, spec: ImageSpec) -> list[FloatArray]:
+    """Pixels of all crops of a picture as the vision tower takes them, float32 [1, 3, H, W] each.
 
     Raises:
         ImageError: missing, of another format, damaged or too large.
         MissingPackageError: of a format that an extra reads.
     """
-    return normalized(crops_of(open_rgb(source, spec), tiling_of(spec)), spec)
+    return [normalized(crop, spec) for crop in crops_of(open_rgb(source, spec), tiling_of(spec))]
 
 
 def open_rgb(source: ImageSource, spec: ImageSpec) -> Image.Image:
@@ -47,21 +47,21 @@ def open_rgb(source: ImageSource, spec: ImageSpec) -> Image.Image:
     return to_rgb(open_image(source, page_side=_page_side(spec)))
 
 
-def crops_of(image: Image.Image, tiling: Tiling) -> UInt8Array:
-    """Crops of an RGB picture, uint8 [n_crops, H, W, 3].
+def crops_of(image: Image.Image, tiling: Tiling) -> list[UInt8Array]:
+    """Crops of an RGB picture, uint8 [H, W, 3] each.
 
     Raises:
         ImageError: so long and narrow that it cannot be resized.
     """
-    return np.stack([np.asarray(crop, np.uint8) for crop in tiling.crops(image)])
+    return [np.asarray(crop, np.uint8) for crop in tiling.crops(image)]
 
 
-def normalized(crops: UInt8Array, spec: ImageSpec) -> FloatArray:
-    """Crops, uint8 [n_crops, H, W, 3], as ``pixel_values``, float32 [n_crops, 3, H, W]."""
+def normalized(crop: UInt8Array, spec: ImageSpec) -> FloatArray:
+    """A crop, uint8 [H, W, 3], as ``pixel_values``, float32 [1, 3, H, W]."""
     # transformers rescales in float64 and normalizes in float32.
-    scaled = (crops.astype(np.float64) * spec.rescale_factor).astype(np.float32)
+    scaled = (crop.astype(np.float64) * spec.rescale_factor).astype(np.float32)
     values = (scaled - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    return np.ascontiguousarray(values.transpose(2, 0, 1)[np.newaxis])
 
 
 def opening_bytes(source: ImageSource, spec: ImageSpec, tiling: Tiling | None = None) -> int:
@@ -86,14 +86,14 @@ def picture_size(source: ImageSource, spec: ImageSpec) -> tuple[int, int]:
     return undecoded(source, page_side=_page_side(spec)).upright_size
 
 
-def as_seen(crops: UInt8Array, size: tuple[int, int], tiling: Tiling) -> Image.Image:
+def as_seen(crops: Sequence[UInt8Array], size: tuple[int, int], tiling: Tiling) -> Image.Image:
     """What the model sees of a picture of ``size``, RGB: its tiles as they lie, with gaps, then the whole.
 
-    ``crops`` are uint8 [n_crops, H, W, 3].
+    ``crops`` are uint8 [H, W, 3] each.
     """
     tiles = [*crops[1:], crops[0]] if tiling.whole_is_first else [*crops]
     columns = tiling.n_columns(size)
-    height, width = crops.shape[1:3]
+    height, width = (max(crop.shape[axis] for crop in crops) for axis in (0, 1))
     rows = -(-len(tiles) // columns)
     seen = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), WHITE[:3])
     for number, tile in enumerate(tiles):

@@ -17,12 +17,14 @@ from acestep_gguf.bundle.image_spec import (
     ImageSpec,
     LongestEdgeTiles,
     PinpointTiles,
+    Quarters,
 )
 from acestep_gguf.vision.any_size import WholeOfAnySize
 from acestep_gguf.vision.blocks import Block, rows_of_blocks
 from acestep_gguf.vision.closest_aspect import ClosestAspect
 from acestep_gguf.vision.longest_edge import LongestEdge
 from acestep_gguf.vision.pinpoints import Pinpoints
+from acestep_gguf.vision.quartered import Quartered
 from acestep_gguf.vision.whole_picture import WholePicture
 
 FloatArray = npt.NDArray[np.float32]
@@ -53,7 +55,7 @@ class Tiling(Protocol):
         """Pixels that are in memory at most while a picture, its own among them, becomes crops."""
 
     def crops(self, image: Image.Image) -> list[Image.Image]:
-        """Crops of an RGB picture, each of the size that the tower takes."""
+        """Crops of an RGB picture, each of a size that the tower takes."""
 
     def grids(self, features: FloatArray, size: tuple[int, int], /) -> Sequence[FloatArray]:
         """Features of all crops, [n_crops, n_image_tokens, n], as grids of ``blocks``, [rows, columns, n]."""
@@ -90,6 +92,8 @@ def tiling_of(spec: ImageSpec, *, max_tiles: int | None = None, n_pictures: int 
             return LongestEdge(spec, tiles, max_tiles)
         case AnySize() as tiles:
             return WholeOfAnySize(spec, tiles)
+        case Quarters() as tiles:
+            return Quartered(spec, tiles, max_tiles)
 
 
 def n_positions(tiling: Tiling, size: tuple[int, int], *, image_tokens: int | None = None) -> int:

@@ -1,5 +1,6 @@
 """The vision tower and projector in onnxruntime: pixel_values in, image embeds and attention out."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -8,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from acestep_gguf.bundle.image_spec import AnySize
+from acestep_gguf.bundle.image_spec import SIZES_OF_THEIR_OWN, AnySize
 from acestep_gguf.bundle.names import VisionPrecision
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.bundle.vision_info import (
@@ -79,7 +80,7 @@ class VisionTower:
         """
         if pixel_values.dtype != np.float32 or not self._takes(pixel_values.shape):
             shape = f"{pixel_values.dtype} {pixel_values.shape}"
-            side = "or less " if isinstance(self._image.tiles, AnySize) else ""
+            side = "or less " if isinstance(self._image.tiles, SIZES_OF_THEIR_OWN) else ""
             raise DecodeError(
                 f"pixel_values are {shape}, this tower takes float32 {side}{self._largest_input}."
             )
@@ -105,14 +106,18 @@ class VisionTower:
     @property
     def _smallest_input(self) -> tuple[int, ...]:
         tiles = self._image.tiles
-        return (1, 3, tiles.step, tiles.step) if isinstance(tiles, AnySize) else self._largest_input
+        if isinstance(tiles, SIZES_OF_THEIR_OWN):
+            return 1, 3, tiles.step, tiles.step
+        return self._largest_input
 
     def _takes(self, shape: tuple[int, ...]) -> bool:
-        if not isinstance(tiles := self._image.tiles, AnySize) or len(shape) != len(self._largest_input):
+        tiles = self._image.tiles
+        if not isinstance(tiles, SIZES_OF_THEIR_OWN) or len(shape) != len(self._largest_input):
             return shape == self._largest_input
         sides = zip(shape[2:], self._largest_input[2:], strict=True)
+        step = tiles.step if isinstance(tiles, AnySize) else 1  # of others, part of a patch is left out
         return shape[:2] == (1, 3) and all(
-            0 < side <= most and side % tiles.step == 0 for side, most in sides
+            tiles.step <= side <= most and side % step == 0 for side, most in sides
         )
 
     def _n_tokens(self, shape: tuple[int, ...]) -> int:
@@ -120,13 +125,15 @@ class VisionTower:
             return self._image.n_image_tokens
         return (shape[2] // tiles.step) * (shape[3] // tiles.step)
 
-    def encode_picture(self, crops: UInt8Array, size: tuple[int, int], tiling: Tiling) -> ImageEmbeds:
-        """Image embeds of a picture of ``size`` from its crops, uint8 [n_crops, H, W, 3].
+    def encode_picture(
+        self, crops: Sequence[UInt8Array], size: tuple[int, int], tiling: Tiling
+    ) -> ImageEmbeds:
+        """Image embeds of a picture of ``size`` from its crops, uint8 [H, W, 3] each.
 
         Raises:
             DecodeError: wrong shape, or the tower gave numbers that are not finite.
         """
-        found = [self.encode(normalized(crop[np.newaxis], self._image)) for crop in crops]
+        found = [self.encode(normalized(crop, self._image)) for crop in crops]
         if self._image.tiles is None:
             return found[0]
         blocks = tiling.blocks(size)

@@ -39,6 +39,7 @@ DownsampleRatio = Annotated[float, msgspec.Meta(ge=2**-8, le=1)]
 ScaleFactor = Annotated[int, msgspec.Meta(ge=1, le=2**8)]
 
 # As llama.cpp's own, a signed 32-bit number.
+MAX_LATENTS: Final = 2**12
 MAX_CONTEXT_LENGTH: Final = 2**31 - 1
 
 
@@ -196,6 +197,26 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PerceiverConfig:
+    """Idefics2PerceiverConfig: latents that attend to patches."""
+
+    hidden_act: str = "silu"
+    hidden_size: Dim = 4096
+    rms_norm_eps: Positive = 1e-6
+    resampler_n_latents: Dim = 64
+    resampler_depth: Layers = 3
+    resampler_n_heads: Dim = 16
+    resampler_head_dim: Dim = 96
+    num_key_value_heads: Dim = 4
+
+    def __post_init__(self) -> None:
+        if self.resampler_n_heads % self.num_key_value_heads:
+            raise ValueError("resampler_n_heads is not a multiple of num_key_value_heads")
+        if self.resampler_n_latents > MAX_LATENTS:
+            raise ValueError(f"resampler_n_latents is {self.resampler_n_latents}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VisionLanguageConfig(ModelConfig):
     """LlavaConfig, and by its family's defaults that of others.
 
@@ -216,6 +237,7 @@ class VisionLanguageConfig(ModelConfig):
     force_image_size: Dim | None = None
     min_dynamic_patch: int = 1
     max_dynamic_patch: int = 12
+    perceiver_config: PerceiverConfig | None = None
 
     def __post_init__(self) -> None:
         n_states = self.vision_config.num_hidden_layers + 1
@@ -255,6 +277,14 @@ class VisionLanguageConfig(ModelConfig):
         return self.scale_factor or max(1, round(1 / self.downsample_ratio))
 
     @property
+    def resampler_eps(self) -> float:
+        """Of the resampler's norms: the decoder's where perceiver_config is not of its size, as it says."""
+        perceiver, text = self.perceiver_config, self.text_config
+        if perceiver is None or perceiver.hidden_size != text.hidden_size:
+            return text.rms_norm_eps
+        return perceiver.rms_norm_eps
+
+    @property
     def feature_size(self) -> int:
         """Features that the projector takes of a token."""
         return self.vision_config.hidden_size * len(self.feature_layers) * self.shuffle_factor**2
@@ -270,7 +300,9 @@ class VisionLanguageConfig(ModelConfig):
         )
 
     def n_image_tokens(self, image_size: int) -> int:
-        """Tokens of one picture: patches and CLS, without the first of them under the strategy "default"."""
+        """Tokens of a crop: latents, or patches and CLS, without the first of them under "default"."""
+        if self.perceiver_config is not None:
+            return self.perceiver_config.resampler_n_latents
         n_patches = (image_size // self.vision_config.patch_size // self.shuffle_factor) ** 2
         is_cut = self.vision_feature_select_strategy == "default"
         return n_patches + self.vision_config.family.has_class_token - is_cut
@@ -296,6 +328,8 @@ def parse_config(raw: dict[str, Any], path: Path) -> VisionLanguageConfig:
     if tower.row_end is not None:
         vision["rope_theta"] = _axial_rope_theta(vision, path)
     vision |= {key: _side(vision[key]) for key in ("image_size", "patch_size") if key in vision}
+    if family.has_resampler:
+        raw["perceiver_config"] = raw.get("perceiver_config") or {}
     text = _text_config({"model_type": family.decoder.model_type, **(raw.get("text_config") or {})}, path)
     return _checked({**raw, "vision_config": vision, "text_config": text}, VisionLanguageConfig, path)
 

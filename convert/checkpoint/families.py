@@ -44,8 +44,9 @@ class TowerFamily:
 
     ``defaults`` are those of transformers' config class where they are not VisionConfig's. Which tensors
     there are decides which steps the graph has: see tower/graph.py. With ``has_fractional_positions``,
-    pictures of another size take rows of the position table; else it is interpolated. ``row_end`` and
-    ``image_end`` are tokens that end the rows and the whole of a picture of any size. For ``keys``,
+    pictures of another size take rows of the position table; else it is interpolated. With ``has_any_size``,
+    each picture takes those of its own size. ``row_end`` and ``image_end`` are tokens that end the rows and
+    the whole of a picture of any size that is rotated by its rows and columns. For ``keys``,
     ``required`` and ``left_out``, see ArchitectureFamily.
     """
 
@@ -54,6 +55,7 @@ class TowerFamily:
     tensors: Part
     has_class_token: bool
     has_fractional_positions: bool = False
+    has_any_size: bool = False
     row_end: str | None = None
     image_end: str | None = None
     keys: Mapping[str, str] = field(default_factory=dict)
@@ -70,7 +72,8 @@ class ArchitectureFamily:
     ``towers`` and ``decoders`` are by the ``model_type`` that config.json has for them.
     ``parts`` are the tensors of neither, the projector's first. ``image_processors`` are the kinds that
     prepare its pictures, the one first that is meant where a folder does not say. ``image_begin`` and
-    ``image_end`` are tokens that its processor writes around each picture.
+    ``image_end`` are tokens that its processor writes around each picture, ``image_around`` one that two
+    pictures share. With ``has_resampler``, its ``perceiver_config`` tells how patches become tokens.
 
     ``keys`` are names in its config.json that are others in VisionLanguageConfig, and ``required`` the values
     of keys that are the only ones supported. ``left_out`` are the ends of names of tensors that a model with
@@ -92,6 +95,8 @@ class ArchitectureFamily:
     image_processors: tuple[str, ...]
     image_begin: str | None = None
     image_end: str | None = None
+    image_around: str | None = None
+    has_resampler: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, Any] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=dict)
@@ -215,6 +220,12 @@ IDEFICS3_TOWER: Final = TowerFamily(
     has_class_token=False,
     has_fractional_positions=True,
 )
+IDEFICS2_TOWER: Final = replace(
+    IDEFICS3_TOWER,
+    model_type="idefics2_vision",
+    defaults={"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    has_any_size=True,
+)
 PIXTRAL: Final = TowerFamily(
     model_type="pixtral",
     defaults={
@@ -237,7 +248,8 @@ PIXTRAL: Final = TowerFamily(
 # By model_type of text_config and of vision_config.
 DECODERS: Final = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA, MISTRAL)}
 TOWERS: Final = {
-    family.model_type: family for family in (CLIP, SIGLIP, INTERN_VIT, INTERN_VIT_6B, IDEFICS3_TOWER, PIXTRAL)
+    family.model_type: family
+    for family in (CLIP, SIGLIP, INTERN_VIT, INTERN_VIT_6B, IDEFICS2_TOWER, IDEFICS3_TOWER, PIXTRAL)
 }
 
 LLAVA: Final = ArchitectureFamily(
@@ -372,6 +384,27 @@ INTERNVL_CHAT: Final = replace(
     chat_template=INTERNVL2_5,
 )
 
+IDEFICS2: Final = ArchitectureFamily(
+    model_type="idefics2",
+    name="Idefics2",
+    architecture="Idefics2ForConditionalGeneration",
+    defaults={
+        "image_token_index": 32001,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    tower=IDEFICS2_TOWER,
+    vision_config={},
+    decoder=MISTRAL,
+    # transformers does not look at it.
+    towers=dict.fromkeys((IDEFICS2_TOWER.model_type, "idefics2"), IDEFICS2_TOWER),
+    decoders={MISTRAL.model_type: MISTRAL},
+    parts=(tensor_tables.IDEFICS2_PROJECTION, tensor_tables.IDEFICS2_RESAMPLER),
+    image_processors=("Idefics2ImageProcessor",),
+    image_around="<fake_token_around_image>",
+    has_resampler=True,
+    keys={"image_token_id": "image_token_index"},
+)
 IDEFICS3: Final = ArchitectureFamily(
     model_type="idefics3",
     name="Idefics3",
@@ -407,5 +440,5 @@ SMOLVLM: Final = replace(
 # By config.json's model_type.
 ARCHITECTURES: Final = {
     family.model_type: family
-    for family in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, INTERNVL, INTERNVL_CHAT, IDEFICS3, SMOLVLM)
+    for family in (LLAVA, LLAVA_NEXT, LLAVA_ONEVISION, INTERNVL, INTERNVL_CHAT, IDEFICS2, IDEFICS3, SMOLVLM)
 }

@@ -17,6 +17,8 @@ from acestep_gguf.convert.checkpoint.tokenizer import Vocabulary
 from acestep_gguf.errors import CheckpointError, UsageError
 
 MAX_PATCHES_PER_SIDE: Final = 256
+# Kinds of which this is the longest side of any picture.
+LONGEST_EDGE: Final = ("PixtralImageProcessor", "Idefics2ImageProcessor")
 
 
 def read_image_spec(
@@ -64,13 +66,15 @@ def _check_same_tower(processor_config: Mapping[str, Any], config: VisionLanguag
 def _image_spec(
     processor: ImageProcessorConfig, config: VisionLanguageConfig, vocabulary: Vocabulary
 ) -> ImageSpec:
-    side = config.vision_config.image_size
-    size = Size(height=side, width=side)
     if (processor.kind == "PixtralImageProcessor") != (config.vision_config.family.row_end is not None):
         raise ValueError(f"{processor.kind} does not go with a {config.vision_config.model_type} tower")
     read_tiles, pads = TILES.get(processor.kind), processor.pads_to_square
     resize, resize_to = _resize(processor)
     center_crop = _center_crop(processor)
+    side = config.vision_config.image_size
+    size = Size(height=side, width=side)
+    if resize_to is not None and config.vision_config.family.has_any_size:
+        size = resize_to
     if read_tiles is not None:
         # Tiles are squares, and the whole picture is stretched to one: nothing is left to be cropped.
         is_fixed = resize_to == size and center_crop in (None, size)
@@ -101,7 +105,7 @@ def _resize(processor: ImageProcessorConfig) -> tuple[Literal["shortest_edge", "
     if not processor.do_resize:
         return None, None
     match processor.size:
-        case {"longest_edge": int(side)} if processor.kind == "PixtralImageProcessor":
+        case {"longest_edge": int(side)} if processor.kind in LONGEST_EDGE:
             return "exact", Size(height=side, width=side)
     if processor.max_image_size is not None:
         side = processor.max_image_size.get("longest_edge", 0)  # of a tile
@@ -154,5 +158,5 @@ def _resized(spec: ImageSpec, config: VisionLanguageConfig, image_size: int) -> 
         center_crop=spec.center_crop and target,
         size=target,
         n_image_tokens=config.n_image_tokens(image_size),
-        tiles=resized_tiles(spec.tiles, scale),
+        tiles=resized_tiles(spec.tiles, scale, image_size),
     )

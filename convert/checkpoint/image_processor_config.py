@@ -28,6 +28,14 @@ IDEFICS3: Final[Mapping[str, Any]] = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
 }
+IDEFICS2: Final[Mapping[str, Any]] = {
+    "do_center_crop": False,
+    "do_image_splitting": False,
+    "size": {"shortest_edge": 378, "longest_edge": 980},
+    "resample": RESAMPLE.index("bilinear"),
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+}
 # Defaults of kinds where they are not CLIPImageProcessor's.
 DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "SiglipImageProcessor": {
@@ -37,6 +45,7 @@ DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "image_std": [0.5, 0.5, 0.5],
     },
     "GotOcr2ImageProcessor": {"do_center_crop": False, "size": {"height": 384, "width": 384}},
+    "Idefics2ImageProcessor": IDEFICS2,
     "Idefics3ImageProcessor": IDEFICS3,
     "SmolVLMImageProcessor": IDEFICS3,
     "PixtralImageProcessor": {"do_center_crop": False, "size": {"longest_edge": 1024}, "patch_size": 16},

@@ -2,13 +2,17 @@
 
 import re
 from collections.abc import Callable, Container, Mapping
+from functools import partial
 from typing import Final
+
+from msgspec.structs import replace
 
 from acestep_gguf.bundle.image_spec import (
     AnySize,
     ClosestAspectTiles,
     LongestEdgeTiles,
     PinpointTiles,
+    Quarters,
     TileMarks,
     Tiles,
 )
@@ -77,6 +81,20 @@ def _any_size(config: VisionLanguageConfig, processor: ImageProcessorConfig, _: 
     return AnySize(step=step)
 
 
+def _quarters(
+    config: VisionLanguageConfig, processor: ImageProcessorConfig, vocabulary: Vocabulary
+) -> Quarters:
+    match processor.size:
+        case {"shortest_edge": int(shortest_edge)}:
+            return Quarters(
+                splits=processor.do_image_splitting,
+                shortest_edge=shortest_edge,
+                step=config.vision_config.patch_size,
+                between=_token_id(vocabulary.ids, AROUND),
+            )
+    raise ValueError(f"size {processor.size} has no shortest_edge")
+
+
 def tile_marks(ids: Mapping[str, int], merges: Container[str], n_side: int) -> TileMarks:
     """The tokens around ``n_side`` rows and columns of tiles, in a byte-level BPE of ``merges``.
 
@@ -84,11 +102,7 @@ def tile_marks(ids: Mapping[str, int], merges: Container[str], n_side: int) -> T
         CheckpointError: one of them is not in the vocabulary.
     """
 
-    def token_id(token: str) -> int:
-        if token not in ids:
-            raise CheckpointError(f"the tokenizer has no token {token}: get the files of one model.")
-        return ids[token]
-
+    token_id = partial(_token_id, ids)
     line, sides = token_id(NEWLINE), range(1, n_side + 1)
     has_blank_line = f"{NEWLINE} {NEWLINE}" in merges
     return TileMarks(
@@ -102,8 +116,19 @@ def tile_marks(ids: Mapping[str, int], merges: Container[str], n_side: int) -> T
     )
 
 
-def resized_tiles(tiles: Tiles | None, scale: float) -> Tiles | None:
-    """The same for tiles whose sides are ``scale`` times as long: pictures become as many of them."""
+def _token_id(ids: Mapping[str, int], token: str) -> int:
+    if token not in ids:
+        raise CheckpointError(f"the tokenizer has no token {token}: get the files of one model.")
+    return ids[token]
+
+
+def resized_tiles(tiles: Tiles | None, scale: float, longest_edge: int) -> Tiles | None:
+    """The same for tiles whose sides are ``scale`` times as long: pictures become as many of them.
+
+    Of quarters, no side is longer than ``longest_edge``.
+    """
+    if isinstance(tiles, Quarters):
+        return replace(tiles, shortest_edge=min(tiles.shortest_edge, longest_edge))
     if not isinstance(tiles, LongestEdgeTiles):
         return tiles
     return LongestEdgeTiles(longest_edge=2 * round(tiles.longest_edge * scale / 2), marks=tiles.marks)
@@ -137,6 +162,7 @@ def _grids(config: VisionLanguageConfig, processor: ImageProcessorConfig) -> tup
 # By the kind of image processor.
 TILES: Final[Mapping[str, TilesReader]] = {
     "GotOcr2ImageProcessor": _internvl_tiles,
+    "Idefics2ImageProcessor": _quarters,
     "Idefics3ImageProcessor": _idefics3_tiles,
     "LlavaNextImageProcessor": _next_tiles,
     "LlavaOnevisionImageProcessor": _onevision_tiles,

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from acestep_gguf.bundle.image_spec import ImageSpec, LongestEdgeTiles
+from acestep_gguf.bundle.image_spec import ImageSpec, control_ids
 from acestep_gguf.bundle.schema import PromptSpec
 from acestep_gguf.convert.checkpoint.chat_templates import BY_DECODER
 from acestep_gguf.convert.checkpoint.config import ModelConfig, VisionLanguageConfig
@@ -33,10 +33,11 @@ def read_prompt_spec(
         CheckpointError: there is no chat template, or two files disagree about what stands for a picture.
     """
     template_tokens = _template_tokens(folder.tokenizer_config)
-    image_token, family, image_begin, image_end = None, None, None, None
+    image_token, family, image_begin, image_end, image_around = None, None, None, None, None
     if isinstance(config, VisionLanguageConfig):
         family = config.family
         image_begin, image_end = config.picture_marks
+        image_around = family.image_around
         image_token = vocabulary.tokens[config.image_token_index]
         _check_image_token(image_token, folder)
     return PromptSpec(
@@ -51,6 +52,7 @@ def read_prompt_spec(
         space_prefix=vocabulary.space_prefix,
         image_begin=image_begin,
         image_end=image_end,
+        image_around=image_around,
     )
 
 
@@ -63,13 +65,12 @@ def picture_mark_ids(config: ModelConfig, image: ImageSpec | None, vocabulary: V
     if not isinstance(config, VisionLanguageConfig):
         return ()
     ids = []
-    for mark in filter(None, (*config.picture_marks, config.vision_config.family.row_end)):
+    marks = *config.picture_marks, config.family.image_around, config.vision_config.family.row_end
+    for mark in filter(None, marks):
         if (token_id := vocabulary.id(mark)) is None:
             raise CheckpointError(f"the tokenizer has no token {mark}: get the files of one model.")
         ids.append(token_id)
-    if image is not None and isinstance(image.tiles, LongestEdgeTiles):
-        ids += image.tiles.marks.control_ids
-    return tuple(ids)
+    return *ids, *control_ids(image.tiles if image is not None else None)
 
 
 def read_stop_ids(folder: CheckpointFolder, config: ModelConfig, vocabulary: Vocabulary) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from acestep_gguf.convert.checkpoint.config import ModelConfig, VisionLanguageConfig
+from acestep_gguf.convert.checkpoint.config import ModelConfig, PerceiverConfig, VisionLanguageConfig
 from acestep_gguf.convert.checkpoint.rope_factors import ROPE_FACTORS, RopeFactors
 from acestep_gguf.convert.checkpoint.rope_rows import NeighbouringPairs
 from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, Part
@@ -90,7 +90,7 @@ def _wanted_of_tower(config: VisionLanguageConfig) -> dict[str, _Wanted]:
     # Layers behind the last one that the projector sees are not needed.
     wanted = _wanted(config.vision_config.family.tensors, max(config.feature_layers))
     for part in config.family.parts:
-        wanted |= _wanted(part)
+        wanted |= _wanted(part, _n_layers(part, config))
     left_out = (*config.left_out, *config.vision_config.left_out)
     return {name: row for name, row in wanted.items() if not name.endswith(left_out)}
 
@@ -162,8 +162,11 @@ def _numbered(template: str, bid: int) -> str:
 
 
 def _n_layers(part: Part, config: ModelConfig) -> int:
-    if isinstance(config, VisionLanguageConfig) and part is config.vision_config.family.tensors:
-        return config.vision_config.num_hidden_layers
+    if isinstance(config, VisionLanguageConfig):
+        if part is config.vision_config.family.tensors:
+            return config.vision_config.num_hidden_layers
+        if part in config.family.parts:
+            return config.perceiver_config.resampler_depth if config.perceiver_config is not None else 0
     return config.text_config.num_hidden_layers
 
 
@@ -189,6 +192,18 @@ def _dims(config: ModelConfig) -> dict[str, int]:
         "v_patch": vision.patch_size,
         "v_positions": vision.patches_per_side**2 + vision.family.has_class_token,
         "v_features": config.feature_size,
+        **_resampler_dims(config.perceiver_config, text.hidden_size),
+    }
+
+
+def _resampler_dims(perceiver: PerceiverConfig | None, n_embd: int) -> dict[str, int]:
+    if perceiver is None:
+        return {}
+    return {
+        "r_latents": perceiver.resampler_n_latents,
+        "r_q": perceiver.resampler_n_heads * perceiver.resampler_head_dim,
+        "r_kv": perceiver.num_key_value_heads * perceiver.resampler_head_dim,
+        "r_ff": 4 * n_embd,
     }
 
 

@@ -269,6 +269,38 @@ IDEFICS3_CONNECTOR: Final = Part(
         "proj.weight": ("mm.fc.weight", ("n_embd", "v_features")),
     },
 )
+IDEFICS2_PROJECTION: Final = Part(
+    prefixes=("model.connector.modality_projection.",),
+    before_layers={
+        "gate_proj.weight": ("mm.gate.weight", ("n_ff", "v_features")),
+        "up_proj.weight": ("mm.up.weight", ("n_ff", "v_features")),
+        "down_proj.weight": ("mm.down.weight", ("n_embd", "n_ff")),
+    },
+)
+IDEFICS2_RESAMPLER: Final = Part(
+    prefixes=("model.connector.perceiver_resampler.",),
+    before_layers={
+        "latents": ("resampler.latents", ("r_latents", "n_embd")),
+    },
+    layer={
+        f"layers.{{bid}}.{name}.weight": (f"resampler.blk.{{bid}}.{here}.weight", dims)
+        for name, here, dims in (
+            ("input_latents_norm", "ln_latents", ("n_embd",)),
+            ("input_context_norm", "ln_context", ("n_embd",)),
+            ("self_attn.q_proj", "attn_q", ("r_q", "n_embd")),
+            ("self_attn.k_proj", "attn_k", ("r_kv", "n_embd")),
+            ("self_attn.v_proj", "attn_v", ("r_kv", "n_embd")),
+            ("self_attn.o_proj", "attn_out", ("n_embd", "r_q")),
+            ("post_attention_layernorm", "ln2", ("n_embd",)),
+            ("mlp.gate_proj", "ffn_gate", ("r_ff", "n_embd")),
+            ("mlp.up_proj", "ffn_up", ("r_ff", "n_embd")),
+            ("mlp.down_proj", "ffn_down", ("n_embd", "r_ff")),
+        )
+    },
+    after_layers={
+        "norm.weight": ("resampler.norm.weight", ("n_embd",)),
+    },
+)
 INTERNVL_PROJECTOR: Final = replace(
     PROJECTOR,
     before_layers={

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from acestep_gguf.bundle.image_spec import ImageSpec
 from acestep_gguf.bundle.vision_info import PIXEL_VALUES
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
-from acestep_gguf.convert.tower.graph import PLACES, Tensors, TowerGraph
+from acestep_gguf.convert.tower.graph import PLACES, TowerGraph
 from acestep_gguf.convert.tower.int8 import (
     BAD_ERROR,
     ChannelStatistics,
@@ -25,6 +25,7 @@ from acestep_gguf.convert.tower.int8 import (
     LinearWeights,
     plan_input,
 )
+from acestep_gguf.convert.tower.layers import Tensors
 from acestep_gguf.errors import ImageError
 from acestep_gguf.ort_session import session_options
 from acestep_gguf.vision.embeds import centred_cosines, cosines
@@ -150,7 +151,7 @@ def find_pictures(folder: Path | None, image: ImageSpec) -> list[Path]:
 def _crops(picture: Path, image: ImageSpec) -> list[Floats]:
     """Crops of a picture, float32 [1, 3, H, W] each, of many some."""
     crops = pixel_values(picture, image)
-    return list(crops[:: math.ceil(len(crops) / MAX_CROPS), np.newaxis])
+    return crops[:: math.ceil(len(crops) / MAX_CROPS)]
 
 
 def _choose(tower: "_Tower", statistics: Mapping[str, ChannelStatistics]) -> dict[str, Int8Input]:

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from acestep_gguf.bundle.image_spec import AnySize, ImageSpec
+from acestep_gguf.bundle.image_spec import SIZES_OF_THEIR_OWN, ImageSpec
 from acestep_gguf.bundle.names import VISION_PRECISIONS, VisionPrecision, vision_file_name
 from acestep_gguf.bundle.schema import FileRecord, Vision, VisionFile
 from acestep_gguf.bundle.vision_info import PIXEL_VALUES, pixel_dims, token_dim
@@ -19,8 +19,9 @@ from acestep_gguf.convert.tower.calibration import (
     calibrate,
     calibration_memory,
 )
-from acestep_gguf.convert.tower.graph import Tensors, TowerGraph
+from acestep_gguf.convert.tower.graph import TowerGraph
 from acestep_gguf.convert.tower.int8 import Int8Input, Int8Inputs, max_outliers
+from acestep_gguf.convert.tower.layers import Tensors
 from acestep_gguf.quantize.conversion_events import PlannedFile
 from acestep_gguf.quantize.planning import ProgressTally
 from acestep_gguf.quantize.staging import OnWrite, Staging
@@ -192,7 +193,8 @@ def _build(tower: _Tower, precision: VisionPrecision, int8: Int8Inputs) -> tuple
     outputs: dict[str, Sequence[str | int]] = {builder.build(): ("B", token_dim(image), image.n_embd)}
     # A tower without layers, or without its first patch, has no attention to give; that of all patches of a
     # picture of any size to each other would take gigabytes.
-    if builder.n_blocks and builder.n_scores <= image.n_image_tokens and not isinstance(image.tiles, AnySize):
+    has_attention = builder.n_blocks and builder.n_scores <= image.n_image_tokens
+    if has_attention and not isinstance(image.tiles, SIZES_OF_THEIR_OWN):
         outputs[builder.patch_attention()] = ("B", builder.n_scores)
     if "model.image_newline" in tower.tensors:
         outputs[builder.image_newline()] = (image.n_embd,)

@@ -6,29 +6,20 @@
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from acestep_gguf.convert.checkpoint.config import VisionConfig, VisionLanguageConfig
-from acestep_gguf.convert.checkpoint.weight import Weight
-from acestep_gguf.convert.onnx_graph import MICROSOFT, OnnxGraph
-from acestep_gguf.convert.tower.int8 import Divisors, Int8Inputs, Int8Layer, int8_product
-from acestep_gguf.convert.tower.position_embedding import positions_of_size
+from acestep_gguf.convert.onnx_graph import MICROSOFT
+from acestep_gguf.convert.tower.int8 import Divisors, Int8Inputs
+from acestep_gguf.convert.tower.layers import ACTIVATIONS, Layers, Tensors, divided
+from acestep_gguf.convert.tower.position_embedding import fractional_buckets, positions_of_size
+from acestep_gguf.convert.tower.resampler import resampled
 from acestep_gguf.errors import UnsupportedModelError
-
-# Activation in config.json -> ONNX operator. "gelu" is the exact one, with erf.
-ACTIVATIONS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
-    "gelu": ("Gelu", {}),
-    "gelu_pytorch_tanh": ("Gelu", {"approximate": "tanh"}),
-    # x * sigmoid(x)
-    "silu": ("QuickGelu", {"domain": MICROSOFT, "alpha": 1.0}),
-    "quick_gelu": ("QuickGelu", {"domain": MICROSOFT, "alpha": 1.702}),
-}
 
 # Constants in transformers' code, whatever config.json says.
 QK_NORM_EPS: Final = 1e-6
@@ -37,8 +28,6 @@ PROJECTOR_NORM_EPS: Final = 1e-5
 # Where patches lie, float32 [1, n_patches], in a tower that rotates queries and keys by it.
 PLACES: Final = "v.places"
 
-Tensors = Mapping[str, Weight]
-
 
 def check_activations(config: VisionLanguageConfig) -> None:
     """Refuse activations that the graph has no operator for.
@@ -46,7 +35,9 @@ def check_activations(config: VisionLanguageConfig) -> None:
     Raises:
         UnsupportedModelError: there is one.
     """
-    for activation in (config.vision_config.hidden_act, config.projector_hidden_act):
+    perceiver = config.perceiver_config
+    of_resampler = () if perceiver is None else (perceiver.hidden_act,)
+    for activation in (config.vision_config.hidden_act, config.projector_hidden_act, *of_resampler):
         if activation not in ACTIVATIONS:
             raise UnsupportedModelError(
                 f"the activation {activation!r} is not supported in a tower or projector: "
@@ -54,35 +45,21 @@ def check_activations(config: VisionLanguageConfig) -> None:
             )
 
 
-@dataclass(slots=True)
-class LinearInput:
-    """What linear ``layers`` take; the step before them can divide its channels if ``is_foldable``."""
-
-    is_foldable: bool
-    layers: list[str] = field(default_factory=list)
-
-
-class TowerGraph:
+class TowerGraph(Layers):
     """CLIPVisionModel, SiglipVisionModel or what is like them, and the projector, node by node.
 
     Which tensors there are tells which steps there are: a class token, biases, norms and where they stand, a
-    projector of one layer. A norm without a bias is an RMS norm.
-
-    Linear layers whose input is among ``int8`` compute in int8, the rest in float32. ``linear_inputs`` fills
-    up with what such layers take as they are built, but for the projector's: it always computes in float32,
-    since nothing that follows evens out its errors.
+    projector of one layer. A projector always computes in float32, since nothing that follows evens out its
+    errors; what is before a resampler, and its MLPs, need not.
     """
 
     def __init__(
         self, config: VisionLanguageConfig, tensors: Tensors, image_size: int, int8: Int8Inputs | None = None
     ) -> None:
-        self.graph = OnnxGraph()
-        self.linear_inputs: dict[str, LinearInput] = {}
+        super().__init__(tensors, int8, config.vision_config.layer_norm_eps)
         self._config = config
         self._vision: VisionConfig = config.vision_config
-        self._tensors = tensors
         self._n_side = image_size // config.vision_config.patch_size
-        self._int8 = int8 or {}
         self._rotations: tuple[str, ...] = ()
         # As attention takes them, by the name of the layer.
         self._queries_and_keys: dict[str, tuple[str, str]] = {}
@@ -108,7 +85,7 @@ class TowerGraph:
     def embed(self, pixel_values: str) -> str:
         """Hidden states before the first layer, [B, n_patches, hidden_size], one more with CLS."""
         hidden = self._embed(pixel_values)
-        return self._norm(hidden, "v.pre_ln") if "v.pre_ln.weight" in self._tensors else hidden
+        return self.norm(hidden, "v.pre_ln") if "v.pre_ln.weight" in self._tensors else hidden
 
     def block(self, hidden: str, bid: int) -> str:
         """Hidden states after the layer ``bid``."""
@@ -121,20 +98,22 @@ class TowerGraph:
             self.graph.node("Concat", selected, "v.features", axis=2) if len(selected) > 1 else selected[0]
         )
         if "v.post_ln.weight" in self._tensors:
-            features = self._norm(features, "v.post_ln")
+            features = self.norm(features, "v.post_ln")
         if self._config.vision_feature_select_strategy == "default":
-            features = self._slice(features, "v.patches", axis=1, start=1)
+            features = self.slice(features, "v.patches", axis=1, start=1)
         return features if self._config.shuffle_factor == 1 else self._pixel_shuffle(features)
 
     def project(self, features: str) -> str:
         """Image embeds [B, n_image_tokens, n_embd]."""
+        if self._config.perceiver_config is not None:
+            return resampled(self, features, self._config)
         if "mm.fc.weight" in self._tensors:
-            return self._linear(features, "mm.fc", "image_embeds")
+            return self.linear(features, "mm.fc", "image_embeds")
         if "mm.norm.weight" in self._tensors:
-            features = self._norm(features, "mm.norm", PROJECTOR_NORM_EPS)
-        hidden = self._linear(features, "mm.1", "mm.1.out")
-        hidden = self._activation(self._config.projector_hidden_act, hidden, "mm.act")
-        return self._linear(hidden, "mm.2", "image_embeds")
+            features = self.norm(features, "mm.norm", PROJECTOR_NORM_EPS)
+        hidden = self.linear(features, "mm.1", "mm.1.out")
+        hidden = self.activation(self._config.projector_hidden_act, hidden, "mm.act")
+        return self.linear(hidden, "mm.2", "image_embeds")
 
     def patch_attention(self) -> str:
         """Attention that each patch gets in the last layer, the mean of its heads: float32 [B, n_scores].
@@ -155,9 +134,9 @@ class TowerGraph:
 
         queries, keys = self._queries_and_keys[block]
         if has_cls:
-            queries = self._slice(queries, "v.patch_attn.cls", axis=1, start=0, end=1)
+            queries = self.slice(queries, "v.patch_attn.cls", axis=1, start=0, end=1)
         if f"{block}.attn_q.bias" in self._tensors and not self._has_qk_norm(block):
-            bias = self._weight(f"{block}.attn_q.bias")
+            bias = self.weight(f"{block}.attn_q.bias")
             queries = self.graph.node("Add", [queries, bias], "v.patch_attn.q_biased")
         queries = self.graph.node("Mul", [queries, scale], "v.patch_attn.q_scaled")
         queries = self.graph.node("Reshape", [queries, heads], "v.patch_attn.q_heads")
@@ -171,7 +150,7 @@ class TowerGraph:
         mean = "v.patch_attn.mean" if has_cls else found
         attention = self.graph.node("ReduceMean", [attention, axes], mean, keepdims=0)
         if has_cls:
-            attention = self._slice(attention, found, axis=1, start=1)
+            attention = self.slice(attention, found, axis=1, start=1)
         if factor == 1:
             return attention
         n_rows = self._n_side // factor
@@ -198,7 +177,7 @@ class TowerGraph:
 
     def image_newline(self) -> str:
         """What ends a row of a picture's embeds: float32 [n_embd]."""
-        return self.graph.node("Identity", [self._weight("model.image_newline")], "image_newline")
+        return self.graph.node("Identity", [self.weight("model.image_newline")], "image_newline")
 
     def _embed(self, pixel_values: str) -> str:
         """Patches, with CLS before them if the tower has it, plus their positions."""
@@ -206,12 +185,13 @@ class TowerGraph:
         names = [name for name in ("v.patch_embd.weight", "v.patch_embd.bias") if name in self._tensors]
         patches = self.graph.node(
             "Conv",
-            [pixel_values, *map(self._weight, names)],
+            [pixel_values, *map(self.weight, names)],
             "v.patch_embd",
             strides=[patch_size, patch_size],
         )
         if self._rotates:
             self._place(patches)
+        grid = patches
         shape = self.graph.constant("v.patch_embd.shape", [0, hidden_size, -1])
         patches = self.graph.node("Reshape", [patches, shape], "v.patch_embd.flat")
         patches = self.graph.node("Transpose", [patches], "v.patch_embd.rows", perm=[0, 2, 1])
@@ -222,6 +202,8 @@ class TowerGraph:
             patches = self.graph.node("Pad", [patches, pads], "v.class_embd.rows")
         if "v.position_embd.weight" not in self._tensors:
             return patches
+        if self._vision.family.has_any_size:
+            return self.add(patches, self._positions_of(grid), "v.embd")
         positions = self.graph.weight(
             "v.position_embd.weight", (1, self._n_side**2 + has_cls, hidden_size), self._load_positions
         )
@@ -268,6 +250,32 @@ class TowerGraph:
         columns = np.broadcast_to(sides[:, np.newaxis] * waves[1::2], shape)
         return np.concatenate([rows, columns], axis=2).reshape(self._n_side**2, -1)
 
+    def _positions_of(self, patches: str) -> str:
+        """Positions [n_patches, hidden_size] of ``patches`` [B, hidden_size, rows, columns].
+
+        Which row of the table along a side each of so many patches takes is itself a table.
+        """
+        n_table, most = self._vision.patches_per_side, self._n_side
+        buckets = self.graph.weight("v.buckets", (most + 1, most), lambda: _all_buckets(n_table, most))
+        start, axis = (self.graph.constant(f"v.buckets.{key}", [n]) for key, n in (("start", 0), ("axis", 1)))
+
+        def numbers(side: str, axis_here: int, shape: Sequence[int]) -> str:
+            n = self.graph.node("Shape", [patches], f"v.{side}", start=axis_here, end=axis_here + 1)
+            all_of = self.graph.node("Gather", [buckets, n], f"v.{side}.all", axis=0)
+            taken = self.graph.node("Slice", [all_of, start, n, axis], f"v.{side}.taken")
+            return self.graph.node(
+                "Reshape", [taken, self.graph.constant(f"v.{side}.shape", shape)], f"v.{side}.numbers"
+            )
+
+        rows, columns = numbers("rows", 2, [-1, 1]), numbers("columns", 3, [1, -1])
+        width = self.graph.constant("v.buckets.width", np.float32(n_table))
+        first = self.graph.node("Mul", [rows, width], "v.rows.first")
+        grid = self.graph.node(
+            "Cast", [self.add(first, columns, "v.grid")], "v.grid.int", to=int(TensorProto.INT64)
+        )
+        flat = self.graph.node("Reshape", [grid, self.graph.constant("v.grid.shape", [-1])], "v.grid.flat")
+        return self.graph.node("Gather", [self.weight("v.position_embd.weight"), flat], "v.positions", axis=0)
+
     def _load_positions(self) -> NDArray[np.float32]:
         table = self._tensors["v.position_embd.weight"].read()
         fractional = self._vision.family.has_fractional_positions
@@ -277,20 +285,18 @@ class TowerGraph:
         return positions[np.newaxis]
 
     def _attention(self, hidden: str, block: str) -> str:
-        normed = self._linear_input(self._norm(hidden, f"{block}.ln1"), is_foldable=True)
+        normed = self.linear_input(self.norm(hidden, f"{block}.ln1"), is_foldable=True)
         # What CLS and patches attend with is a mean of values, so values can be divided for attn_out.
-        value_divisors = self._divisors(f"{block}.attn")
+        value_divisors = self.divisors(f"{block}.attn")
         names = [f"{block}.attn_{projection}" for projection in "qk"]
         if has_qk_norm := self._has_qk_norm(block):
-            projected = [
-                self._norm(self._linear(normed, name), f"{name}_norm", QK_NORM_EPS) for name in names
-            ]
+            projected = [self.norm(self.linear(normed, name), f"{name}_norm", QK_NORM_EPS) for name in names]
         else:
-            projected = [self._product(normed, name, name) for name in names]
+            projected = [self.product(normed, name, name) for name in names]
         if self._rotates:
             projected = [self._rotated(x, name) for x, name in zip(projected, names, strict=True)]
         self._queries_and_keys[block] = (projected[0], projected[1])
-        value = self._product(normed, f"{block}.attn_v", f"{block}.attn_v", divisors=value_divisors)
+        value = self.product(normed, f"{block}.attn_v", f"{block}.attn_v", divisors=value_divisors)
         inputs = [*projected, value]
         if f"{block}.attn_v.bias" in self._tensors:
             bias = self.graph.weight(
@@ -306,8 +312,8 @@ class TowerGraph:
             domain=MICROSOFT,
             num_heads=self._vision.num_attention_heads,
         )
-        source = self._linear_input(attended, is_foldable=True)
-        return self._add(hidden, self._linear(source, f"{block}.attn_out"), f"{block}.attn_residual")
+        source = self.linear_input(attended, is_foldable=True)
+        return self.add(hidden, self.linear(source, f"{block}.attn_out"), f"{block}.attn_residual")
 
     def _has_qk_norm(self, block: str) -> bool:
         return f"{block}.attn_q_norm.weight" in self._tensors
@@ -319,86 +325,22 @@ class TowerGraph:
         query, key, value = (self._tensors[f"{block}.attn_{projection}.bias"].read() for projection in "qkv")
         if has_qk_norm:
             query, key = np.zeros_like(query), np.zeros_like(key)
-        return np.concatenate([query, key, _divided(value, value_divisors)])
+        return np.concatenate([query, key, divided(value, value_divisors)])
 
     def _mlp(self, hidden: str, block: str) -> str:
-        normed = self._linear_input(self._norm(hidden, f"{block}.ln2"), is_foldable=True)
-        up = self._linear(normed, f"{block}.ffn_up")
+        normed = self.linear_input(self.norm(hidden, f"{block}.ln2"), is_foldable=True)
         if f"{block}.ffn_gate.weight" in self._tensors:
-            gate = self._linear(normed, f"{block}.ffn_gate")
-            gate = self._activation(self._vision.hidden_act, gate, f"{block}.ffn_act")
-            product = self.graph.node("Mul", [gate, up], f"{block}.ffn_gated")
+            product = self.gated(normed, f"{block}.ffn_", self._vision.hidden_act)
         else:
-            product = self._activation(self._vision.hidden_act, up, f"{block}.ffn_act")
-        activated = self._linear_input(product)
-        return self._add(hidden, self._linear(activated, f"{block}.ffn_down"), f"{block}.out")
-
-    def _linear_input(self, x: str, *, is_foldable: bool = False) -> str:
-        """Note that linear layers take ``x``."""
-        self.linear_inputs[x] = LinearInput(is_foldable)
-        return x
-
-    def _linear(self, x: str, name: str, output: str | None = None) -> str:
-        output = output or name
-        if f"{name}.bias" not in self._tensors:
-            return self._product(x, name, output)
-        bias = self._weight(f"{name}.bias")
-        if x in self._int8:
-            return self._product(x, name, output, bias=bias)
-        return self._add(self._product(x, name, f"{name}.product"), bias, output)
-
-    def _product(
-        self, x: str, name: str, output: str, *, bias: str = "", divisors: Divisors | None = None
-    ) -> str:
-        """``x`` times the weight of the linear layer ``name``; channels of the output are divided.
-
-        Only a product in int8 takes a ``bias``.
-        """
-        tensor = self._tensors[f"{name}.weight"]
-        if x in self.linear_inputs:
-            self.linear_inputs[x].layers.append(name)
-        plan = self._int8.get(x)
-
-        def load() -> NDArray[np.float32]:
-            """The weight as float32 [out, in]."""
-            weight = tensor.read() if divisors is None else tensor.read() / divisors[:, np.newaxis]
-            return weight if plan is None else weight * plan.divisors
-
-        if plan is None:
-            # MatMul wants [in, out].
-            weight = self.graph.weight(f"{name}.weight", tensor.shape[::-1], lambda: load().T)
-            return self.graph.node("MatMul", [x, weight], output)
-        return int8_product(self.graph, x, Int8Layer(name, tensor.shape, load, bias), plan, output)
-
-    def _divisors(self, x: str) -> Divisors | None:
-        """What the step that computes ``x`` divides its channels by."""
-        return self._int8[x].divisors if x in self._int8 else None
-
-    def _norm(self, x: str, name: str, eps: float | None = None) -> str:
-        """A layer norm, or an RMS norm, which has no bias."""
-        divisors, eps = self._divisors(name), eps or self._vision.layer_norm_eps
-        scale = self._weight(f"{name}.weight", divisors)
-        if f"{name}.bias" not in self._tensors:
-            return self.graph.node("SimplifiedLayerNormalization", [x, scale], name, epsilon=eps)
-        bias = self._weight(f"{name}.bias", divisors)
-        return self.graph.node("LayerNormalization", [x, scale, bias], name, epsilon=eps)
-
-    def _activation(self, activation: str, x: str, name: str) -> str:
-        op, attributes = ACTIVATIONS[activation]
-        return self.graph.node(op, [x], name, **attributes)
-
-    def _add(self, left: str, right: str, name: str) -> str:
-        return self.graph.node("Add", [left, right], name)
-
-    def _slice(self, x: str, name: str, *, axis: int, start: int, end: int = 2**31 - 1) -> str:
-        bounds = {"start": start, "end": end, "axis": axis}
-        inputs = [self.graph.constant(f"{name}.{key}", [value]) for key, value in bounds.items()]
-        return self.graph.node("Slice", [x, *inputs], name)
-
-    def _weight(self, name: str, divisors: Divisors | None = None) -> str:
-        tensor = self._tensors[name]
-        return self.graph.weight(name, tensor.shape, lambda: _divided(tensor.read(), divisors))
+            up = self.linear(normed, f"{block}.ffn_up")
+            product = self.activation(self._vision.hidden_act, up, f"{block}.ffn_act")
+        activated = self.linear_input(product)
+        return self.add(hidden, self.linear(activated, f"{block}.ffn_down"), f"{block}.out")
 
 
-def _divided(values: NDArray[np.float32], divisors: Divisors | None) -> NDArray[np.float32]:
-    return values if divisors is None else values / divisors
+def _all_buckets(n_table: int, most: int) -> NDArray[np.float32]:
+    """``fractional_buckets`` of 0 to ``most`` patches, [most + 1, most], with zeros behind them."""
+    buckets = np.zeros((most + 1, most), np.float32)
+    for n in range(1, most + 1):
+        buckets[n, :n] = fractional_buckets(n_table, n)
+    return buckets

@@ -19,7 +19,8 @@ from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec, Longes
 from acestep_gguf.bundle.names import LLAMA_FTYPE, MmprojFtype, mmproj_file_name
 from acestep_gguf.bundle.schema import FileRecord
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
-from acestep_gguf.convert.tower.graph import QK_NORM_EPS, Tensors
+from acestep_gguf.convert.tower.graph import QK_NORM_EPS
+from acestep_gguf.convert.tower.layers import Tensors
 from acestep_gguf.convert.tower.position_embedding import positions_of_size
 from acestep_gguf.errors import UnsupportedModelError
 from acestep_gguf.quantize.ggml import block_size

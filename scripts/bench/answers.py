@@ -93,7 +93,7 @@ def tower_figures(bench: Bench, folder: Path) -> tuple[float, np.ndarray]:
     """Median seconds of the int8 tower, and the cosine of each token to the float32 one, float32 [n]."""
     bundle = Bundle.read(folder)
     _, image = bundle.tower()
-    pixels = pixel_values(bench.artefacts.picture(0), image)
+    (pixels,) = pixel_values(bench.artefacts.picture(0), image)
     exact = VisionTower(folder, bundle, "float32", n_threads=usable_cpus()).encode(pixels).embeds
     int8 = VisionTower(folder, bundle, "int8", n_threads=usable_cpus())
     seconds = []

@@ -201,7 +201,7 @@ def encoded(
 ) -> tuple[list[Segment], Embeds]:
     """A question as decoders read it."""
     _, image = bundle.tower()
-    rows = [tower.encode(pixel_values(picture, image)).embeds for picture in one.images]
+    rows = [tower.encode(pixels).embeds for picture in one.images for pixels in pixel_values(picture, image)]
     inputs = [ImageInput(array.tobytes(), len(array)) for array in rows]
     prompt = prompts.build([user_message(one.question.text, one.images)])
     return prompt.segments(inputs), {seen.key: array for seen, array in zip(inputs, rows, strict=True)}

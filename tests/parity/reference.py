@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, Idefics2Processor
 
 from acestep_gguf.quality.reference import read_processor
 from tests.support.fidelity import ANSWER_TOKENS, Arrays, conversations, has_tiles, images_of, pictures
@@ -70,6 +70,8 @@ class Reference:
         if "rows" in processed:
             grids = zip(processed["rows"][0], processed["cols"][0], strict=True)
             return [rows * columns + 1 for rows, columns in grids]
+        if hasattr(self.processor, "fake_image_token"):  # IDEFICS-2's
+            return [len(processed["pixel_values"][0]) // len(shown)] * len(shown)
         return list(map(int, processed.get("num_patches", ())))
 
     def _processed(self, shown: list[Image.Image]) -> dict[str, torch.Tensor]:
@@ -128,6 +130,8 @@ def expected_counts(processor: Any, sizes: list[tuple[int, int]]) -> list[int | 
     """
     if hasattr(processor, "image_break_token"):
         return [_pixtral_count(processor, *size) for size in sizes]
+    if isinstance(processor, Idefics2Processor):
+        return [idefics2_count(processor, *size) for size in sizes]
     n_around = 2 if hasattr(processor, "start_image_token") else 0
 
     def count(width: int, height: int) -> int | None:
@@ -150,6 +154,27 @@ def _pixtral_count(processor: Any, width: int, height: int) -> int | None:
     )
     rows, columns = (side // step for side in fitted)
     return rows * (columns + 1) - 1 if rows and columns else None
+
+
+def idefics2_count(processor: Any, width: int, height: int) -> int | None:
+    """Tokens of a picture without those around it; it has as many crops as can be resized."""
+    if not idefics2_crops(processor.image_processor, width, height):
+        return None
+    image_token, around = processor.image_token, processor.fake_image_token
+    ids = processor(text=f"{image_token}", images=None)["input_ids"][0]
+    n_tokens = [processor.tokenizer.convert_tokens_to_ids(token) for token in (image_token, around)]
+    return sum(int(ids.count(token)) for token in n_tokens) - 2
+
+
+def idefics2_crops(image_processor: Any, width: int, height: int) -> list[tuple[int, int]]:
+    """Heights and widths of all crops of a picture of this size; none where there is nothing to resize."""
+    from transformers.models.idefics2.image_processing_pil_idefics2 import get_resize_output_image_size
+
+    picture = np.broadcast_to(np.uint8(0), (3, height, width))  # takes no memory
+    crops = image_processor.split_images(picture) if image_processor.do_image_splitting else [picture]
+    if not all(crop.size for crop in crops):
+        return []
+    return [get_resize_output_image_size(crop, image_processor.size) for crop in crops]
 
 
 def expected_arrays(name: str, checkpoint: Path) -> Arrays:

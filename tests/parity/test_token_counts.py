@@ -11,7 +11,7 @@ from acestep_gguf.vision.image import crops_of, normalized
 from acestep_gguf.vision.tiling import tiling_of
 from tests.support.fidelity import drawing
 from tests.support.published_tiles import CHECKPOINTS, image_spec, picture_sizes, token_counts
-from tests.support.stages import PIXEL_TOLERANCE
+from tests.support.stages import PIXEL_TOLERANCE, batched
 
 pytestmark = pytest.mark.parity
 
@@ -41,7 +41,7 @@ def test_crops_are_those_of_transformers(name: str, sizes: list[tuple[int, int]]
     if isinstance(spec.tiles, LongestEdgeTiles):  # whose processor has all crops of a prompt in one row
         expected = np.split(expected[0], np.cumsum([*map(tiling.n_crops, sizes)])[:-1])
     for picture, theirs in zip(pictures, expected, strict=True):
-        ours = normalized(crops_of(picture, tiling), spec)
+        ours = batched([normalized(crop, spec) for crop in crops_of(picture, tiling)])
         std = np.array(spec.std, np.float32).reshape(3, 1, 1)
         assert np.abs((ours - theirs[: len(ours)]) * std).max() <= PIXEL_TOLERANCE + 1e-6
         assert not theirs[len(ours) :].any()  # what fills up a batch

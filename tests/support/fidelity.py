@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from tests.support.stages import Stages, assert_same_embeds, assert_same_logits, assert_same_pixels
 from tests.support.texts import TEXTS
 from tests.support.tiny_checkpoints import MISTRAL_WINDOW, TinyCheckpoint, tiny_onevision
+from tests.support.tiny_idefics2 import TinyIdefics2
 from tests.support.tiny_internvl import TinyInternVL
 from tests.support.tiny_pixtral import TinyPixtral
 from tests.support.tiny_smolvlm import TinySmolVLM
@@ -19,6 +20,7 @@ DEMO = Path(__file__).parents[2] / "acestep_gguf" / "demo"
 ANSWER_TOKENS = 6
 SIZES = ((90, 61), (40, 133), (56, 56), (17, 23))
 TILED_SIZES = ((61, 90), (133, 40), (56, 56), (1, 1), (400, 9))
+IDEFICS2_SIZES = ((61, 90), (133, 40), (56, 56), (2, 3), (400, 9), (97, 301))
 INTERNVL_SIZES = ((61, 90), (133, 40), (56, 56), (1, 1), (4000, 30))
 
 TINY_VIT: dict[str, Any] = {"image_size": 28, "patch_size": 7}
@@ -169,6 +171,31 @@ TINY: dict[str, TinyCheckpoint] = {
         dtype="F32",
         seed=34,
     ),
+    "idefics2-v4": TinyIdefics2(decoder="mistral", sliding_window=MISTRAL_WINDOW, seed=35),
+    # Sides that are no multiples of a patch, a table for other sizes than there are.
+    "idefics2-tied-v5": TinyIdefics2(
+        decoder="mistral",
+        layout="v5",
+        tied=True,
+        patch_size=6,
+        image_size=60,
+        longest_edge=70,
+        shortest_edge=17,
+        resampler_hidden_size=256,
+        dtype="F32",
+        seed=36,
+    ),
+    "idefics2-whole-v4": TinyIdefics2(
+        decoder="mistral",
+        splits=False,
+        longest_edge=140,
+        n_latents=16,
+        depth=3,
+        n_resampler_heads=6,
+        n_resampler_kv_heads=1,
+        dtype="F16",
+        seed=37,
+    ),
 }
 
 Arrays = dict[str, NDArray[Any]]
@@ -194,6 +221,8 @@ def pictures(name: str) -> list[Image.Image]:
     sizes: tuple[tuple[int, int], ...] = TILED_SIZES if has_tiles(name) else SIZES
     if isinstance(TINY[name], TinyInternVL | TinySmolVLM):
         sizes = INTERNVL_SIZES
+    if isinstance(TINY[name], TinyIdefics2):
+        sizes = IDEFICS2_SIZES
     return [drawing(size, seed) for seed, size in enumerate(sizes)]
 
 

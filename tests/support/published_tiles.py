@@ -9,11 +9,12 @@ from acestep_gguf.convert.model import open_model
 from acestep_gguf.errors import ImageError
 from acestep_gguf.vision.tiling import n_positions, tiling_of
 from tests.support.tiny_checkpoints import TinyCheckpoint, tiny_onevision
+from tests.support.tiny_idefics2 import TinyIdefics2
 from tests.support.tiny_internvl import TinyInternVL
 from tests.support.tiny_pixtral import TinyPixtral
 from tests.support.tiny_smolvlm import TinySmolVLM
 
-CHECKPOINTS: dict[str, TinyCheckpoint | TinyInternVL | TinyPixtral | TinySmolVLM] = {
+CHECKPOINTS: dict[str, TinyCheckpoint | TinyIdefics2 | TinyInternVL | TinyPixtral | TinySmolVLM] = {
     "internvl": TinyInternVL(image_size=448, patch_size=14, vision_n_layers=1),
     "smolvlm-500m": TinySmolVLM(
         decoder="smollm", image_size=512, patch_size=16, scale_factor=4, longest_edge=2048
@@ -22,6 +23,12 @@ CHECKPOINTS: dict[str, TinyCheckpoint | TinyInternVL | TinyPixtral | TinySmolVLM
         decoder="smollm", image_size=384, patch_size=14, scale_factor=3, longest_edge=1536
     ),
     "pixtral": TinyPixtral(decoder="mistral", image_size=1024, patch_size=16),
+    "idefics2": TinyIdefics2(
+        decoder="mistral", image_size=980, patch_size=14, longest_edge=980, shortest_edge=378, n_latents=64
+    ),
+    "idefics2-whole": TinyIdefics2(
+        decoder="mistral", image_size=980, patch_size=14, longest_edge=980, shortest_edge=378, splits=False
+    ),
     "llava-next": TinyCheckpoint(architecture="llava_next", image_size=336),
     "llava-onevision": tiny_onevision(
         image_size=384, grids=tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))

@@ -48,8 +48,8 @@ class Stages:
         self._model.close()
 
     def pixel_values(self, picture: Image.Image) -> Floats:
-        """float32 [n_crops, 3, H, W]."""
-        return pixel_values(picture, self.bundle.tower()[1])
+        """float32 [n_crops, 3, H, W] of the largest crop; zeros fill up the others, as in transformers."""
+        return batched(pixel_values(picture, self.bundle.tower()[1]))
 
     def image_embeds(self, picture: Image.Image, *, n_pictures: int = 1) -> Floats:
         """float32 [n_tokens, n_embd] of a picture in a prompt with ``n_pictures``."""
@@ -105,6 +105,15 @@ class Stages:
             decoder.append([token])
             logits.append(self._context.logits())
         return np.stack(logits)
+
+
+def batched(crops: Sequence[Floats]) -> Floats:
+    """Crops [1, 3, H, W] each as one array, filled up with zeros on the right and below."""
+    height, width = (max(crop.shape[axis] for crop in crops) for axis in (2, 3))
+    filled = np.zeros((len(crops), 3, height, width), np.float32)
+    for row, (crop,) in zip(filled, crops, strict=True):
+        row[:, : crop.shape[1], : crop.shape[2]] = crop
+    return filled
 
 
 def assert_same_pixels(ours: Floats, reference: Floats, bundle: Bundle) -> None:

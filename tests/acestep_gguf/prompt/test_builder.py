@@ -289,3 +289,28 @@ def test_control_tokens_stand_around_each_picture(spec: PromptSpec, weights: Mod
     for span in marked.build(messages).spans:
         got += [span] if isinstance(span, ImageSpan) else span.tokens
     assert got == expected
+
+
+IMAGES_ONLY = (
+    "{% for message in messages %}{% for part in message['content'] %}"
+    "{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "behind"),
+    [("What?", " What?"), (" What?", " What?"), ("\nWhat?", "\nWhat?"), ("<b>", "<b>"), ("é", " é")],
+)
+def test_pictures_share_the_token_around_them_and_words_behind_get_a_space(
+    text: str, behind: str, spec: PromptSpec, weights: Model
+) -> None:
+    around = "<|im_end|>"  # for want of another in this vocabulary
+    shared = replace(spec, image_around=around, chat_template=IMAGES_ONLY)
+    builder = PromptBuilder(shared, weights.tokenize, weights.token_bytes)
+    prompt = builder.build([user_message(text, ["a.png", "b.png"])])
+    assert written(prompt, spec, weights) == f"{around}[0]{around}[1]{around}{behind}"
+    # A text between two pictures parts them.
+    parts = [{"type": "image", "image": "a.png"}, {"type": "text", "text": text}]
+    prompt = builder.build(user(parts + parts))
+    half = f"{around}[{{}}]{around}{behind}"
+    assert written(prompt, spec, weights) == half.format(0) + half.format(1)

@@ -25,7 +25,7 @@ def shown(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Encode
     Image.linear_gradient("L").resize((60, 40)).convert("RGB").save(path)
     bundle = Bundle.read(tiny_bundle)
     tower = VisionTower(tiny_bundle, bundle, "float32", n_threads=1)
-    return EncodedPicture(path, tower.encode(pixel_values(path, bundle.tower()[1])).embeds)
+    return EncodedPicture(path, tower.encode(pixel_values(path, bundle.tower()[1])[0]).embeds)
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def make(bundle: Path, **options: Any) -> ImageEncoder:
 @pytest.mark.parametrize("size", [(64, 64), (8, 64), (24, 16), (200, 90)])
 def test_the_int8_tower_is_close_for_every_size(folder: Path, size: tuple[int, int]) -> None:
     bundle = Bundle.read(folder)
-    pixels = pixel_values(drawing(size, 0), bundle.tower()[1])
+    (pixels,) = pixel_values(drawing(size, 0), bundle.tower()[1])
     exact, int8 = (
         VisionTower(folder, bundle, precision, n_threads=1).encode(pixels).embeds
         for precision in ("float32", "int8")

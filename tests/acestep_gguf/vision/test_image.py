@@ -26,7 +26,8 @@ WHITE, RED = (255, 255, 255), (255, 0, 0)
 
 
 def preprocess(image: Image.Image, spec: ImageSpec) -> NDArray[np.float32]:
-    return normalized(crops_of(image, tiling_of(spec)), spec)
+    (crop,) = crops_of(image, tiling_of(spec))
+    return normalized(crop, spec)
 
 
 def spec(**changes: Any) -> ImageSpec:
@@ -68,15 +69,15 @@ def test_path_bytes_and_pil_image_are_the_same_picture(tmp_path: Path, format: s
     data = encoded(noise(40, 30), format)
     path = tmp_path / "picture"
     path.write_bytes(data)
-    expected = pixel_values(Image.open(io.BytesIO(data)), spec())
+    (expected,) = pixel_values(Image.open(io.BytesIO(data)), spec())
     for source in (path, str(path), data):
-        assert np.array_equal(pixel_values(source, spec()), expected)
+        assert np.array_equal(pixel_values(source, spec())[0], expected)
     assert expected.shape == (1, 3, 32, 32)
     assert expected.dtype == np.float32
 
 
 def test_values_are_rescaled_and_normalized_per_channel() -> None:
-    values = pixel_values(Image.new("RGB", (32, 32), (255, 51, 0)), spec())
+    (values,) = pixel_values(Image.new("RGB", (32, 32), (255, 51, 0)), spec())
     expected = [(1.0 - 0.5) / 0.2, (0.2 - 0.4) / 0.3, (0.0 - 0.3) / 0.4]
     assert values[0, :, 7, 9].tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -435,7 +436,7 @@ def test_damaged_bytes_raise_nothing_but_image_errors(
     for position, patch in damage:
         data[position % len(data) : position % len(data) + len(patch)] = patch
     try:
-        values = pixel_values(bytes(data), spec())
+        (values,) = pixel_values(bytes(data), spec())
     except ImageError:
         return
     assert values.shape == (1, 3, 32, 32)

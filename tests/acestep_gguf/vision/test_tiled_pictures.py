@@ -49,7 +49,7 @@ def test_each_crop_is_encoded_by_itself(tiled: Path, wide: Path) -> None:
     tower = VisionTower(tiled, bundle, n_threads=1)
     crops = pixel_values(wide, bundle.tower()[1])
     assert len(crops) == N_CROPS
-    rows = [tower.encode(crop[np.newaxis]) for crop in crops]
+    rows = [tower.encode(crop) for crop in crops]
     assert np.array_equal(embeds.embeds, np.concatenate([row.embeds for row in rows]))
     assert np.array_equal(embeds.patch_attention, np.concatenate([row.patch_attention for row in rows]))
 

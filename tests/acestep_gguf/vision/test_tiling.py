@@ -62,7 +62,7 @@ def test_counts_are_known_from_the_size_alone(
 ) -> None:
     tiling = tiling_of(spec(tiles), max_tiles=max_tiles, n_pictures=n_pictures)
     crops, blocks = crops_of(noise(*size), tiling), tiling.blocks(size)
-    assert crops.shape == (tiling.n_crops(size), SIDE, SIDE, 3)
+    assert [crop.shape for crop in crops] == [(SIDE, SIDE, 3)] * tiling.n_crops(size)
     features = np.arange(len(crops) * 4 * 8, dtype=np.float32).reshape(len(crops), 4, 8)
     rows = packed(tiling.grids(features, size), blocks, np.zeros(8, np.float32))
     assert rows.shape == (n_tokens(blocks), 8)
@@ -153,8 +153,8 @@ def test_several_pictures_are_squares_for_onevision() -> None:
     tiling = tiling_of(spec(ONEVISION), n_pictures=2)
     crops = crops_of(Image.new("RGB", (40, 20), (255, 0, 0)), tiling)
     assert len(crops) == 1
-    assert crops[0, 0, 0].tolist() == [122, 116, 104]
-    assert crops[0, 14, 14].tolist() == [255, 0, 0]
+    assert crops[0][0, 0].tolist() == [122, 116, 104]
+    assert crops[0][14, 14].tolist() == [255, 0, 0]
     assert n_tokens(tiling.blocks((40, 20))) == 5, "one newline ends it"
 
 

@@ -102,7 +102,7 @@ def embeds(folder: Path, image: Image.Image) -> NDArray[np.float32]:
     bundle = Bundle.read(folder)
     session = onnxruntime.InferenceSession(str(folder / bundle.vision_file("float32").file))
     _, spec = bundle.tower()
-    (found,) = session.run(["image_embeds"], {"pixel_values": pixel_values(image, spec)})
+    (found,) = session.run(["image_embeds"], {"pixel_values": pixel_values(image, spec)[0]})
     return np.asarray(found[0])
 
 

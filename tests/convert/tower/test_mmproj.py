@@ -57,7 +57,7 @@ def convert(
 def our_embeds(bundle: Bundle, folder: Path, image: Image.Image) -> NDArray[np.float32]:
     session = onnxruntime.InferenceSession(str(folder / bundle.vision_file("float32").file))
     _, spec = bundle.tower()
-    (embeds,) = session.run(["image_embeds"], {"pixel_values": pixel_values(image, spec)})
+    (embeds,) = session.run(["image_embeds"], {"pixel_values": pixel_values(image, spec)[0]})
     return np.asarray(embeds[0])
 
 
@@ -149,7 +149,7 @@ def test_llama_cpp_gives_our_tiles_of_smolvlm(
     picture = drawing((90, 61), 0)  # resized in three steps, here and there
     session = onnxruntime.InferenceSession(str(folder / bundle.vision_file("float32").file))
     pixels = pixel_values(picture, bundle.tower()[1])
-    ours = [session.run(["image_embeds"], {"pixel_values": crop[np.newaxis]})[0][0] for crop in pixels]
+    ours = [session.run(["image_embeds"], {"pixel_values": crop})[0][0] for crop in pixels]
     decoder, file = folder / bundle.decoder("F32").file, folder / bundle.mmproj[mmproj].file
     with LlamaCppPair(decoder, file) as pair:
         parts = pair.parts(picture)
