@@ -11,7 +11,7 @@ from acestep_gguf.bundle.schema import VisionFile
 
 F32: Final = 4
 SESSION_BYTES: Final = 3 * 2**20  # threads' stacks and what a session keeps beside weights
-UP_PROJECTION: Final = re.compile(r"\bffn_up\.weight")
+UP_PROJECTION: Final = re.compile(r"(v\.blk\.\d+\.ffn|mm)[._]up\.weight")
 POSITIONS: Final = "v.position_embd.weight"
 
 
@@ -31,7 +31,7 @@ def tower_memory(path: Path, record: VisionFile, image: ImageSpec, batch: int = 
     of which several may become one token; the embeds come on top.
     """
     dims = {weight.name: weight.dims for weight in read_onnx(path).initializers}
-    mlps = (dims for name, dims in dims.items() if UP_PROJECTION.search(name) and len(dims) == 2)
+    mlps = (dims for name, dims in dims.items() if UP_PROJECTION.match(name) and len(dims) == 2)
     hidden, mlp = max(mlps, key=max, default=(0, 0))
     hidden, mlp = min(hidden, mlp), max(hidden, mlp)  # matrices may be stored either way round
     positions = dims.get(POSITIONS, ())
