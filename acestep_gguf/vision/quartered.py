@@ -38,7 +38,7 @@ class Quartered:
 
     def blocks(self, size: tuple[int, int]) -> tuple[Block, ...]:
         """A row of tokens for each crop: they belong to no patch."""
-        self._fitted_crops(size)
+        self.fitted_crops(size)
         return (Block(1, self._spec.n_image_tokens),) * self._n_crops
 
     def marks(self, _: tuple[int, int]) -> tuple[tuple[int, ...], ...]:
@@ -47,14 +47,11 @@ class Quartered:
         return ((), *((self._tiles.between,),) * N_QUARTERS, ())
 
     def working_pixels(self, size: tuple[int, int]) -> int:
-        whole = size[0] * size[1]
-        parts = [(_size_of(box), fitted) for box, fitted in self._fitted_crops(size)]
-        return max(whole + part[0] * part[1] + resizing_pixels(part, fitted) for part, fitted in parts)
+        resizing = [resizing_pixels(_size_of(box), fitted) for box, fitted in self.fitted_crops(size)]
+        return size[0] * size[1] + max(resizing)
 
     def crops(self, image: Image.Image) -> list[Image.Image]:
-        return [
-            resized(image.crop(box), fitted, self._spec) for box, fitted in self._fitted_crops(image.size)
-        ]
+        return [resized(image.crop(box), fitted, self._spec) for box, fitted in self.fitted_crops(image.size)]
 
     def grids(self, features: FloatArray, _: tuple[int, int]) -> Sequence[FloatArray]:
         return list(features[:, np.newaxis])
@@ -65,7 +62,7 @@ class Quartered:
     def most_marks(self) -> int:
         return self._n_crops - 1
 
-    def _fitted_crops(self, size: tuple[int, int]) -> list[tuple[Box, tuple[int, int]]]:
+    def fitted_crops(self, size: tuple[int, int]) -> list[tuple[Box, tuple[int, int]]]:
         """Where each crop lies in a picture, and the width and height that it gets."""
         width, height = size
         middle, half = width // 2, height // 2

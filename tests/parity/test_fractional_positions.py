@@ -7,7 +7,7 @@ from acestep_gguf.convert.tower.position_embedding import fractional_buckets
 pytestmark = pytest.mark.parity
 
 
-@pytest.mark.parametrize("n_table", [16, 26, 27, 32])
+@pytest.mark.parametrize("n_table", [16, 26, 27, 32, 70])
 def test_positions_are_those_of_transformers(n_table: int) -> None:
     import torch
     from transformers import Idefics3VisionConfig

@@ -75,7 +75,7 @@ def positions(n_table: int, n: int) -> list[int]:
     """Which position each of ``n`` patches takes: as many as begin at or before its share, but the first."""
     begins = [np.float32(k * (1 / n_table)) for k in range(1, n_table)]
     shares = [min(np.float32(i) * (np.float32(1) / np.float32(n)), np.float32(1 - 1e-6)) for i in range(n)]
-    return [sum(begin <= share for begin in begins) for share in shares]
+    return [sum(bool(begin <= share) for begin in begins) for share in shares]
 
 
 @pytest.mark.parametrize(
