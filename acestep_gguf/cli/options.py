@@ -61,7 +61,7 @@ def bundle_folder(argument: str) -> Path:
 def engine_option(name: str, *, help: str | None = None, group: str | None = None) -> Any:
     """The flag of one of EngineOptions, for a verb that takes few of them, perhaps in words of its own."""
     _, flag = get_args(get_type_hints(EngineOptions, include_extras=True)[name])
-    return typer.Option(*flag.names, help=help or flag.help, rich_help_panel=group)
+    return typer.Option(*flag.names, help=help or flag.help, metavar=flag.metavar, rich_help_panel=group)
 
 
 def _begin_log(wanted: bool) -> bool:

@@ -71,6 +71,7 @@ def score(
         int,
         engine_option("n_parallel", help="Answers to write together; -1: as many as fit.", group=MACHINE),
     ] = MANY.n_parallel,
+    rpc: Annotated[str | None, engine_option("rpc", group=MACHINE)] = None,
     exact: Exact = False,
     verbose: Verbose = False,  # noqa: ARG001 (its callback does all)
 ) -> None:
@@ -82,7 +83,7 @@ def score(
     from acestep_gguf.score.report import table
     from acestep_gguf.score.run import score_bundle
 
-    options = EngineOptions(vision=vision, n_ctx=n_ctx, n_threads=threads, n_parallel=n_parallel)
+    options = EngineOptions(vision=vision, n_ctx=n_ctx, n_threads=threads, n_parallel=n_parallel, rpc=rpc)
     if exact:
         options = one_at_a_time(options, MANY)
     folder = output or Path(f"{benchmark}-scores")

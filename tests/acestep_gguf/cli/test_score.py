@@ -90,6 +90,7 @@ def test_what_failed_is_told_and_ends_with_1(tiny_bundle: Path, tmp_path: Path) 
     [
         (["--prompts", "llava"], "MME has no --prompts llava"),
         (["-q", "Q6_K"], "no decoder 'Q6_K'"),
+        (["--rpc", "here"], "--rpc has 'here': write HOST:PORT"),
         (["-np", "4"], "--exact is one answer at a time"),
     ],
 )
