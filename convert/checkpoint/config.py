@@ -328,8 +328,7 @@ def parse_config(raw: dict[str, Any], path: Path) -> VisionLanguageConfig:
     if tower.row_end is not None:
         vision["rope_theta"] = _axial_rope_theta(vision, path)
     vision |= {key: _side(vision[key]) for key in ("image_size", "patch_size") if key in vision}
-    if family.has_resampler:
-        raw["perceiver_config"] = raw.get("perceiver_config") or {}
+    raw["perceiver_config"] = (raw.get("perceiver_config") or {}) if family.has_resampler else None
     text = _text_config({"model_type": family.decoder.model_type, **(raw.get("text_config") or {})}, path)
     return _checked({**raw, "vision_config": vision, "text_config": text}, VisionLanguageConfig, path)
 

@@ -26,6 +26,13 @@ from acestep_gguf.convert.tower.int8 import (
     plan_input,
 )
 from acestep_gguf.convert.tower.layers import Tensors
+from acestep_gguf.convert.tower.resampler import (
+    first_latents,
+    last_norm,
+    perceiver_of,
+    projected,
+    resampler_layer,
+)
 from acestep_gguf.errors import ImageError
 from acestep_gguf.ort_session import session_options
 from acestep_gguf.vision.embeds import centred_cosines, cosines
@@ -124,7 +131,19 @@ def calibration_memory(config: VisionLanguageConfig, image: ImageSpec, n_picture
     activations = n_rows * (6 * hidden + 4 * mlp) + tower.num_attention_heads * n_rows**2
     states = (len(config.feature_layers) + 2) * n_crops * n_rows * hidden
     floats = weights + activations + states
+    if config.perceiver_config is not None:
+        floats = max(floats, _connector_floats(config, n_rows, n_crops))
     return int(ALLOCATOR_KEEPS * np.dtype(np.float32).itemsize * floats)
+
+
+def _connector_floats(config: VisionLanguageConfig, n_rows: int, n_crops: int) -> int:
+    """The same of what is before a resampler, and in one of its layers."""
+    text, perceiver, hidden = config.text_config, perceiver_of(config), config.vision_config.hidden_size
+    n_embd, mlp = text.hidden_size, text.intermediate_size
+    n_heads = 2 * (perceiver.resampler_n_heads + perceiver.num_key_value_heads)
+    layer = n_embd * (12 * n_embd + n_heads * perceiver.resampler_head_dim)
+    weights = 2 * max(mlp * (2 * hidden + n_embd), layer)
+    return weights + n_rows * max(3 * mlp, 3 * n_embd) + n_crops * n_rows * (hidden + n_embd)
 
 
 def find_pictures(folder: Path | None, image: ImageSpec) -> list[Path]:
@@ -219,10 +238,30 @@ class _Tower:
                 if bid not in self._config.feature_layers:
                     del kept[before]
         builder = self._builder(int8)
-        embeds = builder.project(builder.select_features(names))
+        selected = builder.select_features(names)
         needed = {names[number] for number in self._config.feature_layers}
         features = [{name: kept[name] for name in needed} for kept in states]
-        return [output[0] for output in self._run(builder, embeds, features, observe)]
+        if self._config.perceiver_config is not None:
+            context = projected(builder, selected, self._config)
+            return self._resampled(context, self._run(builder, context, features, observe), int8, observe)
+        outputs = self._run(builder, builder.project(selected), features, observe)
+        return [output[0] for output in outputs]
+
+    def _resampled(
+        self, context: str, contexts: Sequence[Floats], int8: Int8Inputs, observe: OnInput
+    ) -> list[Floats]:
+        """Image embeds of pictures whose projected patches are ``contexts``."""
+        config, builder = self._config, self._builder(int8)
+        latents = first_latents(builder, context, config)
+        found = self._run(builder, latents, [{context: one} for one in contexts], observe)
+        for bid in range(perceiver_of(config).resampler_depth):
+            builder = self._builder(int8)
+            before, latents = latents, resampler_layer(builder, latents, context, bid, config)
+            fed = [{before: one, context: seen} for one, seen in zip(found, contexts, strict=True)]
+            found = self._run(builder, latents, fed, observe)
+        builder = self._builder(int8)
+        fed = [{latents: one} for one in found]
+        return [output[0] for output in self._run(builder, last_norm(builder, latents, config), fed, observe)]
 
     def _builder(self, int8: Int8Inputs) -> TowerGraph:
         return TowerGraph(self._config, self._tensors, self._image.size.height, int8)

@@ -89,6 +89,8 @@ def plan_mmproj(
     Raises:
         UnsupportedModelError: llama.cpp would compute something else.
     """
+    if config.perceiver_config is not None:
+        raise _not_in_llama_cpp(f"has no resampler as {config.family.name}'s")
     kind = config.family.llama_cpp_projector
     if kind is None:
         raise _not_in_llama_cpp(f"cuts pictures for {config.family.name} up in a way of its own")

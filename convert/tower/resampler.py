@@ -10,31 +10,53 @@ def resampled(layers: Layers, features: str, config: VisionLanguageConfig) -> st
 
     As in transformers' ``Idefics2Connector`` of a picture that fills its pixels.
     """
-    perceiver = config.perceiver_config
-    assert perceiver is not None  # noqa: S101 (asked for where there is one)
-    graph, eps = layers.graph, config.resampler_eps
-    source = layers.linear_input(features, is_foldable=True)
-    projected = layers.linear_input(layers.gated(source, "mm.", config.text_config.hidden_act))
-    context = layers.linear(projected, "mm.down")
+    context = projected(layers, features, config)
+    latents = first_latents(layers, context, config)
+    for bid in range(perceiver_of(config).resampler_depth):
+        latents = resampler_layer(layers, latents, context, bid, config)
+    return last_norm(layers, latents, config)
 
-    n_pictures = graph.node("Shape", [context], "resampler.n_pictures", end=1)
-    each = [perceiver.resampler_n_latents, config.text_config.hidden_size]
-    shape = [n_pictures, graph.constant("resampler.latents.each", each)]
-    shape_of_all = graph.node("Concat", shape, "resampler.latents.shape", axis=0)
-    latents = graph.node(
-        "Expand", [layers.weight("resampler.latents"), shape_of_all], "resampler.latents.all"
-    )
-    for bid in range(perceiver.resampler_depth):
-        block = f"resampler.blk.{bid}"
-        normed = layers.norm(latents, f"{block}.ln_latents", eps)
-        seen = [layers.norm(context, f"{block}.ln_context", eps), normed]
-        both = graph.node("Concat", seen, f"{block}.attn_seen", axis=1)
-        found = _attended(layers, normed, both, block, perceiver)
-        latents = layers.add(latents, found, f"{block}.attn_residual")
-        normed = layers.linear_input(layers.norm(latents, f"{block}.ln2", eps), is_foldable=True)
-        activated = layers.linear_input(layers.gated(normed, f"{block}.ffn_", perceiver.hidden_act))
-        latents = layers.add(latents, layers.linear(activated, f"{block}.ffn_down"), f"{block}.out")
-    return layers.norm(latents, "resampler.norm", eps, "image_embeds")
+
+def perceiver_of(config: VisionLanguageConfig) -> PerceiverConfig:
+    """The resampler of a model that has one."""
+    assert config.perceiver_config is not None  # noqa: S101
+    return config.perceiver_config
+
+
+def projected(layers: Layers, features: str, config: VisionLanguageConfig) -> str:
+    """What latents look at, [B, n_patches, n_embd]."""
+    source = layers.linear_input(features, is_foldable=True)
+    gated = layers.linear_input(layers.gated(source, "mm.", config.text_config.hidden_act))
+    return layers.linear(gated, "mm.down")
+
+
+def first_latents(layers: Layers, context: str, config: VisionLanguageConfig) -> str:
+    """Latents before the first layer, [B, n_latents, n_embd]: the same for each picture."""
+    n_pictures = layers.graph.node("Shape", [context], "resampler.n_pictures", end=1)
+    each = [perceiver_of(config).resampler_n_latents, config.text_config.hidden_size]
+    sizes = [n_pictures, layers.graph.constant("resampler.latents.each", each)]
+    shape = layers.graph.node("Concat", sizes, "resampler.latents.shape", axis=0)
+    return layers.graph.node("Expand", [layers.weight("resampler.latents"), shape], "resampler.latents.all")
+
+
+def resampler_layer(
+    layers: Layers, latents: str, context: str, bid: int, config: VisionLanguageConfig
+) -> str:
+    """Latents after the layer ``bid``."""
+    perceiver, block, eps = perceiver_of(config), f"resampler.blk.{bid}", config.resampler_eps
+    normed = layers.norm(latents, f"{block}.ln_latents", eps)
+    seen = [layers.norm(context, f"{block}.ln_context", eps), normed]
+    both = layers.graph.node("Concat", seen, f"{block}.attn_seen", axis=1)
+    found = _attended(layers, normed, both, block, perceiver)
+    latents = layers.add(latents, found, f"{block}.attn_residual")
+    normed = layers.linear_input(layers.norm(latents, f"{block}.ln2", eps), is_foldable=True)
+    gated = layers.linear_input(layers.gated(normed, f"{block}.ffn_", perceiver.hidden_act))
+    return layers.add(latents, layers.linear(gated, f"{block}.ffn_down"), f"{block}.out")
+
+
+def last_norm(layers: Layers, latents: str, config: VisionLanguageConfig) -> str:
+    """Image embeds [B, n_latents, n_embd]."""
+    return layers.norm(latents, "resampler.norm", config.resampler_eps, "image_embeds")
 
 
 def _attended(layers: Layers, latents: str, seen: str, block: str, perceiver: PerceiverConfig) -> str:

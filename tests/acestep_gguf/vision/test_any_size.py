@@ -14,16 +14,14 @@ from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import AceStepError, BundleError, DecodeError, ImageError, UnsupportedModelError
-from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.blocks import Block
 from acestep_gguf.vision.embeds import centred_cosines
-from acestep_gguf.vision.embeds_file import EmbedsFile
-from acestep_gguf.vision.encode_pictures import encode_pictures
 from acestep_gguf.vision.encoder import ImageEncoder
 from acestep_gguf.vision.image import pixel_values
 from acestep_gguf.vision.tiling import n_positions, tiling_of
 from acestep_gguf.vision.tower import VisionTower
 from tests.acestep_gguf.vision.test_tiling import SIDE, sizes, spec
+from tests.support.encoded_pictures import embeds_by_all_ways
 from tests.support.fidelity import drawing
 from tests.support.tiny_pixtral import ROW_END, TinyPixtral
 
@@ -124,19 +122,11 @@ def test_rows_end_with_the_decoders_own_embedding(folder: Path) -> None:
 def test_answers_are_the_same_from_anywhere(folder: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     drawing((90, 61), 0).save(picture)
-    (done,) = encode_pictures(folder, [picture], tmp_path, n_threads=1)
-    cache = DiskCache(tmp_path / "cache")
-    encoder = make(folder, cache=cache)
-    expected = encoder.encode(encoder.prepare(picture))
-    cache.close()
-    other = make(folder, cache=DiskCache(tmp_path / "cache"))
-    found = other.recall(other.prepare(picture))
-    assert found is not None
-    assert np.array_equal(found.embeds, expected.embeds)
+    embeds, file = embeds_by_all_ways(folder, picture, tmp_path)
     with AceStep(folder, n_ctx=256, n_threads=1, cache=False) as model:
         answer = model.generate("x", [picture], max_tokens=8)
-        assert answer.usage.image_tokens == len(expected.embeds)
-        assert model.generate("x", [EmbedsFile(done.path)], max_tokens=8).tokens == answer.tokens
+        assert answer.usage.image_tokens == len(embeds)
+        assert model.generate("x", [file], max_tokens=8).tokens == answer.tokens
 
 
 def test_fewer_tokens_of_a_picture_are_refused(folder: Path) -> None:

@@ -13,16 +13,14 @@ from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.errors import BundleError, DecodeError, ImageError, UnsupportedModelError
-from acestep_gguf.storage.disk_cache import DiskCache
 from acestep_gguf.vision.blocks import Block
 from acestep_gguf.vision.embeds import centred_cosines
-from acestep_gguf.vision.embeds_file import EmbedsFile
-from acestep_gguf.vision.encode_pictures import encode_pictures
 from acestep_gguf.vision.encoder import ImageEncoder
 from acestep_gguf.vision.image import as_seen, crops_of, pixel_values
 from acestep_gguf.vision.tiling import n_positions, tiling_of
 from acestep_gguf.vision.tower import VisionTower
 from tests.acestep_gguf.vision.test_tiling import SIDE, noise, sizes, spec
+from tests.support.encoded_pictures import embeds_by_all_ways
 from tests.support.fidelity import drawing
 from tests.support.tiny_idefics2 import TinyIdefics2
 
@@ -144,19 +142,11 @@ def test_pictures_of_one_color_differ_by_their_size(folder: Path) -> None:
 def test_answers_are_the_same_from_anywhere(folder: Path, tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     drawing((90, 61), 0).save(picture)
-    (done,) = encode_pictures(folder, [picture], tmp_path, n_threads=1)
-    cache = DiskCache(tmp_path / "cache")
-    encoder = make(folder, cache=cache)
-    expected = encoder.encode(encoder.prepare(picture))
-    cache.close()
-    other = make(folder, cache=DiskCache(tmp_path / "cache"))
-    found = other.recall(other.prepare(picture))
-    assert found is not None
-    assert np.array_equal(found.embeds, expected.embeds)
+    embeds, file = embeds_by_all_ways(folder, picture, tmp_path)
     with AceStep(folder, n_ctx=256, n_threads=1, cache=False) as model:
         answer = model.generate("x", [picture], max_tokens=8)
-        assert answer.usage.image_tokens == len(expected.embeds) + 4
-        assert model.generate("x", [EmbedsFile(done.path)], max_tokens=8).tokens == answer.tokens
+        assert answer.usage.image_tokens == len(embeds) + 4
+        assert model.generate("x", [file], max_tokens=8).tokens == answer.tokens
         two = model.generate("x", [picture, picture], max_tokens=8)
         assert two.usage.image_tokens == 2 * answer.usage.image_tokens
         # The token between both pictures stands there once.
@@ -175,5 +165,5 @@ def test_fewer_tokens_of_a_crop_are_refused(folder: Path) -> None:
 
 def test_an_mmproj_file_is_refused(tmp_path: Path) -> None:
     checkpoint = TinyIdefics2(decoder="mistral").write(tmp_path / "c")
-    with pytest.raises(UnsupportedModelError, match=r"llama\.cpp"):
+    with pytest.raises(UnsupportedModelError, match=r"llama\.cpp has no resampler as Idefics2's"):
         convert_checkpoint(checkpoint, tmp_path / "b", ["Q8_0"], mmproj=["F16"])
