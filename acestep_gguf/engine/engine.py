@@ -120,7 +120,8 @@ class AceStep:
             )
             self.info = files.decoder(self.settings.quant).info
             self._begin_with(first)
-            self._decoders = self._load_decoders(files)
+            self._reader = self._load_int8_layers(files)
+            self._decoders = self._load_decoders(files, self._reader)
             self._decoder = self._decoders[0]
             self._speculation = Speculation(
                 options.spec_type, options.draft_max, self._load_draft(draft, options)
@@ -283,6 +284,9 @@ class AceStep:
             self._decoder.context.close()
             self._decoder.context.model.close()
             self._encoder.close()
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
             if self._speculation.draft is not None:
                 self._speculation.draft.close()
             if self._cache is not None:
@@ -309,13 +313,12 @@ class AceStep:
         else:  # loading keeps one thread busy, be it of tower or decoder
             self._encoder.load_beside(first.pictures)
 
-    def _load_decoders(self, files: BundleModel) -> list[Decoder]:
+    def _load_decoders(self, files: BundleModel, reader: "PromptReader | None") -> list[Decoder]:
         """A decoder for each sequence of the context."""
         model = files.decoder(self.settings.quant)
         check_vocabulary(model.header, self.bundle.prompt, self.bundle.image)
         path = check_file(files.folder, self.bundle.decoder(self.settings.quant))
         loading, params = self.settings.model_params(), self.settings.context_params()
-        reader = self._load_int8_layers(files)
         states = None
         if self._cache is not None and self.settings.keep_states:
             facts = decoder_facts(path, loading, params, has_int8_layers=reader is not None)

@@ -40,17 +40,18 @@ def workload_of(
     options = options or EngineOptions()
     if longest is not None:
         later = _opened_later(files, len(longest.pictures))
-        n_text, n_text_before = _text_tokens(files, longest)
+        n_text, n_text_before, n_text_after = _text_tokens(files, longest)
         return replace(
             later,
             n_embeds=max(later.n_embeds, sum(map(_has_embeds, longest.pictures))),
             n_text=n_text,
             n_text_before=n_text_before,
+            n_text_after=n_text_after,
         )
     if first is None:
         return _opened_later(files, int(files.bundle.vision is not None))
     pictures = first.pictures
-    n_text, n_text_before = _text_tokens(files, first)
+    n_text, n_text_before, n_text_after = _text_tokens(files, first)
     opened = [picture for picture in pictures if not isinstance(picture, EmbedsSource | Picture)]
     sizes = []
     if opened:
@@ -64,6 +65,7 @@ def workload_of(
         image_tokens=_image_tokens(files, options, pictures),
         n_text=n_text,
         n_text_before=n_text_before,
+        n_text_after=n_text_after,
         opening_ahead=max((size for _, size in sizes), default=0),
         # Only files that were opened ahead are known again.
         opening_later=max(
@@ -100,8 +102,8 @@ def _image_tokens(
     return n_tokens
 
 
-def _text_tokens(files: BundleModel, question: Question) -> tuple[int | None, int]:
-    """Tokens of text, at most: with the answer, None if nobody knows, and before the last picture.
+def _text_tokens(files: BundleModel, question: Question) -> tuple[int | None, int, int]:
+    """Tokens of text, at most: with the answer, None if nobody knows, before the last picture, and behind it.
 
     A token is a byte at least.
     """
@@ -114,9 +116,10 @@ def _text_tokens(files: BundleModel, question: Question) -> tuple[int | None, in
             else:
                 n_text += len(part.encode())
     n_answer = question.options.max_tokens
+    n_after = n_text - n_before
     if n_answer == -1:
-        return None, n_before
-    return n_text + len(files.bundle.prompt.chat_template) // 2 + n_answer, n_before
+        return None, n_before, n_after
+    return n_text + len(files.bundle.prompt.chat_template) // 2 + n_answer, n_before, n_after
 
 
 def _has_embeds(picture: PictureSource) -> bool:

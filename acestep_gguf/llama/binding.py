@@ -199,7 +199,8 @@ class Context(Handle):
             )
         self._memory = lib.llama_get_memory(pointer)
         self._batch = Batch(max(self.n_batch, params.n_seq_max))
-        self._n_zeros = (params.n_seq_max - 1) * CELL_COUNT.itemsize  # in a state, for the other streams
+        # In llama.cpp's state of a sequence, for the other streams.
+        self.state_room = (params.n_seq_max - 1) * CELL_COUNT.itemsize
         self._logits_type = ctypes.POINTER(ctypes.c_float * model.n_vocab)
         self._n_outputs = 0
         self._stop: StopFlag | None = None
@@ -292,40 +293,54 @@ class Context(Handle):
 
     def state_bytes(self, *, sequence: int = 0) -> int:
         """Size of ``state``."""
-        return int(lib.llama_state_seq_get_size(self.pointer, sequence)) - self._n_zeros
+        return int(lib.llama_state_seq_get_size(self.pointer, sequence)) - self.state_room
 
-    def state(self, *, sequence: int = 0) -> UInt8Array:
+    def state(self, *, sequence: int = 0, buffer: UInt8Array | None = None) -> UInt8Array:
         """A copy of the keys and values of all positions of a sequence, as ``restore`` takes it.
 
         It is what a context with this sequence alone would give.
+
+        Args:
+            sequence: of those that the context has.
+            buffer: holds the copy from its beginning on; ``state_room`` bytes longer than it at least.
 
         Raises:
             DecodeError: llama.cpp failed.
         """
         log = backend()
         log.clear()
-        state = np.empty(self.state_bytes(sequence=sequence) + self._n_zeros, np.uint8)
-        if lib.llama_state_seq_get_data(self.pointer, _bytes_of(state), len(state), sequence) != len(state):
+        n_bytes = self.state_bytes(sequence=sequence)
+        n_written = n_bytes + self.state_room
+        if buffer is None:
+            buffer = np.empty(n_written, np.uint8)
+        if len(buffer) < n_written:
+            raise DecodeError(f"a state of {n_bytes} bytes does not fit into {len(buffer)}.")
+        if lib.llama_state_seq_get_data(self.pointer, _bytes_of(buffer), n_written, sequence) != n_written:
             raise DecodeError(f"llama.cpp cannot copy its memory: {log.errors()}.")
+        start = state_start(buffer[:4], self.n_past(sequence))
         n_before = sequence * CELL_COUNT.itemsize
-        start = state_start(state[:4], self.n_past(sequence))
-        state = state[n_before : len(state) - (self._n_zeros - n_before)]
+        state = buffer[:n_bytes]
+        if n_before:
+            state[:] = buffer[n_before : n_before + n_bytes]
         state[: len(start)] = start
         return state
 
-    def restore(self, state: UInt8Array, n_past: int, *, sequence: int = 0) -> bool:
+    def restore(self, state: UInt8Array, n_past: int, *, sequence: int = 0, has_room: bool = False) -> bool:
         """Take positions 0 to ``n_past`` - 1 from ``state``; whether it was one of this kind of context.
 
         If not, nothing of the sequence is computed any more. llama.cpp trusts the positions in a state, so
-        they are checked here; it checks sizes and types itself.
+        they are checked here; it checks sizes and types itself. With ``has_room`` the last ``state_room``
+        bytes are free, and ``state`` need not be copied.
         """
         if self.n_past(sequence):
             self.keep(0, sequence=sequence)
         start = state_start(state[:4], n_past)
         if len(state) <= len(start) or n_past > self.params.n_ctx or (state[: len(start)] != start).any():
             return False
-        if self._n_zeros:
-            state = np.concatenate([state, np.zeros(self._n_zeros, np.uint8)])
+        if self.state_room:
+            if not has_room:
+                state = np.concatenate([state, np.empty(self.state_room, np.uint8)])
+            state[-self.state_room :] = 0
             state[N_STREAMS_AT : N_STREAMS_AT + 4].view("<u4")[0] = self.params.n_seq_max
         done = lib.llama_state_seq_set_data(self.pointer, _bytes_of(state), len(state), sequence)
         if done != len(state) or self.n_past(sequence) != n_past:
@@ -386,6 +401,11 @@ def _warn_unless_locked(log: Log) -> None:
 
 def _bytes_of(array: UInt8Array) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+def state_start_bytes(n_past: int) -> int:
+    """How much of a state with ``n_past`` positions ``state_start`` is."""
+    return STATE_HEAD.itemsize + n_past * STATE_CELL.itemsize
 
 
 def state_start(magic: UInt8Array, n_past: int) -> UInt8Array:

@@ -4,6 +4,8 @@ The bytes of a state (llama_kv_cache::state_write in llama.cpp): its start, see 
 values are transposed, which they are without flash attention; the keys of each layer, then all values.
 """
 
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -11,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from acestep_gguf.errors import DecodeError
-from acestep_gguf.llama.binding import Context, state_start
+from acestep_gguf.llama.binding import Context, state_start, state_start_bytes
 from acestep_gguf.llama.ggml_rows import from_floats, row_bytes, to_floats
 from acestep_gguf.llama.params import CACHE_TYPES
 
 FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
-UINT8: Final = np.dtype(np.uint8)
-ROWS_HEAD: Final = [("type", "<i4"), ("row_bytes", "<u8")]
-TRANSPOSED_HEAD: Final = [("type", "<i4"), ("number_bytes", "<u4"), ("width", "<u4")]
+HEAD: Final = struct.Struct("<iQ")  # before the rows of a layer: type, bytes of a row
+TRANSPOSED_HEAD: Final = struct.Struct("<iII")  # type, bytes of a number, numbers of a position
+FLAGS: Final = struct.Struct("<II")  # before all layers: whether values are transposed, how many layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,28 +53,54 @@ class KeyValueShape:
         """Numbers that the keys of a position are in one layer, and the values."""
         return self.n_head_kv * self.n_embd_head
 
-    def layout(self, n: int) -> npt.DTypeLike:
-        """A whole state with ``n`` positions."""
-        key_bytes, value_bytes = row_bytes(self.type_k, self.width), row_bytes(self.type_v, self.width)
-        keys = np.dtype([("head", ROWS_HEAD), ("rows", UINT8, (n, key_bytes))])
-        values = np.dtype([("head", ROWS_HEAD), ("rows", UINT8, (n, value_bytes))])
-        if self.is_transposed:
-            rows = (self.width, n, value_bytes // self.width)
-            values = np.dtype([("head", TRANSPOSED_HEAD), ("rows", UINT8, rows)])
-        start = state_start(np.zeros(4, np.uint8), n)
-        return np.dtype(
-            [
-                ("start", UINT8, len(start)),
-                ("is_transposed", "<u4"),
-                ("n_layers", "<u4"),
-                ("keys", keys, self.n_layers),
-                ("values", values, self.n_layers),
-            ]
-        )
+
+class StateLayout:
+    """Where keys and values of ``n`` positions lie in a state."""
+
+    def __init__(self, shape: KeyValueShape, n: int) -> None:
+        self._shape, self._n = shape, n
+        self._key_bytes = row_bytes(shape.type_k, shape.width)
+        self._value_bytes = row_bytes(shape.type_v, shape.width)
+        self._flags_at = state_start_bytes(n)
+        self._keys_at = self._flags_at + FLAGS.size
+        self._keys_stride = HEAD.size + n * self._key_bytes
+        self._values_at = self._keys_at + shape.n_layers * self._keys_stride
+        self._values_stride = HEAD.size + n * self._value_bytes  # both kinds of heads are as long
+        self.n_bytes = self._values_at + shape.n_layers * self._values_stride
+
+    def heads(self) -> Iterator[tuple[slice, UInt8Array]]:
+        """Where a state says how it lies, and what."""
+        shape = self._shape
+        keys = HEAD.pack(shape.type_k, self._key_bytes)
+        values = HEAD.pack(shape.type_v, self._value_bytes)
+        if shape.is_transposed:
+            values = TRANSPOSED_HEAD.pack(shape.type_v, self._value_bytes // shape.width, shape.width)
+        said = [(self._flags_at, FLAGS.pack(shape.is_transposed, shape.n_layers))]
+        for bid in range(shape.n_layers):
+            said.append((self._keys_at + bid * self._keys_stride, keys))
+            said.append((self._values_at + bid * self._values_stride, values))
+        for at, data in said:
+            yield slice(at, at + len(data)), np.frombuffer(data, np.uint8)
+
+    def keys(self, state: UInt8Array, bid: int) -> UInt8Array:
+        """The keys of layer ``bid``, uint8 [n, bytes of a row], a view."""
+        at = self._keys_at + bid * self._keys_stride + HEAD.size
+        return state[at : at + self._n * self._key_bytes].reshape(self._n, self._key_bytes)
+
+    def values(self, state: UInt8Array, bid: int) -> UInt8Array:
+        """The values of layer ``bid``, uint8 [n, parts of a row, bytes of a part], a view."""
+        at = self._values_at + bid * self._values_stride + HEAD.size
+        rows = state[at : at + self._n * self._value_bytes]
+        if self._shape.is_transposed:
+            width = self._shape.width
+            return rows.reshape(width, self._n, self._value_bytes // width).transpose(1, 0, 2)
+        return rows.reshape(self._n, 1, self._value_bytes)
 
 
 class KeyValueState:
     """Keys and values of the positions that a sequence has, and of ``n_new`` more, which are set one by one.
+
+    There is one copy of them, into which llama.cpp writes, and from which it reads.
 
     Raises:
         DecodeError: llama.cpp's state is of another layout than ``shape`` says.
@@ -82,48 +110,38 @@ class KeyValueState:
         self.n_past = context.n_past(sequence)
         self._shape = shape
         self._context, self._sequence = context, sequence
-        past = context.state(sequence=sequence)
-        n = self.n_past + n_new
-        self._data = np.zeros(1, shape.layout(n))
-        whole = self._data[0]
-        whole["start"] = state_start(past[:4], n)
-        whole["is_transposed"], whole["n_layers"] = shape.is_transposed, shape.n_layers
-        keys, values = whole["keys"], whole["values"]
-        keys["head"]["type"], values["head"]["type"] = shape.type_k, shape.type_v
-        keys["head"]["row_bytes"] = row_bytes(shape.type_k, shape.width)
-        if shape.is_transposed:
-            values["head"]["number_bytes"] = row_bytes(shape.type_v, shape.width) // shape.width
-            values["head"]["width"] = shape.width
-        else:
-            values["head"]["row_bytes"] = row_bytes(shape.type_v, shape.width)
+        self._n = self.n_past + n_new
+        self._layout = StateLayout(shape, self._n)
+        self._state = np.empty(self._layout.n_bytes + context.state_room, np.uint8)
         if self.n_past:
-            self._take(past)
+            self._take_past(StateLayout(shape, self.n_past))
+        else:
+            context.state(sequence=sequence, buffer=self._state)  # for its magic number
+        start = state_start(self._state[:4], self._n)
+        self._state[: len(start)] = start
+        for where, said in self._layout.heads():
+            self._state[where] = said
 
-    def _take(self, past: UInt8Array) -> None:
-        """Copy what the sequence has."""
-        layout = np.dtype(self._shape.layout(self.n_past))
-        whole = self._data[0]
-        if len(past) == layout.itemsize:
-            old = past.view(layout)[0]
-            same = all(old[name] == whole[name] for name in ("is_transposed", "n_layers"))
-            if same and all((old[side]["head"] == whole[side]["head"]).all() for side in ("keys", "values")):
-                whole["keys"]["rows"][:, : self.n_past] = old["keys"]["rows"]
-                if self._shape.is_transposed:
-                    whole["values"]["rows"][:, :, : self.n_past] = old["values"]["rows"]
-                else:
-                    whole["values"]["rows"][:, : self.n_past] = old["values"]["rows"]
-                return
-        raise DecodeError("llama.cpp lays out keys and values otherwise than is expected.")
+    def _take_past(self, layout: StateLayout) -> None:
+        """Copy what the sequence has, and make room behind the rows of each layer."""
+        problem = "llama.cpp lays out keys and values otherwise than is expected."
+        if self._context.state_bytes(sequence=self._sequence) != layout.n_bytes:
+            raise DecodeError(problem)
+        past = self._context.state(sequence=self._sequence, buffer=self._state)
+        if any((past[where] != said).any() for where, said in layout.heads()):
+            raise DecodeError(problem)
+        # From the last to the first: each moves back, over what has been moved.
+        for bid in reversed(range(self._shape.n_layers)):
+            self._layout.values(self._state, bid)[: self.n_past] = layout.values(past, bid)
+        for bid in reversed(range(self._shape.n_layers)):
+            self._layout.keys(self._state, bid)[: self.n_past] = layout.keys(past, bid)
 
     def past(self, bid: int) -> tuple[FloatArray, FloatArray]:
         """What the sequence has in layer ``bid``, float32 [1, n_head_kv, n_past, n_embd_head] each."""
         shape = self._shape
-        keys = self._data["keys"]["rows"][0, bid, : self.n_past]
-        if shape.is_transposed:
-            values = self._data["values"]["rows"][0, bid, :, : self.n_past].transpose(1, 0, 2)
-            values = values.reshape(self.n_past, row_bytes(shape.type_v, shape.width))
-        else:
-            values = self._data["values"]["rows"][0, bid, : self.n_past]
+        keys = self._layout.keys(self._state, bid)[: self.n_past]
+        values = self._layout.values(self._state, bid)[: self.n_past]
+        values = values.reshape(self.n_past, row_bytes(shape.type_v, shape.width))
         return self._heads(to_floats(keys, shape.type_k, shape.width)), self._heads(
             to_floats(values, shape.type_v, shape.width)
         )
@@ -134,13 +152,9 @@ class KeyValueState:
         new_keys, new_values = (
             heads[0].transpose(1, 0, 2).reshape(-1, shape.width) for heads in (keys, values)
         )
-        self._data["keys"]["rows"][0, bid, self.n_past :] = from_floats(new_keys, shape.type_k)
-        rows = from_floats(new_values, shape.type_v)
-        if shape.is_transposed:
-            numbers = rows.reshape(len(rows), shape.width, -1).transpose(1, 0, 2)
-            self._data["values"]["rows"][0, bid, :, self.n_past :] = numbers
-        else:
-            self._data["values"]["rows"][0, bid, self.n_past :] = rows
+        self._layout.keys(self._state, bid)[self.n_past :] = from_floats(new_keys, shape.type_k)
+        values_there = self._layout.values(self._state, bid)[self.n_past :]
+        values_there[:] = from_floats(new_values, shape.type_v).reshape(values_there.shape)
 
     def hand_over(self) -> None:
         """Let the sequence have all of it.
@@ -148,8 +162,7 @@ class KeyValueState:
         Raises:
             DecodeError: llama.cpp does not take it; nothing of the sequence is computed any more.
         """
-        n = len(self._data["keys"]["rows"][0, 0])
-        if not self._context.restore(self._data.view(np.uint8), n, sequence=self._sequence):
+        if not self._context.restore(self._state, self._n, sequence=self._sequence, has_room=True):
             raise DecodeError("llama.cpp does not take keys and values that onnxruntime computed.")
 
     def _heads(self, rows: FloatArray) -> FloatArray:

@@ -15,6 +15,12 @@ EMBEDDINGS: Final = "token_embd.weight"
 OUTPUT: Final = "output.weight"
 OUTPUT_NORM: Final = "output_norm.weight"
 FFN: Final = re.compile(r"ffn_(gate|up|down)\.weight")
+# What each layer has, and of how many dimensions.
+LAYER_TENSORS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("attn_norm.weight", "ffn_norm.weight"), 1),
+    **dict.fromkeys(("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight"), 2),
+    **dict.fromkeys(("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"), 2),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +125,7 @@ def decoder_weights(header: GGUFHeader) -> DecoderWeights:
     """The tensors of ``header``, by where llama.cpp can put them.
 
     Raises:
-        BundleError: one that every decoder has is missing.
+        BundleError: one that every decoder has is missing, or is no vector or matrix as it should be.
     """
     n_layer = decoder_shape(header).n_layer
     layers: list[dict[str, TensorInfo]] = [{} for _ in range(n_layer)]
@@ -127,6 +133,10 @@ def decoder_weights(header: GGUFHeader) -> DecoderWeights:
         match = re.fullmatch(r"blk\.(\d{1,4})\.(.+)", tensor.name)
         if match and int(match[1]) < n_layer:
             layers[int(match[1])][match[2]] = tensor
+    for number, tensors in enumerate(layers):
+        for name, n_dims in LAYER_TENSORS.items():
+            if name not in tensors or len(tensors[name].dims) != n_dims:
+                raise _unsound(header, f"tensor blk.{number}.{name} is missing or of another shape")
     embeddings = _tensor(header, EMBEDDINGS)
     has_output = any(tensor.name == OUTPUT for tensor in header.tensors)
     return DecoderWeights(

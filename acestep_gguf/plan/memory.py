@@ -15,7 +15,7 @@ from acestep_gguf.plan.decoder_memory import kv_layer_bytes, n_bytes, state_byte
 from acestep_gguf.plan.draft import Draft
 from acestep_gguf.plan.machine import PROCESS_BYTES
 from acestep_gguf.plan.placement import RAM, Placement
-from acestep_gguf.plan.prefill_memory import activation_bytes, streamed_bytes
+from acestep_gguf.plan.prefill_memory import LEAST_ROWS, activation_bytes, streamed_bytes
 from acestep_gguf.plan.repacking import is_repacked
 from acestep_gguf.plan.settings import Settings, Workload
 from acestep_gguf.plan.work_buffer import work_buffer_bytes
@@ -212,19 +212,21 @@ def _picture_tokens(bundle: BundleModel, workload: Workload, options: EngineOpti
 def _int8_parts(
     bundle: BundleModel, settings: Settings, workload: Workload, options: EngineOptions
 ) -> Iterator[Part]:
-    """The int8 layers, what they compute with, and the states that are handed over, old and new."""
-    layout = bundle.int8_layers
-    if settings.int8_layers is None or layout is None:
+    """The int8 layers, what they compute with, and the state that is handed over."""
+    if settings.int8_layers is None or (layout := bundle.int8_layers) is None:
         return
     n_weights = layout.n_layers * layout.stride if settings.int8_layers == "kept" else streamed_bytes(layout)
     yield Part("int8 layers, weights", n_weights, kind="mapped")
     shape = bundle.decoder(settings.quant).shape
     n_read = settings.n_ctx
+    n_after = workload.n_text_after if workload.n_text_after >= LEAST_ROWS else 0
     if workload.images and workload.n_text is not None:
-        n_read = min(n_read, _picture_tokens(bundle, workload, options) + workload.n_text_before)
+        n_before = workload.n_text_before + _picture_tokens(bundle, workload, options)
+        n_read = min(n_read, n_before + n_after)
     n_call = min(settings.n_batch, n_read)
     yield Part("int8 layers, activations", activation_bytes(shape, n_call, n_read))
-    if not _copied_bytes(bundle, settings, workload, options):  # that comes later, and is as large
+    # A copy for the disk comes later, and is as large, unless there is more to read meanwhile.
+    if n_after or not _copied_bytes(bundle, settings, workload, options):
         yield Part("keys and values", state_bytes(shape, n_read, settings.type_k, settings.type_v))
 
 

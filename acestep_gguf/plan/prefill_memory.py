@@ -24,12 +24,16 @@ def activation_bytes(shape: DecoderShape, n: int, n_total: int) -> int:
     """Anonymous memory while ``n`` positions are read, of ``n_total`` when that is done.
 
     onnxruntime keeps at most six arrays of the MLP's width for each position of a call, one of them in uint8
-    besides, one of the decoder's, and attention's weights; the hidden states of all positions, twice.
+    besides, one of the decoder's, and attention's weights; the hidden states of all positions, twice; keys
+    and values of a layer before a call and behind it; tables of cosines and sines, and four more to compute
+    them.
     """
     rows = min(n, rows_at_once(shape.n_head, n_total))
     mlp = rows * ((6 * F32 + 1) * shape.n_ff + F32 * shape.n_embd)
     attention = F32 * rows * shape.n_head * n_total
-    return SESSION_BYTES + mlp + attention + 2 * F32 * n * shape.n_embd
+    layer = 4 * F32 * n_total * shape.n_embd_gqa
+    tables = 6 * F32 * n_total * shape.n_embd_head // 2
+    return SESSION_BYTES + mlp + attention + 2 * F32 * n * shape.n_embd + layer + tables
 
 
 def streamed_bytes(layout: PrefillLayout) -> int:

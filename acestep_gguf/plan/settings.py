@@ -27,6 +27,7 @@ class Workload:
         image_tokens: tokens of the pictures together, None if their sizes are not known.
         n_text: tokens of its messages and of the answer together, at most; None if that is not known.
         n_text_before: tokens of text before its last picture, at most.
+        n_text_after: tokens of text behind it, at most, if ``n_text`` is known.
         opening_ahead: memory in bytes, at most, for opening one of the pictures before anything is loaded.
         opening_later: the same when everything is loaded.
         may_stage: the pictures are known and few enough to be encoded before the decoder is loaded.
@@ -37,6 +38,7 @@ class Workload:
     image_tokens: int | None = None
     n_text: int | None = None
     n_text_before: int = TEMPLATE_TOKENS
+    n_text_after: int = 0
     opening_ahead: int = PHOTO_BYTES
     opening_later: int = 0
     may_stage: bool = True

@@ -35,7 +35,7 @@ from acestep_gguf.prefill.rotation import Rotation
 FloatArray = npt.NDArray[np.float32]
 KeysAndValues = tuple[FloatArray, FloatArray]
 
-DAMAGED: Final = "the decoder's int8 layers gave numbers that are not finite: copy the bundle again."
+DAMAGED: Final = "the decoder's int8 layers are damaged ({}): copy the bundle again."
 
 
 class PrefillLayers:
@@ -82,7 +82,7 @@ class PrefillLayers:
             past: gives keys and values of these in a layer, [1, n_head_kv, n_past, n_embd_head].
 
         Raises:
-            DecodeError: onnxruntime failed, or the numbers are not finite.
+            DecodeError: onnxruntime failed, or the numbers are not finite, or not as many as they should be.
         """
         n = len(hidden)
         if len(self._tables[0]) < n_past + n:
@@ -101,7 +101,11 @@ class PrefillLayers:
                 self._leave(bid)
             yield keys[:, :, n_past:], values[:, :, n_past:]
         if not np.isfinite(hidden).all():
-            raise DecodeError(DAMAGED)
+            raise DecodeError(DAMAGED.format("their numbers are not finite"))
+
+    def close(self) -> None:
+        """Free the session; the weights, too, as soon as nobody reads them. Nothing can be read any more."""
+        del self._session, self._mapped
 
     def _run(
         self, weights: dict[str, Any], hidden: FloatArray, keys: FloatArray, values: FloatArray, n_total: int
@@ -120,6 +124,11 @@ class PrefillLayers:
             found: list[FloatArray] = self._session.run([OUTPUT, KEY, VALUE], states | weights)
         except ORT_ERRORS as error:
             raise DecodeError(f"onnxruntime failed on a prompt ({first_line(error)}).") from error
+        n_tokens, n_embd = hidden.shape[1:]
+        states_shape = (1, self.layout.n_head_kv, n_total, self.layout.n_embd_head)
+        shapes = [(1, n_tokens, n_embd), states_shape, states_shape]
+        if [(one.shape, one.dtype) for one in found] != [(shape, np.float32) for shape in shapes]:
+            raise DecodeError(DAMAGED.format("they give something else than keys and values"))
         return found
 
     def _weights(self, bid: int) -> dict[str, Any]:

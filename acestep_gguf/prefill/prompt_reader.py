@@ -61,6 +61,10 @@ class PromptReader:
         )
         return cls(layers, GgufRows(decoder.header, EMBEDDINGS))
 
+    def close(self) -> None:
+        """Free what it reads with; nothing can be read any more."""
+        self._layers.close()
+
     def takes(self, n: int) -> bool:
         """Whether it reads ``n`` positions faster than llama.cpp."""
         return n >= LEAST_ROWS

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from acestep_gguf.bundle.gguf_header import GGUFHeader
+from acestep_gguf.errors import BundleError
 from acestep_gguf.prefill.gguf_rows import GgufRows
 
 FloatArray = npt.NDArray[np.float32]
@@ -41,7 +42,11 @@ class Rotation:
 
     @classmethod
     def of(cls, header: GGUFHeader, n_embd_head: int) -> Self:
-        """As the metadata of a checked GGUF say."""
+        """As the metadata of a checked GGUF say.
+
+        Raises:
+            BundleError: they describe no rotation.
+        """
         architecture = header.metadata["general.architecture"]
 
         def number(key: str, default: float) -> float:
@@ -56,16 +61,21 @@ class Rotation:
         kept = np.zeros(n_pairs, np.float32)
         if scaling == "yarn":
             magnitude *= 1.0 + 0.1 * math.log(factor)
-            n_ctx = number("rope.scaling.original_context_length", number("context_length", 0))
+            n_ctx = number("rope.scaling.original_context_length", 0) or number("context_length", 0)
+            if n_ctx <= 0 or base <= 1:
+                raise BundleError(f"{header.path}: YaRN with a context of {n_ctx:g} and a base of {base:g}.")
             kept = _kept(n_embd_head, n_ctx, base)
-        factors = GgufRows.find(header, FACTORS)
+        found = GgufRows.find(header, FACTORS)
+        factors = np.ones(n_pairs, np.float32) if found is None else found.read([0])[0]
+        if factors.shape != (n_pairs,):
+            raise BundleError(f"{header.path}: {FACTORS} has {len(factors)} numbers for {n_pairs} pairs.")
         return cls(
             n_embd_head=n_embd_head,
             base=base,
             scale=1.0 / factor,
             magnitude=magnitude,
             kept=kept,
-            factors=np.ones(n_pairs, np.float32) if factors is None else factors.read([0])[0],
+            factors=factors,
         )
 
     def tables(self, n: int) -> tuple[FloatArray, FloatArray]:

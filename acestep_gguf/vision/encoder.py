@@ -311,11 +311,13 @@ class ImageEncoder:
                 "give the pictures themselves."
             )
         tiling, size = tiling_of(image, max_tiles=metadata.most_tiles), metadata.size or (1, 1)
-        blocks = embeds.blocks or (Block(1, len(embeds.embeds)),)
+        blocks, marks = embeds.blocks or (Block(1, len(embeds.embeds)),), tiling.marks(size)
+        # Files of the same arrays may say another size, and so another layout.
+        sha256 = hashlib.sha256(msgspec.json.encode([embeds.sha256, blocks, marks])).hexdigest()
         return Picture(
             source,
-            self._input(embeds.sha256, blocks, tiling.marks(size)),
-            embeds.sha256,
+            self._input(sha256, blocks, marks),
+            sha256,
             tower=metadata.model,
             n_pictures=1,
             size=metadata.size or (0, 0),

@@ -7,6 +7,7 @@ from typing import Final
 
 from acestep_gguf.bundle.names import BUNDLE_FILE
 from acestep_gguf.bundle.schema import Bundle
+from acestep_gguf.llama.devices import gpu_devices
 from acestep_gguf.options import TowerProvider
 from acestep_gguf.ort_builds import ort_version
 from acestep_gguf.storage.verdict import Verdict
@@ -30,7 +31,8 @@ def right_provider(folder: Path, bundle: Bundle, provider: TowerProvider, *, n_t
     """
     if provider == "cpu":
         return provider
-    facts = [hashlib.sha256((folder / BUNDLE_FILE).read_bytes()).hexdigest(), provider, ort_version()]
+    gpus = [name for name, _ in gpu_devices()]
+    facts = [hashlib.sha256((folder / BUNDLE_FILE).read_bytes()).hexdigest(), provider, ort_version(), gpus]
     if Verdict("vision", facts).found_out(lambda: _check(folder, bundle, provider, n_threads)):
         return provider
     warnings.warn(

@@ -28,7 +28,9 @@ source=$build/llama_cpp_python-$release
 mkdir -p "$build"
 if [ ! -d "$source" ]; then
     "$python" -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest "$build" "llama-cpp-python==$release"
-    tar --extract --directory "$build" --file "$source.tar.gz"
+    mkdir -p "$build/unpacked"
+    tar --extract --directory "$build/unpacked" --file "$source.tar.gz"
+    mv "$build/unpacked/${source##*/}" "$source"
 fi
 
 # docker/Dockerfile has the same. Programs go where libraries go since backends count as programs.

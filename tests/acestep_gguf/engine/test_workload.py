@@ -66,6 +66,7 @@ def test_text_is_counted_in_all_and_before_the_last_picture(files: BundleModel, 
     ]
     workload = workload_of(files, Question(messages, options=AnswerOptions(max_tokens=7)))
     assert workload.n_text_before == 2 * TEMPLATE_TOKENS + 150
+    assert workload.n_text_after == 2 * TEMPLATE_TOKENS + 1020
     template = len(files.bundle.prompt.chat_template) // 2
     assert workload.n_text == 4 * TEMPLATE_TOKENS + 1170 + template + 7
 

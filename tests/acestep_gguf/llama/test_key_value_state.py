@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 from acestep_gguf.bundle.gguf_header import read_gguf_header
 from acestep_gguf.errors import DecodeError
 from acestep_gguf.llama.binding import Context, Model
-from acestep_gguf.llama.key_value_state import KeyValueShape, KeyValueState
+from acestep_gguf.llama.key_value_state import KeyValueShape, KeyValueState, StateLayout
 from acestep_gguf.llama.params import ContextParams
 from acestep_gguf.options import CacheType, FlashAttention
 
@@ -46,6 +47,35 @@ def test_what_llama_cpp_computed_is_handed_over_to_the_bit(
                 assert np.allclose(mine[:, :, :N_PAST], theirs[:, :, :N_PAST], atol=1e-2)
         assert target.n_past(1) == len(TOKENS)
         assert target.n_past(0) == 0
+
+
+def test_states_of_many_gigabytes_are_laid_out() -> None:
+    """NumPy holds the size of a structure in 31 bits, so there is none of the whole."""
+    shape = KeyValueShape(n_layers=64, n_head_kv=8, n_embd_head=128, type_k=1, type_v=1, is_transposed=False)
+    n = 131_072
+    assert StateLayout(shape, n).n_bytes == 16 + 12 * n + 8 + 64 * (24 + 2 * 1024 * 2 * n)
+
+
+def test_memory_holds_one_copy(weights: Model) -> None:
+    """With other sequences beside it, and behind many positions, too."""
+    n, n_new = 4096, 8
+    params = ContextParams(
+        n_ctx=n + n_new, n_seq_max=3, n_batch=n, n_outputs_max=3, type_k="f32", type_v="f32"
+    )
+    with Context(weights, params) as context:
+        context.decode_tokens([7] * n, 0, sequence=1)
+        tracemalloc.start()
+        state = KeyValueState(context, KeyValueShape.of(context, **SIZES), n_new, sequence=1)
+        for bid in range(SIZES["n_layers"]):
+            new = np.ones((1, 2, n_new, 64), np.float32)
+            state.set(bid, new, new)
+        state.hand_over()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert context.n_past(1) == n + n_new
+    whole = 2 * SIZES["n_layers"] * 2 * 64 * 4 * n
+    layer = whole / (2 * SIZES["n_layers"])
+    assert whole < peak < whole + 1.5 * layer
 
 
 def test_another_layout_is_refused(weights: Model) -> None:

@@ -1,11 +1,13 @@
 """Plans for a bundle with int8 layers."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from acestep_gguf.convert import convert_checkpoint
-from acestep_gguf.errors import UsageError
+from acestep_gguf.engine.engine import AceStep
+from acestep_gguf.errors import BundleError, UsageError
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.machine import Gpu, Machine
@@ -77,6 +79,30 @@ def test_llama_cpp_reads_alone_where_the_layers_cannot(bundle: BundleModel) -> N
     on_gpu = plan(bundle, n_gpus=1)
     assert on_gpu.settings.n_gpu_layers > 0
     assert on_gpu.settings.int8_layers is None
+
+
+def test_without_them_their_files_may_be_missing(folder: Path, tmp_path: Path) -> None:
+    """They are the largest files that a board can do without."""
+    board = Path(shutil.copytree(folder, tmp_path / "board"))
+    (board / "prefill-int8.onnx.data").unlink()
+    off = EngineOptions(prefill="off", n_ctx=128, n_threads=1)
+    with AceStep(board, off) as model:
+        assert model.generate("What is that?", max_tokens=2).tokens
+    with pytest.raises(BundleError, match="is missing"):
+        plan(BundleModel(board))
+
+
+def test_a_long_text_behind_pictures_is_planned_for(bundle: BundleModel) -> None:
+    def parts(n_after: int) -> dict[str, int]:
+        workload = Workload(n_text=n_after + 100, n_text_before=50, n_text_after=n_after)
+        options = EngineOptions(prefill="int8")
+        made = make_plan(bundle, Machine(ram=GB, n_threads=2, gpus=()), options, workload)
+        return {part.name: part.n_bytes for part in made.memory.parts}
+
+    short, long = parts(100), parts(200)
+    a_token = 8 * 2 * 128 * 2  # keys and values of all layers in float16
+    assert long["keys and values"] - short["keys and values"] == 200 * a_token
+    assert long["int8 layers, activations"] > short["int8 layers, activations"]
 
 
 def test_decoders_of_more_bits_read_for_themselves_unless_asked(bundle: BundleModel) -> None:

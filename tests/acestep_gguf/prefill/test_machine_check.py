@@ -77,6 +77,18 @@ def test_auto_takes_what_is_faster(qwen2: Subject, monkeypatch: pytest.MonkeyPat
         assert model.settings.int8_layers is None
 
 
+def test_closing_frees_the_layers(qwen2: Subject) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("Linux only")
+    before = maps.read_text().count("prefill-int8.onnx.data")
+    model = AceStep(qwen2.folder, n_threads=1, n_ctx=128, prefill="int8")
+    assert maps.read_text().count("prefill-int8.onnx.data") == before + 1
+    model.close()
+    model.close()
+    assert maps.read_text().count("prefill-int8.onnx.data") == before
+
+
 def test_int8_is_read_in_every_way_of_asking(qwen2: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone, as messages, and several at once."""
     monkeypatch.setattr(prompt_reader, "LEAST_ROWS", 4)

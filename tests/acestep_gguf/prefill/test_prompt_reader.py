@@ -1,9 +1,11 @@
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 
 from acestep_gguf.bundle.schema import Bundle
@@ -121,6 +123,28 @@ def test_the_same_bits_whatever_was_read_before(qwen2: Subject) -> None:
         assert np.array_equal(context.logits(), whole)
 
 
+@pytest.mark.parametrize(("first", "n_batch"), [([LONG_TEXT], len(LONG_TEXT)), ([TEXT, PICTURE], 128)])
+def test_what_llama_cpp_read_the_end_of_is_read_again(
+    qwen2: Subject, tmp_path: Path, first: list[Segment], n_batch: int
+) -> None:
+    """The last position of a prompt is llama.cpp's; inside of a longer one, it is the reader's."""
+    longer: list[Segment] = [*first[:-1], first[-1], QUESTION]
+    if isinstance(first[-1], tuple):
+        longer = [*first[:-1], (*first[-1], *QUESTION)]
+    with closing(DiskCache(tmp_path)) as cache, qwen2.context(n_batch=n_batch) as context:
+        states, reader = KVStates(cache, "int8"), qwen2.reader()
+        Decoder(context, reader=reader).prefill(longer, ROWS)
+        whole = context.logits()
+        context.keep(0)
+        decoder = Decoder(context, states, reader=reader)
+        decoder.prefill(first, ROWS)
+        cache.write()
+        cache.finish_writing()
+        assert decoder.reuse(longer) == len(first[0]) * (len(first) - 1)
+        decoder.prefill(longer, ROWS)
+        assert np.array_equal(context.logits(), whole)
+
+
 def test_calls_of_few_rows_attend_to_those_before(qwen2: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     with qwen2.context() as context:
         own = logits(context, PROMPTS["text first"], qwen2, in_int8=False)
@@ -210,6 +234,22 @@ def test_damaged_weights_are_told(qwen2: Subject, tmp_path: Path) -> None:
         with pytest.raises(DecodeError, match="not finite"):
             decoder.prefill(PROMPTS["text first"], ROWS)
         assert decoder.n_past == context.n_past() == 0
+
+
+def test_a_graph_that_gives_something_else_is_told(qwen2: Subject, tmp_path: Path) -> None:
+    record = damaged(qwen2, tmp_path, lambda _: None).prefill
+    assert record is not None
+    model = onnx.load(tmp_path / record.file)
+    last = next(node for node in model.graph.node if "key" in node.output)
+    last.output[list(last.output).index("key")] = "unused"
+    model.graph.node.append(onnx.helper.make_node("Identity", ["hidden_states"], ["key"]))
+    model.graph.output[1].type.tensor_type.shape.CopyFrom(model.graph.input[0].type.tensor_type.shape)
+    (tmp_path / record.file).write_bytes(model.SerializeToString())
+    foreign = replace(record, bytes=(tmp_path / record.file).stat().st_size)
+    with qwen2.context() as context:
+        reader = prompt_reader.PromptReader.open(tmp_path, foreign, qwen2.decoder, n_threads=1)
+        with pytest.raises(DecodeError, match="something else than keys and values"):
+            list(reader.read(context, EMBEDS, sequence=0))
 
 
 def test_layers_of_another_decoder(qwen2: Subject, tmp_path: Path) -> None:

@@ -1,9 +1,17 @@
-import numpy as np
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from acestep_gguf.convert import convert_checkpoint
+from acestep_gguf.errors import BundleError
 from acestep_gguf.llama.key_value_state import KeyValueShape, KeyValueState
+from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.prefill.rotation import Rotation
 from tests.acestep_gguf.prefill.conftest import EMBEDS, N, Subject
 from tests.support.float_layers import keys_and_values
+from tests.support.tiny_checkpoints import TinyCheckpoint
 
 
 def test_keys_of_the_first_layer_are_rotated_as_llama_cpp_rotates_them(subject: Subject) -> None:
@@ -17,6 +25,44 @@ def test_keys_of_the_first_layer_are_rotated_as_llama_cpp_rotates_them(subject: 
         own, _ = KeyValueState(context, layout, 0).past(0)
     ours, _ = keys_and_values(subject.checkpoint, rotation, EMBEDS)[0]
     assert np.abs(ours - own).max() < 1e-4 * np.abs(own).max()
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ({"rope.freq_base": 1.0}, "a base of 1"),
+        ({"context_length": 0, "rope.scaling.original_context_length": 0}, "a context of 0"),
+    ],
+)
+def test_what_describes_no_rotation_is_refused(qwen2: Subject, said: dict[str, float], problem: str) -> None:
+    header = qwen2.decoder.header
+    yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0} | said
+    metadata = header.metadata | {f"qwen2.{key}": value for key, value in yarn.items()}
+    with pytest.raises(BundleError, match=problem):
+        Rotation.of(replace(header, metadata=metadata), 64)
+
+
+def test_a_context_of_zero_is_the_trained_one(qwen2: Subject) -> None:
+    """As in llama.cpp."""
+    header = qwen2.decoder.header
+
+    def kept(**said: float) -> list[float]:
+        yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "context_length": 2048, **said}
+        metadata = header.metadata | {f"qwen2.{key}": value for key, value in yarn.items()}
+        return list(Rotation.of(replace(header, metadata=metadata), 64).kept)
+
+    assert kept(**{"rope.scaling.original_context_length": 0}) == kept()
+    assert kept(**{"rope.scaling.original_context_length": 64}) != kept()
+
+
+def test_factors_of_other_heads_are_refused(tmp_path: Path) -> None:
+    checkpoint = TinyCheckpoint(decoder="llama3", llama3_rope=True, has_tower=False)
+    convert_checkpoint(checkpoint.write(tmp_path / "checkpoint"), tmp_path / "bundle", ["F32"])
+    header = BundleModel(tmp_path / "bundle").decoder("F32").header
+    n_embd_head = header.metadata["llama.rope.dimension_count"]
+    assert isinstance(n_embd_head, int)
+    with pytest.raises(BundleError, match=f"rope_freqs.weight has {n_embd_head // 2} numbers for"):
+        Rotation.of(header, 2 * n_embd_head)
 
 
 def test_tables_are_of_all_positions(qwen2: Subject) -> None:

@@ -21,6 +21,7 @@ from acestep_gguf.vision.image_file import pdf_pages
 from acestep_gguf.vision.tower import VisionTower
 from tests.support.pdf_files import BLUE, RED, pdf
 from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_smolvlm import TinySmolVLM
 
 
 def make(bundle: Path, **options: Any) -> ImageEncoder:
@@ -208,6 +209,22 @@ def test_embeds_that_were_prepared_for_another_model(
     for other in (make(other_bundle), make(tiny_bundle, image_tokens=2)):
         with pytest.raises(ImageError, match=OTHER_MODEL):
             other.prepare(prepared)
+
+
+@pytest.mark.slow
+def test_the_same_embeds_in_another_layout_are_another_picture(tmp_path: Path) -> None:
+    """Or what the decoder computed of one would be taken for the other's."""
+    checkpoint = TinySmolVLM(decoder="smollm").write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["F32"], vision=["float32"])
+    encoder, bundle = make(tmp_path / "bundle"), Bundle.read(tmp_path / "bundle")
+    upright = Image.linear_gradient("L").resize((60, 100)).convert("RGB")
+    embeds = encode(encoder, upright)
+    keys = set()
+    for name, size in (("a", (60, 100)), ("b", (100, 60)), ("c", (60, 100))):
+        path = tmp_path / f"{name}.safetensors"
+        write_embeds(path, embeds, bundle=bundle, precision="float32", pixels_sha256="0" * 64, size=size)
+        keys.add(encoder.prepare(EmbedsFile(path)).input.key)
+    assert len(keys) == 2
 
 
 def test_a_file_is_decoded_once(tiny_bundle: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
