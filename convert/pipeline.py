@@ -1,5 +1,6 @@
 """checkpoint -> bundle: a conversion, step by step."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +42,8 @@ DEFAULT_FTYPES: Final[tuple[Ftype, ...]] = ("Q4_K_M", "Q5_K_M", "Q8_0")
 
 
 def convert_checkpoint(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     ftypes: Sequence[Ftype] = DEFAULT_FTYPES,
     *,
     on_event: OnEvent = lambda _: None,
@@ -71,6 +72,7 @@ def convert_checkpoint(
         UsageError: an argument is out of its range.
     """
     started = perf_counter()
+    checkpoint, out = Path(checkpoint), Path(out)
     request = ConversionRequest(ftypes=ftypes, **options)
     with open_model(checkpoint, request.image_size) as model:
         plan = plan_bundle(model, out, request)
@@ -117,8 +119,8 @@ def convert_checkpoint(
 
 
 def plan_conversion(
-    checkpoint: Path,
-    out: Path,
+    checkpoint: str | os.PathLike[str],
+    out: str | os.PathLike[str],
     ftypes: Sequence[Ftype] = DEFAULT_FTYPES,
     *,
     on_event: OnEvent = lambda _: None,
@@ -126,8 +128,8 @@ def plan_conversion(
 ) -> Planned:
     """What ``convert_checkpoint`` would write, with the same arguments and errors; nothing is written."""
     request = ConversionRequest(ftypes=ftypes, **options)
-    with open_model(checkpoint, request.image_size) as model:
-        planned = plan_bundle(model, out, request).event()
+    with open_model(Path(checkpoint), request.image_size) as model:
+        planned = plan_bundle(model, Path(out), request).event()
     on_event(planned)
     return planned
 

@@ -62,6 +62,11 @@ class Library:
         except OSError as error:
             raise UsageError(f"{path} cannot be written ({error.strerror}): make room for it.") from error
 
+    def name_of(self, folder: Path) -> str | None:
+        """What the bundle in ``folder`` is called, if it is listed."""
+        where = os.path.abspath(folder)
+        return next((name for name, listed in self.bundles.items() if listed == where), None)
+
     def using(self, bundle: str, name: str | None = None) -> Self:
         """The same with another default: a listed name, or a folder, which is listed under ``name``.
 

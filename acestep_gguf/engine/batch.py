@@ -8,7 +8,7 @@ from typing import Protocol
 from acestep_gguf.answer import Answer, Chunk
 from acestep_gguf.engine.question import Question
 from acestep_gguf.engine.scheduler import Event, Request
-from acestep_gguf.errors import AceStepError
+from acestep_gguf.errors import AceStepError, BundleError
 from acestep_gguf.llama.backend import Interrupted
 
 
@@ -111,8 +111,14 @@ def answer_all(stepwise: Stepwise, questions: Iterable[Question]) -> Generator[O
 
 
 def outcomes_of(events: Iterable[Event], indices: dict[Request, int]) -> Iterator[Outcome]:
-    """The outcomes among ``events``, whose requests are taken out of ``indices``."""
+    """The outcomes among ``events``, whose requests are taken out of ``indices``.
+
+    Raises:
+        BundleError: of one of them; all others would have it, too.
+    """
     for request, what in events:
+        if isinstance(what, BundleError):
+            raise what
         if isinstance(what, AceStepError):
             yield Outcome(indices.pop(request), error=what)
         elif what.answer is not None:

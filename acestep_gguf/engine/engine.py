@@ -195,7 +195,7 @@ class AceStep:
         """Answers to many questions, each as it is done; a question is taken when there is a place for it.
 
         Closing the iterator ends what is being written. An error of one question is its outcome; the errors
-        that are raised are those that end all: UsageError, when the model is closed.
+        that are raised are those that end all: UsageError, when the model is closed, and BundleError.
         """
         with self._stepwise() as stepwise:
             yield from answer_all(stepwise, questions)
@@ -209,7 +209,7 @@ class AceStep:
         """
         return answer_all_async(self._stepwise, questions, n_untaken=len(self._decoders))
 
-    def likelihoods(self, question: Question, texts: Sequence[str]) -> tuple[Likelihood, ...]:
+    def likelihoods(self, question: Question | str, texts: Sequence[str]) -> tuple[Likelihood, ...]:
         """How probable each of ``texts`` is as the beginning of the answer; the question is read once.
 
         A text is taken as it is: after a template that ends in a line, one in a sentence begins with a space.
@@ -217,6 +217,8 @@ class AceStep:
         Raises:
             PromptError: a text is empty; or what ``generate`` raises.
         """
+        if isinstance(question, str):
+            question = Question(question)
         with self._turnstile.turn():
             self._check_open()
             return LikelihoodReader(self._prompts, self._encoder, self._decoder).read(question, texts)

@@ -8,9 +8,11 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.server.access import Access
@@ -26,6 +28,7 @@ from acestep_gguf.server.responses import ModelResponse
 from acestep_gguf.server.settings import ServerSettings
 
 PAGE: Final = Path(__file__).parent / "page"
+METHODS: Final = ("GET", "POST", "PUT", "PATCH", "DELETE")
 CLIENT_LEFT: Final = 499  # nginx's, for logs: nobody reads it
 
 
@@ -79,6 +82,17 @@ def make_app(models: Models, settings: ServerSettings) -> FastAPI:
     async def preview(body: PreviewRequest) -> dict[str, Any]:
         async with models.lend(models.named(body.model)) as thread:
             return await answering.in_thread(_preview, body.image_url, await thread.model(), settings)
+
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+
+    @app.api_route("/v1/{rest:path}", methods=[*METHODS], include_in_schema=False)
+    async def nothing(request: Request) -> None:
+        """Not the page's files, which are looked for otherwise."""
+        there = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
+        taken = sorted({method for route in there for method in route.methods})
+        if taken:
+            raise ApiError(405, f"this path takes {', '.join(taken)}, not {request.method}.")
+        raise ApiError(404, f"there is no such path: {', '.join(route.path for route in routes)} are.")
 
     _handle_errors(app)
     app.mount("/", StaticFiles(directory=PAGE, html=True))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acestep_gguf.bundle.library import Library
 from acestep_gguf.bundle.names import BUNDLE_FILE
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.errors import AceStepError, MemoryShortageError, UsageError
@@ -29,7 +30,7 @@ class ServedBundle:
 
 
 class Models:
-    """All bundles, by their names; belongs to the event loop.
+    """All bundles, by their names in the user's list, or else their folders'; belongs to the event loop.
 
     Args:
         folders: of the bundles; the first answers where no model is named.
@@ -48,9 +49,10 @@ class Models:
         self._settings = settings
         self.metrics = Metrics()
         self.bundles: dict[str, ServedBundle] = {}
+        library = Library.read()
         for folder in folders:
             bundle = Bundle.read(folder)
-            name = folder.resolve().name
+            name = library.name_of(folder) or folder.resolve().name
             if name in self.bundles:
                 raise UsageError(f"two bundles are called {name}: rename the folder of one.")
             created = int((folder / BUNDLE_FILE).stat().st_mtime)

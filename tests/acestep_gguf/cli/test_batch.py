@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from acestep_gguf.bundle.schema import Bundle
+
 PROGRAM = [sys.executable, "-m", "acestep_gguf.cli", "batch"]
 # One thread: several of llama.cpp's wait for each other, which takes long where other programs run too.
 QUICK = ["-t", "1", "-n", "4", "-q", "F32"]
@@ -247,6 +249,24 @@ def test_a_bundle_that_cannot_see(bundle_copy: Path, pictures: Path, tmp_path: P
     assert done.stderr.startswith("error: this bundle has no vision tower")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.glob("a.*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [["--exact"], []])
+def test_a_bundle_without_its_tower_ends_it_and_makes_no_rows(
+    bundle_copy: Path, pictures: Path, tmp_path: Path, together: list[str]
+) -> None:
+    """Rows with this error would stay when the file is there again."""
+    tower = bundle_copy / Bundle.read(bundle_copy).vision_file().data.file
+    tower.rename(tmp_path / "moved")
+    arguments = (pictures, "-p", "What is this?", "-o", tmp_path / "a.jsonl", *together)
+    done = batch(bundle_copy, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"error: {tower} is missing")
+    assert not (tmp_path / "a.jsonl").exists()
+    (tmp_path / "moved").rename(tower)
+    batch(bundle_copy, *arguments)
+    assert [error for _, _, error in texts(tmp_path / "a.jsonl")].count(True) == 2
 
 
 @pytest.mark.parametrize(

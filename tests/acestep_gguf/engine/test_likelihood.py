@@ -58,7 +58,7 @@ def test_what_an_answer_may_begin_with_is_certain_to_be_one_of_all_tokens() -> N
 
 
 def test_a_control_token_in_a_text_is_none(model: AceStep) -> None:
-    (found,) = model.likelihoods(Question("What?"), ["<|im_end|>"])
+    (found,) = model.likelihoods("What?", ["<|im_end|>"])
     assert len(found.tokens) > 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from acestep_gguf.bundle.library import Library
 from acestep_gguf.engine import workload
 from acestep_gguf.errors import MemoryShortageError, UsageError
 from acestep_gguf.options import EngineOptions
@@ -62,6 +63,14 @@ def test_one_that_is_used_is_not_taken_away(folders: list[Path]) -> None:
         await models.close()
 
     run(scenario())
+
+
+def test_a_listed_bundle_has_its_name_there(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    Library.read().using(str(tiny_bundle), "shapes").write()
+    assert [*Models([tiny_bundle], OPTIONS, ServerSettings()).bundles] == ["shapes"]
 
 
 def test_two_bundles_need_two_names(tiny_bundle: Path) -> None:

@@ -93,6 +93,17 @@ def test_each_gets_the_answer_for_its_own_picture(
         assert [*threads.map(ask, range(12))] == expected
 
 
+def test_paths_that_are_not_there_and_methods_that_they_do_not_take(server: LiveServer) -> None:
+    for method, path, status, words in (
+        ("POST", "/v1/completions", 404, "/v1/chat/completions"),
+        ("GET", "/v1/files", 404, "there is no such path"),
+        ("GET", "/v1/chat/completions", 405, "takes POST, not GET"),
+        ("DELETE", "/v1/models/tiny", 405, "takes GET, not DELETE"),
+    ):
+        refused = httpx.request(method, f"{server.url}{path}")
+        assert (refused.status_code, words in refused.json()["error"]["message"]) == (status, True)
+
+
 def test_who_leaves_makes_room(endless: LiveServer) -> None:
     with ExitStack() as first:
         begin(endless, first, **never_ending())
