@@ -127,7 +127,7 @@ class PrefillLayers:
         n_tokens, n_embd = hidden.shape[1:]
         states_shape = (1, self.layout.n_head_kv, n_total, self.layout.n_embd_head)
         shapes = [(1, n_tokens, n_embd), states_shape, states_shape]
-        if [(one.shape, one.dtype) for one in found] != [(shape, np.float32) for shape in shapes]:
+        if [one.shape for one in found] != shapes or any(one.dtype != np.float32 for one in found):
             raise DecodeError(DAMAGED.format("they give something else than keys and values"))
         return found
 

@@ -89,7 +89,7 @@ def make_app(models: Models, settings: ServerSettings) -> FastAPI:
     async def nothing(request: Request) -> None:
         """Not the page's files, which are looked for otherwise."""
         there = [route for route in routes if route.matches(request.scope)[0] != Match.NONE]
-        taken = sorted({method for route in there for method in route.methods})
+        taken = sorted({method for route in there for method in route.methods or ()})
         if taken:
             raise ApiError(405, f"this path takes {', '.join(taken)}, not {request.method}.")
         raise ApiError(404, f"there is no such path: {', '.join(route.path for route in routes)} are.")

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from acestep_gguf.bundle.gguf_header import GGUFHeader
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.errors import BundleError
 from acestep_gguf.llama.key_value_state import KeyValueShape, KeyValueState
@@ -27,32 +28,30 @@ def test_keys_of_the_first_layer_are_rotated_as_llama_cpp_rotates_them(subject: 
     assert np.abs(ours - own).max() < 1e-4 * np.abs(own).max()
 
 
-@pytest.mark.parametrize(
-    ("said", "problem"),
-    [
-        ({"rope.freq_base": 1.0}, "a base of 1"),
-        ({"context_length": 0, "rope.scaling.original_context_length": 0}, "a context of 0"),
-    ],
-)
-def test_what_describes_no_rotation_is_refused(qwen2: Subject, said: dict[str, float], problem: str) -> None:
+def rotation_with(header: GGUFHeader, **said: float) -> Rotation:
+    """Of the same file, if it said YaRN, and this."""
+    metadata = {**header.metadata, "qwen2.rope.scaling.type": "yarn", "qwen2.rope.scaling.factor": 4.0}
+    for key, value in said.items():
+        metadata[f"qwen2.{key.replace('__', '.')}"] = value
+    return Rotation.of(replace(header, metadata=metadata), 64)
+
+
+def test_what_describes_no_rotation_is_refused(qwen2: Subject) -> None:
     header = qwen2.decoder.header
-    yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0} | said
-    metadata = header.metadata | {f"qwen2.{key}": value for key, value in yarn.items()}
-    with pytest.raises(BundleError, match=problem):
-        Rotation.of(replace(header, metadata=metadata), 64)
+    with pytest.raises(BundleError, match="a base of 1"):
+        rotation_with(header, rope__freq_base=1.0)
+    with pytest.raises(BundleError, match="a context of 0"):
+        rotation_with(header, context_length=0, rope__scaling__original_context_length=0)
 
 
 def test_a_context_of_zero_is_the_trained_one(qwen2: Subject) -> None:
     """As in llama.cpp."""
-    header = qwen2.decoder.header
 
-    def kept(**said: float) -> list[float]:
-        yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "context_length": 2048, **said}
-        metadata = header.metadata | {f"qwen2.{key}": value for key, value in yarn.items()}
-        return list(Rotation.of(replace(header, metadata=metadata), 64).kept)
+    def kept(n_ctx: float) -> list[float]:
+        said = {"context_length": 2048, "rope__scaling__original_context_length": n_ctx}
+        return list(rotation_with(qwen2.decoder.header, **said).kept)
 
-    assert kept(**{"rope.scaling.original_context_length": 0}) == kept()
-    assert kept(**{"rope.scaling.original_context_length": 64}) != kept()
+    assert kept(0) == kept(2048) != kept(64)
 
 
 def test_factors_of_other_heads_are_refused(tmp_path: Path) -> None:
