@@ -138,8 +138,8 @@ def test_a_run_takes_what_is_planned(
     peaks = Peaks()
     peaks.watch(process)
     assert process.wait() == 0, process.stderr and process.stderr.read()
-    # What onnxruntime reads prompts with is planned at its most: some of it takes the place of the rest.
-    least = 0.85 if "int8" in options else 0.95
+    # What onnxruntime reads prompts with is planned at its most, for a prompt that fills the context.
+    least = 0.8 if "int8" in options else 0.95
     assert least * need < peaks.anonymous < 1.05 * need
 
 
