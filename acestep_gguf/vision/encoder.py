@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from acestep_gguf.bundle.image_spec import AnySize
 from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.cpus import cpu_name
-from acestep_gguf.errors import ImageError
+from acestep_gguf.errors import ImageError, UsageError
 from acestep_gguf.options import TowerProvider
 from acestep_gguf.ort_builds import ort_version
 from acestep_gguf.progress import Progress, Report, report_nothing
@@ -90,6 +91,9 @@ class ImageEncoder:
         max_tiles: into which a picture is cut; None for as many as the model was made for.
         cache: where embeds are kept between processes.
         opening_limit: memory in bytes that opening a picture may take; None for any.
+
+    Raises:
+        UsageError: ``image_tokens`` of a bundle whose pictures have any size.
     """
 
     def __init__(
@@ -105,6 +109,12 @@ class ImageEncoder:
         cache: DiskCache | None = None,
         opening_limit: int | None = None,
     ) -> None:
+        if image_tokens is not None and bundle.image and isinstance(bundle.image.tiles, AnySize):
+            raise UsageError(
+                "image_tokens chooses by the attention of all patches to each other, which takes gigabytes for "
+                "pictures of any size: leave it out, and give smaller pictures.",
+                settings=["image_tokens"],
+            )
         self._folder = folder
         self._bundle = bundle
         self._n_threads = n_threads

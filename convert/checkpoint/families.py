@@ -46,8 +46,8 @@ class TowerFamily:
     there are decides which steps the graph has: see tower/graph.py. With ``has_fractional_positions``,
     pictures of another size take rows of the position table; else it is interpolated. With ``has_any_size``,
     each picture takes those of its own size. ``row_end`` and ``image_end`` are tokens that end the rows and
-    the whole of a picture of any size that is rotated by its rows and columns. For ``keys``,
-    ``required`` and ``left_out``, see ArchitectureFamily.
+    the whole of a picture of any size that is rotated by its rows and columns. For ``keys``, ``required``,
+    ``left_out``, ``image_token`` and ``llama_cpp_projector``, see ArchitectureFamily, whose these go before.
     """
 
     model_type: str
@@ -61,6 +61,8 @@ class TowerFamily:
     keys: Mapping[str, str] = field(default_factory=dict)
     required: Mapping[str, Any] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=dict)
+    image_token: str | None = None
+    llama_cpp_projector: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,6 +245,8 @@ PIXTRAL: Final = TowerFamily(
     image_end="[IMG_END]",
     # A constant in transformers' code.
     required={"layer_norm_eps": 1e-5},
+    image_token="[IMG]",  # noqa: S106 (no password)
+    llama_cpp_projector="pixtral",
 )
 
 # By model_type of text_config and of vision_config.

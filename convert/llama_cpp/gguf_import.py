@@ -132,8 +132,8 @@ def import_gguf(
             about text.
         name: the model's name in file names, by default what the decoder says.
         chat_template: Jinja source, in the place of the decoder's.
-        image_token: what the chat template writes in the place of a picture, by default ``<image>``, or
-            InternVL's ``<IMG_CONTEXT>``.
+        image_token: what the chat template writes in the place of a picture, by default ``<image>``,
+            InternVL's ``<IMG_CONTEXT>`` or Pixtral's ``[IMG]``.
         copy: copy the decoder in any case, so that a later change of the original changes nothing.
         vision: precisions of the tower, by default all.
         calibration: folder of pictures that show what int8 would ruin; by default a few of our own.
@@ -232,11 +232,13 @@ def _prompt(
 ) -> PromptSpec:
     if mmproj is None:
         return read_gguf_prompt(header, chat_template, None)
-    family = mmproj.tower.config.family
-    image_token = image_token or family.image_token or DEFAULT_IMAGE_TOKEN
+    config = mmproj.tower.config
+    family, tower = config.family, config.vision_config.family
+    image_token = image_token or tower.image_token or family.image_token or DEFAULT_IMAGE_TOKEN
     prompt = read_gguf_prompt(header, chat_template, image_token)
+    image_begin, image_end = config.picture_marks
     try:
-        return replace(prompt, image_begin=family.image_begin, image_end=family.image_end)
+        return replace(prompt, image_begin=image_begin, image_end=image_end)
     except ValueError as error:
         raise BundleError(
             f"{header.path} is no decoder of {family.name} ({error}): get another file."

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from acestep_gguf.bundle.image_spec import (
     MAX_LENGTH,
+    AnySize,
     ClosestAspectTiles,
     ImageSpec,
     LongestEdgeTiles,
     Size,
 )
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
-from acestep_gguf.convert.checkpoint.families import IDEFICS3, INTERNVL, LLAVA, SIGLIP
+from acestep_gguf.convert.checkpoint.families import IDEFICS3, INTERNVL, LLAVA, PIXTRAL, SIGLIP, TowerFamily
 from acestep_gguf.convert.checkpoint.image_tiles import tile_marks
+from acestep_gguf.convert.checkpoint.rope_rows import PairsOfHalves
 from acestep_gguf.convert.checkpoint.tensor_tables import Rows
 from acestep_gguf.convert.checkpoint.tower_weights import as_built
 from acestep_gguf.convert.checkpoint.weight import DerivedWeight, Weight
@@ -37,9 +39,12 @@ from acestep_gguf.convert.tower.mmproj import (
     MLP,
     PROJECTOR_ACT_KEY,
     PROJECTOR_LAYERS,
+    ROW_END,
+    SILU,
 )
 from acestep_gguf.convert.tower.mmproj import IDEFICS3 as IDEFICS3_PROJECTOR
 from acestep_gguf.convert.tower.mmproj import INTERNVL as INTERNVL_PROJECTOR
+from acestep_gguf.convert.tower.mmproj import PIXTRAL as PIXTRAL_PROJECTOR
 from acestep_gguf.errors import UnsupportedModelError
 from acestep_gguf.quantize.gguf_source import GgufFile, GgufTensor
 
@@ -51,7 +56,12 @@ FILL: Final = (122, 116, 104)
 LLAMA_CPP_GELU: Final = "gelu_pytorch_tanh"
 
 # The models whose projectors these are.
-FAMILIES: Final = {MLP: LLAVA, INTERNVL_PROJECTOR: INTERNVL, IDEFICS3_PROJECTOR: IDEFICS3}
+FAMILIES: Final = {
+    MLP: LLAVA,
+    INTERNVL_PROJECTOR: INTERNVL,
+    IDEFICS3_PROJECTOR: IDEFICS3,
+    PIXTRAL_PROJECTOR: LLAVA,
+}
 # Those of which old converters gave ffn_up and ffn_down each other's names.
 MAY_BE_SWAPPED: Final = (MLP, IDEFICS3_PROJECTOR)
 # Tiles along the longer side of SmolVLM's and Idefics3's pictures, as published.
@@ -111,8 +121,8 @@ def read_mmproj(file: GgufFile) -> MmprojTower:
 
     Raises:
         BundleError: the file is damaged, or contradicts itself.
-        UnsupportedModelError: it holds something else than LLaVA's projector over a CLIP or SigLIP tower, or
-            InternVL's or Idefics3's tower and projector.
+        UnsupportedModelError: it holds something else than LLaVA's projector over a CLIP, SigLIP or Pixtral
+            tower, or InternVL's or Idefics3's tower and projector.
     """
     reader = _Reader(file)
     tensors = reader.tensors()
@@ -160,7 +170,8 @@ class _Reader:
         for info in self._file.header.tensors:
             layer, _, part = info.name.rpartition(".")
             name = f"{names_here.get(layer, layer)}.{part}" if layer else part
-            found[LAYER_SCALE.sub(r"\1", name)] = self._file.tensor(info, max_dims=4)
+            name = "model.image_newline" if name == ROW_END else LAYER_SCALE.sub(r"\1", name)
+            found[name] = self._file.tensor(info, max_dims=4)
         if "mm.3.weight" in found:
             raise self._unsupported("has a projector of the type 'mlp_norm': only 'mlp' is supported")
         return found
@@ -171,7 +182,7 @@ class _Reader:
         n_blocks = self._required(keys.BLOCK_COUNT, int)
         family = FAMILIES[self._kind]
         vision = {
-            "model_type": (family.tower if has_class_token or family is not LLAVA else SIGLIP).model_type,
+            "model_type": self._tower_family(has_class_token=has_class_token).model_type,
             "hidden_size": self._required(keys.EMBEDDING_LENGTH, int),
             "intermediate_size": self._required(keys.FEED_FORWARD_LENGTH, int),
             "num_hidden_layers": n_blocks,
@@ -199,6 +210,11 @@ class _Reader:
             return msgspec.convert(raw, type=VisionLanguageConfig)
         except msgspec.ValidationError as error:
             raise self._file.damaged(str(error)) from error
+
+    def _tower_family(self, *, has_class_token: bool) -> TowerFamily:
+        if self._kind == PIXTRAL_PROJECTOR:
+            return PIXTRAL
+        return SIGLIP if self._kind == MLP and not has_class_token else FAMILIES[self._kind].tower
 
     def needed(self, tensors: Mapping[str, GgufTensor], config: VisionLanguageConfig) -> dict[str, Weight]:
         """The tensors that the tower is built from, each of its right shape."""
@@ -232,6 +248,10 @@ class _Reader:
         if self._optional(CLASS_TOKEN_LAST_KEY, bool):
             table = "v.position_embd.weight"
             needed[table] = _ClassTokenFirst(tensors[table])
+        if self._kind == PIXTRAL_PROJECTOR:
+            head_size = config.vision_config.hidden_size // config.vision_config.num_attention_heads
+            rotated = [name for name in names if name.endswith((".attn_q.weight", ".attn_k.weight"))]
+            needed |= {name: PairsOfHalves(tensors[name], head_size) for name in rotated}
         return as_built(needed)
 
     def image(self, tensors: Mapping[str, Weight], config: VisionLanguageConfig) -> ImageSpec:
@@ -245,8 +265,8 @@ class _Reader:
             else:
                 red, green, blue = self._numbers(Keys.ClipVision.IMAGE_MEAN)[:3]
                 red_std, green_std, blue_std = self._numbers(Keys.ClipVision.IMAGE_STD)[:3]
-                tiles = self._tiles()
-                stretches = FAMILIES[self._kind] is not LLAVA
+                tiles = self._tiles(config.vision_config.patch_size)
+                stretches = self._kind != MLP
                 image = ImageSpec(
                     pad_to_square=None,
                     resize="exact" if stretches else "longest_edge",
@@ -285,9 +305,11 @@ class _Reader:
             raise self._file.damaged(f"{Keys.ClipVision.PREPROC_IMAGE_SIZE} is {length}")
         return length
 
-    def _tiles(self) -> ClosestAspectTiles | None:
-        """InternVL's tiles; libmtmd cuts pictures up in another way than the model was trained with."""
-        if FAMILIES[self._kind] is not INTERNVL:
+    def _tiles(self, patch_size: int) -> ClosestAspectTiles | AnySize | None:
+        """InternVL's tiles, and Pixtral's sizes; libmtmd does both otherwise than the models were trained."""
+        if self._kind == PIXTRAL_PROJECTOR:
+            return AnySize(step=patch_size)
+        if self._kind != INTERNVL_PROJECTOR:
             return None
         keys = Keys.ClipVision
         return ClosestAspectTiles(
@@ -298,6 +320,8 @@ class _Reader:
     def _activation(self) -> str:
         uses_gelu = self._optional(Keys.ClipVision.USE_GELU, bool)
         if self._optional(Keys.ClipVision.USE_SILU, bool):
+            if self._kind == PIXTRAL_PROJECTOR:
+                return SILU
             raise self._unsupported("has a tower with the activation silu, which is not supported")
         return LLAMA_CPP_GELU if uses_gelu else "quick_gelu"
 
@@ -333,6 +357,8 @@ def _known(config: VisionLanguageConfig) -> Iterator[tuple[str, tuple[str, ...]]
         for template, dims in _named(tower.layer):
             yield template.replace("{bid}", str(bid)), dims
     yield from _named(tower.after_layers)
+    if config.vision_config.family.row_end is not None:
+        yield "model.image_newline", ("n_embd",)
     yield from _named(config.family.parts[0].before_layers)
 
 

@@ -1,8 +1,8 @@
 """The tower and projector as an mmproj file, which llama.cpp and the programs built on it read.
 
-Keys, tensor names and what they mean are those of clip.cpp, models/llava.cpp and models/internvl.cpp
-(tools/mtmd) in llama-cpp-python 0.3.36, for the projector types ``mlp``, ``internvl``
-and ``idefics3``.
+Keys, tensor names and what they mean are those of clip.cpp, models/llava.cpp, models/internvl.cpp and
+models/pixtral.cpp (tools/mtmd) in llama-cpp-python 0.3.36, for the projector types ``mlp``, ``internvl``,
+``idefics3`` and ``pixtral``.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,10 +15,11 @@ from gguf import GGML_QUANT_VERSION, Keys
 from gguf import GGMLQuantizationType as QType
 from numpy.typing import NDArray
 
-from acestep_gguf.bundle.image_spec import ClosestAspectTiles, ImageSpec, LongestEdgeTiles
+from acestep_gguf.bundle.image_spec import AnySize, ClosestAspectTiles, ImageSpec, LongestEdgeTiles
 from acestep_gguf.bundle.names import LLAMA_FTYPE, MmprojFtype, mmproj_file_name
 from acestep_gguf.bundle.schema import FileRecord
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
+from acestep_gguf.convert.checkpoint.rope_rows import NeighbouringPairs
 from acestep_gguf.convert.tower.graph import QK_NORM_EPS
 from acestep_gguf.convert.tower.layers import Tensors
 from acestep_gguf.convert.tower.position_embedding import positions_of_size
@@ -33,12 +34,16 @@ ARCHITECTURE: Final = "clip"
 MLP: Final = "mlp"
 INTERNVL: Final = "internvl"
 IDEFICS3: Final = "idefics3"
+PIXTRAL: Final = "pixtral"
 # By the type of the projector: names of its layers in the file, by those here.
 PROJECTOR_LAYERS: Final[Mapping[str, Mapping[str, str]]] = {
     MLP: {"mm.1": "mm.0", "mm.2": "mm.2"},
     INTERNVL: {"mm.norm": "mm.model.mlp.0", "mm.1": "mm.model.mlp.1", "mm.2": "mm.model.mlp.3"},
     IDEFICS3: {"mm.fc": "mm.model.fc"},
+    PIXTRAL: {"mm.1": "mm.1", "mm.2": "mm.2"},
 }
+# What ends rows of a picture, for ``pixtral``.
+ROW_END: Final = "v.token_embd.img_break"
 FEATURE_LAYERS_KEY: Final = "clip.vision.feature_layer"
 # What llama.cpp has no keys for, and does not look at.
 IMAGE_KEY: Final = "acestep_gguf.vision.image"
@@ -48,6 +53,8 @@ CLASS_TOKEN_LAST_KEY: Final = "acestep_gguf.class_token_last"  # noqa: S105 (no 
 
 # Whether clip.use_gelu is set: llama.cpp's "gelu" is the tanh approximation, its other one is quick_gelu.
 USES_GELU: Final = {"gelu": True, "gelu_pytorch_tanh": True, "quick_gelu": False}
+SILU: Final = "silu"  # of towers of the type ``pixtral``, by clip.use_silu
+ROPE_THETA: Final = 10_000.0
 PROJECTOR_ACTIVATIONS: Final = ("gelu", "gelu_pytorch_tanh")
 # Hidden size and layers of the one tower that llama.cpp gives RMS norms.
 RMS_NORM_TOWER: Final = (3200, 45)
@@ -91,16 +98,19 @@ def plan_mmproj(
     """
     if config.perceiver_config is not None:
         raise _not_in_llama_cpp(f"has no resampler as {config.family.name}'s")
-    kind = config.family.llama_cpp_projector
+    kind = config.vision_config.family.llama_cpp_projector or config.family.llama_cpp_projector
     if kind is None:
         raise _not_in_llama_cpp(f"cuts pictures for {config.family.name} up in a way of its own")
-    _check_activations(config)
+    _check_activations(config, kind)
     CHECKS[kind](config)
     tower = {tensor: source for tensor, source in tensors.items() if tensor.startswith("v.")}
     class_token_last = "v.class_embd" in tensors and not class_token_first
-    table = _positions(config, image, tensors, class_token_last=class_token_last)
-    positions = {"v.position_embd.weight": table}
-    sources: dict[str, TensorSource] = {**tower, **positions, **_projector(config, tensors, kind)}
+    if kind == PIXTRAL:
+        places = _rotated(config, tensors)
+    else:
+        table = _positions(config, image, tensors, class_token_last=class_token_last)
+        places = {"v.position_embd.weight": table}
+    sources: dict[str, TensorSource] = {**tower, **places, **_projector(config, tensors, kind)}
     shapes = [TensorShape(tensor, source.shape) for tensor, source in sources.items()]
     choices = {shape.name: choose_type(shape, MATRIX_TYPE[ftype]) for shape in shapes}
     metadata = _metadata(config, image, name, ftype, kind) | {CLASS_TOKEN_LAST_KEY: boolean(class_token_last)}
@@ -120,9 +130,10 @@ class _Computed:
         return np.ascontiguousarray(rows[start:stop])
 
 
-def _check_activations(config: VisionLanguageConfig) -> None:
+def _check_activations(config: VisionLanguageConfig, kind: str) -> None:
+    of_towers = (*USES_GELU, SILU) if kind == PIXTRAL else tuple(USES_GELU)
     for part, activation, known in (
-        ("towers", config.vision_config.hidden_act, tuple(USES_GELU)),
+        ("towers", config.vision_config.hidden_act, of_towers),
         ("projectors", config.projector_hidden_act, PROJECTOR_ACTIVATIONS),
     ):
         if activation not in known:
@@ -130,8 +141,6 @@ def _check_activations(config: VisionLanguageConfig) -> None:
 
 
 def _check_mlp(config: VisionLanguageConfig) -> None:
-    if config.vision_config.family.row_end is not None:
-        raise UnsupportedModelError("mmproj files of Pixtral's tower are not written yet: convert without.")
     has_class_token = config.vision_config.family.has_class_token
     strategy = config.vision_feature_select_strategy
     if has_class_token != (strategy == "default"):
@@ -158,12 +167,24 @@ def _check_idefics3(config: VisionLanguageConfig) -> None:
     _check_swapped(config)
 
 
+def _check_pixtral(config: VisionLanguageConfig) -> None:
+    if config.vision_config.rope_theta != ROPE_THETA:
+        raise _not_in_llama_cpp(f"rotates by a rope_theta of {ROPE_THETA:,.0f} in such a tower")
+    if len(config.feature_layers) != 1:
+        raise _not_in_llama_cpp("takes the features of one layer of such a tower")
+
+
 def _check_swapped(config: VisionLanguageConfig) -> None:
     if config.vision_config.intermediate_size == config.vision_config.hidden_size:
         raise _not_in_llama_cpp("takes ffn_up and ffn_down for each other in a tower where both are square")
 
 
-CHECKS: Final = {MLP: _check_mlp, INTERNVL: _check_internvl, IDEFICS3: _check_idefics3}
+CHECKS: Final = {
+    MLP: _check_mlp,
+    INTERNVL: _check_internvl,
+    IDEFICS3: _check_idefics3,
+    PIXTRAL: _check_pixtral,
+}
 
 
 def _not_in_llama_cpp(difference: str) -> UnsupportedModelError:
@@ -184,6 +205,16 @@ def _positions(
     return _Computed(
         shape, lambda: np.roll(positions_of_size(table.read(), n_side, fractional=fractional), shift, axis=0)
     )
+
+
+def _rotated(config: VisionLanguageConfig, tensors: Tensors) -> dict[str, TensorSource]:
+    """Queries and keys in the order in which llama.cpp rotates them, and what ends rows."""
+    head_size = config.vision_config.hidden_size // config.vision_config.num_attention_heads
+    sources: dict[str, TensorSource] = {ROW_END: tensors["model.image_newline"]}
+    for name, tensor in tensors.items():
+        if name.endswith((".attn_q.weight", ".attn_k.weight")):
+            sources[name] = NeighbouringPairs(tensor, head_size)
+    return sources
 
 
 def _projector(config: VisionLanguageConfig, tensors: Tensors, kind: str) -> dict[str, TensorSource]:
@@ -242,7 +273,7 @@ def _metadata(
         Keys.General.FILE_TYPE: u32(LLAMA_FTYPE[ftype]),
         Keys.Clip.HAS_VISION_ENCODER: boolean(True),
         Keys.Clip.PROJECTOR_TYPE: string(kind),
-        Keys.ClipVision.USE_GELU: boolean(USES_GELU[vision.hidden_act]),
+        Keys.ClipVision.USE_GELU: boolean(USES_GELU.get(vision.hidden_act, False)),
         Keys.ClipVision.IMAGE_SIZE: u32(image.size.height),
         Keys.ClipVision.PATCH_SIZE: u32(vision.patch_size),
         Keys.ClipVision.EMBEDDING_LENGTH: u32(vision.hidden_size),
@@ -273,5 +304,7 @@ def _own_metadata(config: VisionLanguageConfig, image: ImageSpec) -> dict[str, b
             Keys.ClipVision.Projector.SCALE_FACTOR: u32(config.shuffle_factor),
             Keys.ClipVision.PREPROC_IMAGE_SIZE: u32(image.tiles.longest_edge),
         }
+    if isinstance(image.tiles, AnySize):
+        return {Keys.ClipVision.USE_SILU: boolean(config.vision_config.hidden_act == SILU)}
     # Without these, llama.cpp would leave out the last of the layers.
     return {FEATURE_LAYERS_KEY: i32s(_ordered(config.feature_layers))}

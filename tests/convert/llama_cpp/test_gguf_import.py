@@ -44,6 +44,7 @@ from tests.support.fidelity import DEMO, TINY, drawing
 from tests.support.gguf_files import Tensors, rewrite
 from tests.support.tiny_checkpoints import TinyCheckpoint
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_pixtral import TinyPixtral
 from tests.support.tiny_smolvlm import TinySmolVLM
 
 SIGLIP = TinyCheckpoint(
@@ -55,7 +56,8 @@ NOT_IN_LLAMA_CPP = {
     "siglip-default-v5",
     "internvl-6b-v5",
     "internvl-biases-under-norms-v4",
-    *(name for name in TINY if name.startswith(("llava-next", "llava-onevision", "pixtral"))),
+    "pixtral-silu-v5",
+    *(name for name in TINY if name.startswith(("llava-next", "llava-onevision"))),
 }
 # What only our files say, and others' do not.
 OURS = dict.fromkeys((IMAGE_KEY, HIDDEN_ACT_KEY, PROJECTOR_ACT_KEY))
@@ -185,6 +187,25 @@ def test_pictures_are_prepared_as_by_llama_cpp(
     cosines = (theirs * ours).sum(1) / np.linalg.norm(theirs, axis=1) / np.linalg.norm(ours, axis=1)
     # llama.cpp rounds what it multiplies with quantized weights to 8 bits.
     assert cosines.min() > (0.999 if qtype in (QType.F16, QType.BF16) else 0.99)
+
+
+def test_a_pixtral_of_others(tmp_path: Path) -> None:
+    """As llama.cpp's converter writes it, without keys of ours."""
+    tiny = TinyPixtral(decoder="tekken", activation="silu", head_dim=32)
+    made = Made(tiny.write(tmp_path / "checkpoint"), tmp_path)
+    metadata = {**OURS, CLASS_TOKEN_LAST_KEY: None, "clip.use_gelu": None}
+    imported = made.import_(mmproj=rewrite(made.mmproj, tmp_path / "mmproj.gguf", metadata=metadata))
+    found, expected = imported.tower()[1], made.bundle.tower()[1]
+    assert (found.tiles, found.size, found.resample) == (expected.tiles, expected.size, expected.resample)
+    assert (imported.prompt.image_token, imported.prompt.image_end) == ("[IMG]", "[IMG_END]")
+    picture = drawing((90, 61), 5)
+    assert relative_error(embeds(made.imported, picture), embeds(made.out, picture)) < 1e-5
+    answers = []
+    for folder in (made.out, made.imported):
+        with AceStep(folder, n_threads=1, n_ctx=256) as model:
+            answers.append(model.generate("कि É?", images=[picture], max_tokens=8))
+    assert answers[0].tokens == answers[1].tokens
+    assert answers[0].usage.prompt_tokens == answers[1].usage.prompt_tokens
 
 
 def test_k_quants_are_read(tmp_path: Path) -> None:

@@ -20,11 +20,13 @@ from acestep_gguf.convert.model import open_model
 from acestep_gguf.convert.tower.mmproj import plan_mmproj
 from acestep_gguf.errors import UnsupportedModelError, UsageError
 from acestep_gguf.quantize.gguf_source import GgufFile
+from acestep_gguf.vision.encoder import ImageEncoder
 from acestep_gguf.vision.image import pixel_values
 from scripts.checks.libmtmd import LlamaCppPair
 from tests.support.fidelity import drawing
 from tests.support.tiny_checkpoints import TinyCheckpoint
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_pixtral import ROW_END, TinyPixtral
 from tests.support.tiny_smolvlm import TinySmolVLM
 
 SIGLIP = {"tower": "siglip", "activation": "gelu_pytorch_tanh", "strategy": "full", "feature_layer": -1}
@@ -156,6 +158,44 @@ def test_llama_cpp_gives_our_tiles_of_smolvlm(
     assert len(parts) == len(ours) == 13
     for theirs, embeds in zip(parts, ours, strict=True):
         assert cosines(theirs, embeds).min() > GOOD_COSINE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mmproj", "activation"), [("F32", "silu"), ("F16", "gelu"), ("Q8_0", "gelu_pytorch_tanh")]
+)
+def test_llama_cpp_gives_our_rows_of_pixtral(tmp_path: Path, mmproj: MmprojFtype, activation: str) -> None:
+    tiny = TinyPixtral(decoder="tekken", activation=activation, vision_n_layers=5)
+    folder = tmp_path / "bundle"
+    bundle = convert_checkpoint(
+        tiny.write(tmp_path / "checkpoint"), folder, ["F32"], vision=["float32"], mmproj=[mmproj]
+    )
+    picture = drawing((56, 24), 0)  # 7 x 3 patches, which nobody resizes
+    encoder = ImageEncoder(folder, bundle, n_threads=1)
+    ours = encoder.encode(encoder.prepare(picture)).embeds
+    theirs = llama_cpp_embeds(bundle, folder, picture, class_token_first=False)
+    assert len(ours) == 3 * (7 + 1) - 1
+    # Its queries and keys are large, so what Q8_0 rounds matters.
+    assert cosines(theirs, ours).min() > (0.99 if mmproj == "Q8_0" else GOOD_COSINE)
+    row_end = tiny.tensors()["language_model.model.embed_tokens.weight"][
+        bundle.prompt.control_tokens[ROW_END]
+    ]
+    assert np.allclose(theirs[7], row_end, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"vision_rope_theta": 100.0}, "rotates by a rope_theta of 10,000 in such a tower"),
+        ({"activation": "relu"}, "relu"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_of_pixtral_is_refused(
+    tmp_path: Path, options: dict[str, Any], problem: str
+) -> None:
+    checkpoint = TinyPixtral(decoder="mistral", **options).write(tmp_path / "c")
+    with pytest.raises(UnsupportedModelError, match=problem):
+        convert_checkpoint(checkpoint, tmp_path / "b", ["Q8_0"], mmproj=["F16"])
 
 
 @pytest.mark.parametrize("converted_size", [None, 84])
