@@ -111,8 +111,8 @@ class ImageEncoder:
     ) -> None:
         if image_tokens is not None and bundle.image and isinstance(bundle.image.tiles, AnySize):
             raise UsageError(
-                "image_tokens chooses by the attention of all patches to each other, which takes gigabytes for "
-                "pictures of any size: leave it out, and give smaller pictures.",
+                "image_tokens chooses by the attention of all patches to each other, which takes gigabytes "
+                "for pictures of any size: leave it out, and give smaller pictures.",
                 settings=["image_tokens"],
             )
         self._folder = folder

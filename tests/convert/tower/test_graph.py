@@ -18,6 +18,7 @@ from acestep_gguf.convert.tower.position_embedding import positions_of_size
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 from tests.support.tiny_checkpoints import TinyCheckpoint, write_safetensors
 from tests.support.tiny_internvl import TinyInternVL
+from tests.support.tiny_pixtral import TinyPixtral
 from tests.support.tiny_smolvlm import TinySmolVLM
 
 Floats = NDArray[np.float64]
@@ -27,6 +28,7 @@ ACTIVATIONS = {
     "gelu": lambda x: x * (1 + erf(x / math.sqrt(2))) / 2,
     "gelu_pytorch_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
     "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "silu": lambda x: x / (1 + np.exp(-x)),
 }
 
 
@@ -41,30 +43,36 @@ class Reference:
             self.weights = {name: tensor.read().astype(np.float64) for name, tensor in tensors.items()}
 
     def run(self, pixel_values: NDArray[np.float32]) -> dict[str, Floats]:
-        """[B, 3, S, S] -> image_embeds [B, n_image_tokens, n_embd] and patch_attention [B, n_patches]."""
+        """[B, 3, H, W] -> image_embeds [B, n_image_tokens, n_embd] and patch_attention [B, n_patches]."""
         vision = self.config.vision_config
-        n_batch, side = len(pixel_values), pixel_values.shape[-1] // vision.patch_size
+        n_batch, self.grid = len(pixel_values), tuple(n // vision.patch_size for n in pixel_values.shape[2:])
+        height, side = self.grid
         grid = pixel_values.astype(np.float64).reshape(
-            n_batch, 3, side, vision.patch_size, side, vision.patch_size
+            n_batch, 3, height, vision.patch_size, side, vision.patch_size
         )
         patches = np.einsum("bcyixj,ocij->byxo", grid, self.weights["v.patch_embd.weight"])
-        rows = patches.reshape(n_batch, side**2, vision.hidden_size)
+        rows = patches.reshape(n_batch, height * side, vision.hidden_size)
         rows = rows + self.weights.get("v.patch_embd.bias", 0.0)
         has_cls = "v.class_embd" in self.weights
         if has_cls:
             cls = np.broadcast_to(self.weights["v.class_embd"], (n_batch, 1, vision.hidden_size))
             rows = np.concatenate([cls, rows], axis=1)
-        positions = self.weights["v.position_embd.weight"].astype(np.float32)
-        fractional = vision.family.has_fractional_positions
-        hidden = rows + positions_of_size(positions, side, fractional=fractional)
+        hidden = rows
+        if (positions := self.weights.get("v.position_embd.weight")) is not None:
+            fractional = vision.family.has_fractional_positions
+            hidden = rows + positions_of_size(positions.astype(np.float32), side, fractional=fractional)
         if "v.pre_ln.weight" in self.weights:
             hidden = self.layer_norm(hidden, "v.pre_ln")
 
         states = [hidden]
         for bid in range(max(self.config.feature_layers)):
             hidden = hidden + self.attention(self.layer_norm(hidden, f"v.blk.{bid}.ln1"), f"v.blk.{bid}")
-            up = self.linear(self.layer_norm(hidden, f"v.blk.{bid}.ln2"), f"v.blk.{bid}.ffn_up")
-            hidden = hidden + self.linear(ACTIVATIONS[vision.hidden_act](up), f"v.blk.{bid}.ffn_down")
+            normed = self.layer_norm(hidden, f"v.blk.{bid}.ln2")
+            up = self.linear(normed, f"v.blk.{bid}.ffn_up")
+            is_gated = f"v.blk.{bid}.ffn_gate.weight" in self.weights
+            gate = self.linear(normed, f"v.blk.{bid}.ffn_gate") if is_gated else up
+            product = ACTIVATIONS[vision.hidden_act](gate) * (up if is_gated else 1)
+            hidden = hidden + self.linear(product, f"v.blk.{bid}.ffn_down")
             states.append(hidden)
 
         features = np.concatenate([states[layer] for layer in self.config.feature_layers], axis=-1)
@@ -83,6 +91,8 @@ class Reference:
             embeds = self.linear(features, "mm.fc")
         else:
             embeds = self.linear(ACTIVATIONS["gelu"](self.linear(features, "mm.1")), "mm.2")
+        if "model.image_newline" in self.weights:
+            return {"image_embeds": embeds, "image_newline": self.weights["model.image_newline"]}
         if max(self.config.feature_layers) == 0:
             return {"image_embeds": embeds}
         last: Floats = self.attention_weights.mean(axis=1)  # of all heads: [B, queries, keys]
@@ -97,11 +107,28 @@ class Reference:
         for name in "qk" if f"{block}.attn_q_norm.weight" in self.weights else "":
             projected[name] = self.layer_norm(projected[name], f"{block}.attn_{name}_norm", eps=1e-6)
         q, k, v = (rows.reshape(*x.shape[:2], n_heads, -1) for rows in projected.values())
+        if "v.position_embd.weight" not in self.weights:
+            q, k = self.rotated(q), self.rotated(k)
         scores = np.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         self.attention_weights = weights
         return self.linear(np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape), f"{block}.attn_out")
+
+    def rotated(self, heads: Floats) -> Floats:
+        """[B, n_patches, n_heads, d], of which pairs i, i + d/2 are complex numbers, turned by angles.
+
+        Pair i of the first d/4 turns by row * theta^(-4i/d), pair i of the others by column *
+        theta^(-(4i+2)/d).
+        """
+        half, theta = heads.shape[-1] // 2, self.config.vision_config.rope_theta
+        row, column = np.divmod(np.arange(self.grid[0] * self.grid[1])[:, np.newaxis], self.grid[1])
+        i = np.arange(half // 2)
+        angles = np.concatenate(
+            [row * theta ** (-2 * i / half), column * theta ** (-(2 * i + 1) / half)], axis=1
+        )
+        turned = (heads[..., :half] + 1j * heads[..., half:]) * np.exp(1j * angles)[:, np.newaxis]
+        return np.concatenate([turned.real, turned.imag], axis=-1)
 
     def layer_norm(self, x: Floats, name: str, eps: float | None = None) -> Floats:
         """An RMS norm where there is no bias."""
@@ -176,6 +203,27 @@ def test_graph_computes_smolvlms_formulas(
     tmp_path: Path, options: dict[str, Any], image_size: int | None
 ) -> None:
     check_formulas(TinySmolVLM(decoder="smollm", **options), tmp_path, image_size)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"activation": "silu", "vision_rope_theta": 100.0, "patch_size": 4}],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(64, 64), (24, 56), (8, 16)])
+def test_graph_computes_pixtrals_formulas(
+    tmp_path: Path, options: dict[str, Any], size: tuple[int, int]
+) -> None:
+    checkpoint = TinyPixtral(decoder="mistral", **options).write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], vision=["float32"])
+    pixel_values = np.random.default_rng(0).standard_normal((1, 3, *size)).astype(np.float32)
+    expected = Reference(checkpoint).run(pixel_values)
+    outputs = run(tmp_path / "bundle", pixel_values)
+    assert outputs.keys() == expected.keys()
+    for name, values in expected.items():
+        assert outputs[name].shape == values.shape
+        assert np.abs(outputs[name] - values).max() < 1e-5 * np.abs(values).max()
 
 
 def check_formulas(tiny: TinyCheckpoint, tmp_path: Path, image_size: int | None) -> None:
