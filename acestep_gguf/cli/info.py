@@ -2,13 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from acestep_gguf.cli.options import AsJson, BundleFolder
 from acestep_gguf.cli.terminal import json_text, printable
 
 if TYPE_CHECKING:
     from acestep_gguf.bundle.schema import Bundle
+
+# By the kind of tiles; others all have one size.
+CROPS: Final = {"any_size": "of up to", "quarters": "in crops of up to"}
 
 
 def info(bundle: BundleFolder, as_json: AsJson = False) -> None:
@@ -100,8 +103,8 @@ def _quality_rows(quality: dict[str, Any] | None) -> list[tuple[str, str]]:
 
 
 def _sides(image: dict[str, Any]) -> str:
-    sides = f"{image['width']} x {image['height']}"
-    return f"in tiles of {sides}" if image["tiles"] else sides
+    sides, tiles = f"{image['width']} x {image['height']}", image["tiles"]
+    return f"{CROPS.get(tiles['kind'], 'in tiles of')} {sides}" if tiles else sides
 
 
 def _file(file: dict[str, Any], quality: str) -> str:

@@ -13,6 +13,7 @@ from acestep_gguf.quality.report import PictureQuestion, QualityReport
 from tests.acestep_gguf.quality.reports import candidate
 from tests.support.command_line import acestep
 from tests.support.tiny_checkpoints import TinyCheckpoint
+from tests.support.tiny_idefics2 import TinyIdefics2
 
 
 def test_info_as_table_and_as_json(tiny_bundle: Path) -> None:
@@ -27,6 +28,12 @@ def test_info_as_table_and_as_json(tiny_bundle: Path) -> None:
         "Q8_0": False,
         "F32": False,
     }
+
+
+def test_info_tells_how_large_crops_are(tmp_path: Path) -> None:
+    checkpoint = TinyIdefics2(decoder="mistral").write(tmp_path / "checkpoint")
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], vision=["float32"])
+    assert "in crops of up to 56 x 56 pixels, 6 tokens each" in acestep("info", tmp_path / "bundle").stdout
 
 
 def test_info_shows_what_was_measured(bundle_copy: Path) -> None:
