@@ -35,10 +35,10 @@ OMITTED = {
 }
 
 
-def write_folder(folder: Path, *, has_template: bool = True) -> Path:
+def write_folder(folder: Path, name: str = NAME, *, has_template: bool = True) -> Path:
     """A version-4 folder around the published config."""
     folder.mkdir()
-    config = json.loads((PUBLISHED / f"{NAME}.config.json").read_text())
+    config = json.loads((PUBLISHED / f"{name}.config.json").read_text())
     text, vision, perceiver = (
         OMITTED | config["text_config"],
         config["vision_config"],
@@ -47,7 +47,7 @@ def write_folder(folder: Path, *, has_template: bool = True) -> Path:
     files = {
         "config.json": config,
         "generation_config.json": {"bos_token_id": 1, "eos_token_id": [2, ADDED[END]], "pad_token_id": 0},
-        "preprocessor_config.json": json.loads((PUBLISHED / f"{NAME}.preprocessor_config.json").read_text()),
+        "preprocessor_config.json": json.loads((PUBLISHED / f"{name}.preprocessor_config.json").read_text()),
         "processor_config.json": {"image_seq_len": 64, "processor_class": "Idefics2Processor"},
         "tokenizer.json": with_fillers(tiny_sentencepiece.tokenizer_json(), 32000, ADDED),
         "tokenizer_config.json": DECODERS["mistral"].tokenizer_config | {"pad_token": "<unk>"},
@@ -66,10 +66,10 @@ def write_folder(folder: Path, *, has_template: bool = True) -> Path:
     }
     n_embd, n_ff = text["hidden_size"], text["intermediate_size"]
     connector, resampler = "model.connector.modality_projection.", "model.connector.perceiver_resampler."
-    for name, n_in, n_out in (
+    for part, n_in, n_out in (
         ("gate", vision["hidden_size"], n_ff), ("up", vision["hidden_size"], n_ff), ("down", n_ff, n_embd),
     ):  # fmt: skip
-        named[f"{connector}{name}_proj.weight"] = (n_out, n_in)
+        named[f"{connector}{part}_proj.weight"] = (n_out, n_in)
     named[f"{resampler}latents"] = (perceiver["resampler_n_latents"], n_embd)
     named[f"{resampler}norm.weight"] = (n_embd,)
     n_q, n_kv = (
@@ -80,12 +80,12 @@ def write_folder(folder: Path, *, has_template: bool = True) -> Path:
         layer = f"{resampler}layers.{bid}."
         for norm in ("input_latents_norm", "input_context_norm", "post_attention_layernorm"):
             named[f"{layer}{norm}.weight"] = (n_embd,)
-        for name, shape in (
+        for part, shape in (
             ("self_attn.q", (n_q, n_embd)), ("self_attn.k", (n_kv, n_embd)), ("self_attn.v", (n_kv, n_embd)),
             ("self_attn.o", (n_embd, n_q)), ("mlp.gate", (4 * n_embd, n_embd)),
             ("mlp.up", (4 * n_embd, n_embd)), ("mlp.down", (n_embd, 4 * n_embd)),
         ):  # fmt: skip
-            named[f"{layer}{name}_proj.weight"] = shape
+            named[f"{layer}{part}_proj.weight"] = shape
     write_sparse(folder / "model.safetensors", named, "BF16")
     return folder
 

@@ -1,11 +1,12 @@
 """What tiny checkpoints of each family of decoders and towers have in their files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from acestep_gguf.convert.checkpoint.chat_templates import VICUNA
 from tests.support import tiny_llama3, tiny_sentencepiece, tiny_smollm, tiny_tekken, tiny_tokenizer
+from tests.support.tiny_tokenizer import added_token
 
 QWEN2_TEMPLATE = (
     "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\\n' -}}"
@@ -56,6 +57,20 @@ class TinyDecoder:
     token_id: Callable[[str], int]
     tokenizer_json: Callable[..., dict[str, Any]]
     tokenizer_config: dict[str, Any]
+
+
+def with_added_tokens(decoder: TinyDecoder, added: Sequence[str]) -> TinyDecoder:
+    """``decoder`` with special tokens more, which take the place of padding rows."""
+
+    def token_id(token: str) -> int:
+        return decoder.n_tokens() + added.index(token) if token in added else decoder.token_id(token)
+
+    def tokenizer_json(**options: Any) -> dict[str, Any]:
+        tokenizer = decoder.tokenizer_json(**options)
+        tokenizer["added_tokens"] += [added_token(token_id(token), token, special=True) for token in added]
+        return tokenizer
+
+    return replace(decoder, token_id=token_id, tokenizer_json=tokenizer_json)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

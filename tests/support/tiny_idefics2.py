@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.support.tiny_checkpoints import TORCH_DTYPE, TinyCheckpoint
-from tests.support.tiny_families import TinyDecoder
-from tests.support.tiny_tokenizer import added_token
+from tests.support.tiny_families import TinyDecoder, with_added_tokens
 
 Floats = NDArray[np.float32]
 
@@ -52,27 +51,8 @@ class TinyIdefics2(TinyCheckpoint):
 
     @property
     def _decoder(self) -> TinyDecoder:
-        decoder = super(TinyIdefics2, self)._decoder
-        return replace(
-            decoder,
-            chat_template=IDEFICS2_TEMPLATE,
-            eos_tokens=("</s>", END),
-            tokenizer_json=self._tokenizer_json,
-            token_id=self._token_id,
-        )
-
-    def _token_id(self, token: str) -> int:
-        decoder = super(TinyIdefics2, self)._decoder
-        if token in ADDED_TOKENS:
-            return decoder.n_tokens() + ADDED_TOKENS.index(token)
-        return decoder.token_id(token)
-
-    def _tokenizer_json(self, *, merges_as_pairs: bool) -> dict[str, Any]:
-        tokenizer = super(TinyIdefics2, self)._decoder.tokenizer_json(merges_as_pairs=merges_as_pairs)
-        tokenizer["added_tokens"] += [
-            added_token(self._token_id(token), token, special=True) for token in ADDED_TOKENS
-        ]
-        return tokenizer
+        decoder = with_added_tokens(super(TinyIdefics2, self)._decoder, ADDED_TOKENS)
+        return replace(decoder, chat_template=IDEFICS2_TEMPLATE, eos_tokens=("</s>", END))
 
     def tokenizer_config(self) -> dict[str, Any]:
         """tokenizer_config.json."""
@@ -103,7 +83,7 @@ class TinyIdefics2(TinyCheckpoint):
         return {
             "architectures": ["Idefics2ForConditionalGeneration"],
             "model_type": "idefics2",
-            "image_token_id": self._token_id("<image>"),
+            "image_token_id": self._decoder.token_id("<image>"),
             "perceiver_config": perceiver,
             "text_config": TinyCheckpoint.config(replace(self, has_tower=False)),
             "tie_word_embeddings": self.tied,

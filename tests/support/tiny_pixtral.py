@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.support.tiny_checkpoints import PREFIXES, TORCH_DTYPE, TinyCheckpoint
-from tests.support.tiny_families import TinyDecoder
-from tests.support.tiny_tokenizer import added_token
+from tests.support.tiny_families import TinyDecoder, with_added_tokens
 
 Floats = NDArray[np.float32]
 
@@ -35,26 +34,8 @@ class TinyPixtral(TinyCheckpoint):
 
     @property
     def _decoder(self) -> TinyDecoder:
-        decoder = super(TinyPixtral, self)._decoder
-        return replace(
-            decoder,
-            chat_template=decoder.chat_template.replace("<image>\\n", IMAGE),
-            tokenizer_json=self._tokenizer_json,
-            token_id=self._token_id,
-        )
-
-    def _token_id(self, token: str) -> int:
-        decoder = super(TinyPixtral, self)._decoder
-        if token in ADDED_TOKENS:
-            return decoder.n_tokens() + ADDED_TOKENS.index(token)
-        return decoder.token_id(token)
-
-    def _tokenizer_json(self, *, merges_as_pairs: bool) -> dict[str, Any]:
-        tokenizer = super(TinyPixtral, self)._decoder.tokenizer_json(merges_as_pairs=merges_as_pairs)
-        tokenizer["added_tokens"] += [
-            added_token(self._token_id(token), token, special=True) for token in ADDED_TOKENS
-        ]
-        return tokenizer
+        decoder = with_added_tokens(super(TinyPixtral, self)._decoder, ADDED_TOKENS)
+        return replace(decoder, chat_template=decoder.chat_template.replace("<image>\\n", IMAGE))
 
     def tokenizer_config(self) -> dict[str, Any]:
         """tokenizer_config.json."""
@@ -80,7 +61,7 @@ class TinyPixtral(TinyCheckpoint):
         return {
             "architectures": ["LlavaForConditionalGeneration"],
             "model_type": "llava",
-            "image_token_index": self._token_id(IMAGE),
+            "image_token_index": self._decoder.token_id(IMAGE),
             "projector_hidden_act": "gelu",
             "text_config": TinyCheckpoint.config(replace(self, has_tower=False)),
             "tie_word_embeddings": self.tied,

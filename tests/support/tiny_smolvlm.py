@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from tests.support import tiny_smollm
 from tests.support.tiny_checkpoints import TORCH_DTYPE, TinyCheckpoint
-from tests.support.tiny_families import TinyDecoder
-from tests.support.tiny_tokenizer import added_token
+from tests.support.tiny_families import TinyDecoder, with_added_tokens
 
 Floats = NDArray[np.float32]
 
@@ -52,26 +51,9 @@ class TinySmolVLM(TinyCheckpoint):
     @property
     def _decoder(self) -> TinyDecoder:
         decoder = super(TinySmolVLM, self)._decoder
-        return replace(
-            decoder,
-            chat_template=SMOLVLM_TEMPLATE if self.decoder == "smollm" else decoder.chat_template,
-            tokenizer_json=self._tokenizer_json,
-            token_id=self._token_id,
-        )
-
-    def _token_id(self, token: str) -> int:
-        decoder = super(TinySmolVLM, self)._decoder
-        if self.decoder != "smollm" and token in ADDED_TOKENS:
-            return decoder.n_tokens() + ADDED_TOKENS.index(token)
-        return decoder.token_id(token)
-
-    def _tokenizer_json(self, *, merges_as_pairs: bool) -> dict[str, Any]:
-        tokenizer = super(TinySmolVLM, self)._decoder.tokenizer_json(merges_as_pairs=merges_as_pairs)
-        if self.decoder != "smollm":
-            tokenizer["added_tokens"] += [
-                added_token(self._token_id(token), token, special=True) for token in ADDED_TOKENS
-            ]
-        return tokenizer
+        if self.decoder == "smollm":
+            return replace(decoder, chat_template=SMOLVLM_TEMPLATE)
+        return with_added_tokens(decoder, ADDED_TOKENS)
 
     def tokenizer_config(self) -> dict[str, Any]:
         """tokenizer_config.json."""
@@ -94,7 +76,7 @@ class TinySmolVLM(TinyCheckpoint):
         config = {
             "architectures": [ARCHITECTURES[self.model_type]],
             "model_type": self.model_type,
-            "image_token_id": self._token_id("<image>"),
+            "image_token_id": self._decoder.token_id("<image>"),
             "scale_factor": self.scale_factor,
             "tie_word_embeddings": self.tied,
             "text_config": text,

@@ -6,6 +6,8 @@ import pytest
 
 from scripts.synthetic.plans import row
 from tests.convert.test_published_folders import NEXT_VICUNA, ONEVISION, write_folder
+from tests.convert.test_published_idefics2 import NAME as IDEFICS2
+from tests.convert.test_published_idefics2 import write_folder as write_idefics2
 from tests.convert.test_published_smolvlm import BOARD
 from tests.convert.test_published_smolvlm import write_folder as write_smolvlm
 
@@ -17,9 +19,9 @@ def cells(line: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [NEXT_VICUNA, ONEVISION, BOARD])
+@pytest.mark.parametrize("name", [NEXT_VICUNA, ONEVISION, BOARD, IDEFICS2])
 def test_a_row_of_the_page(name: str, tmp_path: Path) -> None:
-    write = write_smolvlm if name == BOARD else write_folder
+    write = {BOARD: write_smolvlm, IDEFICS2: write_idefics2}.get(name, write_folder)
     found = cells(row(write(tmp_path / name, name)))
     (shown,) = (cells(line) for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}` |"))
     # What a CPU repacks differs; the context does not.
