@@ -314,3 +314,14 @@ def test_pictures_share_the_token_around_them_and_words_behind_get_a_space(
     prompt = builder.build(user(parts + parts))
     half = f"{around}[{{}}]{around}{behind}"
     assert written(prompt, spec, weights) == half.format(0) + half.format(1)
+
+
+def test_a_word_behind_a_picture_gets_one_space_where_any_text_gets_one(
+    spec: PromptSpec, weights: Model
+) -> None:
+    around = "<|im_end|>"
+    for space_prefix in ("never", "first", "always", "prepend"):
+        spaced = replace(spec, image_around=around, chat_template=IMAGES_ONLY, space_prefix=space_prefix)
+        builder = PromptBuilder(spaced, weights.tokenize, weights.token_bytes)
+        prompt = builder.build([user_message("What?", ["a.png"])])
+        assert written(prompt, spec, weights) == f"{around}[0]{around} What?"

@@ -12,6 +12,7 @@ from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
 from acestep_gguf.convert.model import CheckpointModel, open_model
 from acestep_gguf.errors import AceStepError, CheckpointError, UnsupportedModelError
+from tests.support.tiny_checkpoints import TinyCheckpoint
 from tests.support.tiny_idefics2 import AROUND, TinyIdefics2
 
 
@@ -55,6 +56,12 @@ def test_the_resamplers_norms_are_the_decoders_unless_they_are_of_its_size(tmp_p
     assert of_decoder == 1e-6
     assert config_of(tiny(resampler_hidden_size=256).write(tmp_path / "own")).resampler_eps == 1e-2
     assert config_of(tiny(resampler_hidden_size=128).write(tmp_path / "other")).resampler_eps == of_decoder
+
+
+def test_other_models_have_no_resampler_whatever_their_config_says(tmp_path: Path) -> None:
+    folder = TinyCheckpoint().write(tmp_path / "c")
+    image = read(folder).image
+    assert read(changed(folder, "config.json", perceiver_config={"resampler_n_latents": 9})).image == image
 
 
 def test_tokens_around_pictures_are_control_tokens_whatever_the_file_says(tmp_path: Path) -> None:
