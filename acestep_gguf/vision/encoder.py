@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from acestep_gguf.bundle.image_spec import AnySize
+from acestep_gguf.bundle.image_spec import AnySize, Quarters
 from acestep_gguf.bundle.names import BUNDLE_FILE, VisionPrecision
 from acestep_gguf.bundle.schema import Bundle, check_file
 from acestep_gguf.cpus import cpu_name
@@ -45,6 +45,17 @@ UInt8Array = npt.NDArray[np.uint8]
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
+# Why image_tokens is refused, by the kind of tiles.
+NO_FEWER_TOKENS: Final[Mapping[type, str]] = {
+    AnySize: (
+        "chooses by the attention of all patches to each other, which takes gigabytes for pictures of any "
+        "size: leave it out, and give smaller pictures."
+    ),
+    Quarters: (
+        "chooses among patches, and the tokens of this model's pictures are none: leave it out, or see the "
+        "whole picture only, max_tiles=1."
+    ),
+}
 REMEMBERED: Final = 8
 SHA256_BYTES: Final = 32
 
@@ -93,7 +104,7 @@ class ImageEncoder:
         opening_limit: memory in bytes that opening a picture may take; None for any.
 
     Raises:
-        UsageError: ``image_tokens`` of a bundle whose pictures have any size.
+        UsageError: ``image_tokens`` of a bundle whose crops have any size.
     """
 
     def __init__(
@@ -109,12 +120,9 @@ class ImageEncoder:
         cache: DiskCache | None = None,
         opening_limit: int | None = None,
     ) -> None:
-        if image_tokens is not None and bundle.image and isinstance(bundle.image.tiles, AnySize):
-            raise UsageError(
-                "image_tokens chooses by the attention of all patches to each other, which takes gigabytes "
-                "for pictures of any size: leave it out, and give smaller pictures.",
-                settings=["image_tokens"],
-            )
+        why_none = NO_FEWER_TOKENS.get(type(bundle.image.tiles)) if bundle.image else None
+        if image_tokens is not None and why_none is not None:
+            raise UsageError(f"image_tokens {why_none}", settings=["image_tokens"])
         self._folder = folder
         self._bundle = bundle
         self._n_threads = n_threads

@@ -12,7 +12,7 @@ from acestep_gguf.bundle.image_spec import Quarters
 from acestep_gguf.bundle.schema import Bundle
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.engine.engine import AceStep
-from acestep_gguf.errors import BundleError, DecodeError, ImageError, UnsupportedModelError
+from acestep_gguf.errors import DecodeError, ImageError, UnsupportedModelError, UsageError
 from acestep_gguf.vision.blocks import Block
 from acestep_gguf.vision.embeds import centred_cosines
 from acestep_gguf.vision.encoder import ImageEncoder
@@ -158,9 +158,8 @@ def test_answers_are_the_same_from_anywhere(folder: Path, tmp_path: Path) -> Non
 
 
 def test_fewer_tokens_of_a_crop_are_refused(folder: Path) -> None:
-    encoder = make(folder, image_tokens=3)
-    with pytest.raises(BundleError, match="attention of patches"):
-        encoder.rows(encoder.prepare(drawing((64, 64), 0)))
+    with pytest.raises(UsageError, match=r"among patches.*max_tiles=1"):
+        make(folder, image_tokens=3)
 
 
 def test_an_mmproj_file_is_refused(tmp_path: Path) -> None:
