@@ -72,5 +72,5 @@ def test_characters_are_of_the_kinds_that_tokenizers_takes_them_for() -> None:
             found |= {character: kind for character, _ in split.pre_tokenize_str(block)}
     kinds = {"r": "s", " ": "s", "/": "-"}
     ours = {character: kinds.get(KINDS[ord(character)], KINDS[ord(character)]) for character in found}
-    # Unicode 17 is for a newer Python.
-    assert {ours[character] for character in found if ours[character] != found[character]} == set()
+    # A Python with a later Unicode than tokenizers' will know more characters.
+    assert [hex(ord(character)) for character in found if ours[character] != found[character]] == []
