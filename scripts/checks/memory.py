@@ -3,7 +3,7 @@
     python -m scripts.checks.memory --work /tmp/memory-check --pairs 50
 
 Given 5 % more memory than planned a command has to end well, given 5 % less it has to be refused in one line,
-and it must never be killed. Needs control groups of version 1 and the right to make one. Weights are holes in
+and it must never be killed. Needs the right to make a control group. Weights are holes in
 sparse files: they take as much memory as any.
 """
 
@@ -19,11 +19,11 @@ from random import Random
 from acestep_gguf.bundle.names import Ftype
 from acestep_gguf.cpus import cpu_flags
 from acestep_gguf.llama.params import AMX
+from scripts.bench.memory_group import MemoryGroup, memory_group
 from scripts.synthetic.bundle import write_bundle, write_checkpoint
 from scripts.synthetic.checkpoint import SHAPES, VISION_SHAPES, Shape
 
 PROGRAM = [sys.executable, "-m", "acestep_gguf.cli"]
-MEMORY_GROUP = Path("/sys/fs/cgroup/memory")
 PICTURE = Path(__file__).parents[2] / "acestep_gguf/demo/pictures/shapes.png"
 DRAWN = {
     "tiny": SHAPES["tiny"],
@@ -45,13 +45,12 @@ def drawn_options(rng: Random, draft: Path) -> list[str]:
     return options + rng.choice(([], ["--draft", str(draft)]))
 
 
-def run_in(group: Path, limit: int, command: list[str]) -> "subprocess.CompletedProcess[str]":
-    (group / "memory.limit_in_bytes").write_text(str(limit))
-    enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
-    return subprocess.run([*enter, *command], capture_output=True, text=True, check=False)
+def run_in(group: MemoryGroup, limit: int, command: list[str]) -> "subprocess.CompletedProcess[str]":
+    group.limit(limit)
+    return subprocess.run(group.command(*command), capture_output=True, text=True, check=False)
 
 
-def judge(group: Path, bundle: Path, options: list[str], images: list[str]) -> list[str]:
+def judge(group: MemoryGroup, bundle: Path, options: list[str], images: list[str]) -> list[str]:
     """What went wrong with one pair of runs."""
     planned = subprocess.run(
         [*PROGRAM, "plan", str(bundle), "--json", "--images", str(len(images) // 2), *options],
@@ -89,10 +88,8 @@ def main() -> None:
 
     os.environ["XDG_CACHE_HOME"] = str(arguments.work / "cache")
     rng = Random(arguments.seed)
-    group = MEMORY_GROUP / f"acestep-gguf-check-{os.getpid()}"
-    group.mkdir()
     n_wrong = 0
-    try:
+    with memory_group() as group:
         for number in range(1, arguments.pairs + 1):
             name = rng.choice(list(DRAWN))
             options = drawn_options(rng, arguments.work / "tiny" / "bundle")
@@ -101,8 +98,6 @@ def main() -> None:
             wrong = judge(group, arguments.work / name / "bundle", options, images)
             n_wrong += bool(wrong)
             print(f"{number}: {name} {' '.join(options)}, {len(images) // 2} pictures:", wrong or "right")
-    finally:
-        group.rmdir()
     print(f"{arguments.pairs - n_wrong} of {arguments.pairs} pairs behaved")
     sys.exit(bool(n_wrong))
 

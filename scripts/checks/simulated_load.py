@@ -8,7 +8,8 @@ nowhere else. A simulated load (``no_alloc``) needs a file of the true length; o
     python -m scripts.checks.simulated_load --shapes 0.5b --ftypes Q4_K_M --placements 100
 
 With --placements, so many random settings are compared on a GPU that is played
-(scripts/checks/played_card.py); these decoders are really loaded, so take a small shape.
+(scripts/checks/played_card.py), or with --gpu on the one that the installed llama.cpp has; these decoders
+are really loaded, so take a small shape.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from gguf import Keys
 
@@ -55,6 +56,9 @@ N_UBATCHES = (128, 512, 2048)
 # The KV line is the one that holds in a simulated load, too.
 KV_LINE = re.compile(r"llama_kv_cache: size = .*K \(\w+\): +([\d.]+) MiB, V \(\w+\): +([\d.]+) MiB")
 BUFFER_LINE = re.compile(r"(\S+) +(compute|output|KV|model) buffer size = +([\d.]+) MiB")
+
+# Where loads are more than simulated.
+Gpu = Card | Literal["installed"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,8 @@ class Errors:
     compute_over: float = 0.0
     compute_under: float = 0.0
     n_contexts: int = 0
+    n_exact: int = 0  # whose compute buffers are all as logged
+    missing: float = 0.0  # MiB that one of the others was planned too small
 
 
 def head_size(shape: Shape, architecture: str) -> int:
@@ -163,22 +169,22 @@ def write_sparse(path: Path, layout: GgufLayout) -> None:
         file.truncate(layout.n_bytes)
 
 
-def simulate(path: Path, loads: Sequence[Load], card: Card | None = None) -> list[LoggedSizes]:
+def simulate(path: Path, loads: Sequence[Load], gpu: Gpu | None = None) -> list[LoggedSizes]:
     """What llama.cpp logs for each load; in a process of its own, since llama.cpp may abort.
 
-    Without a card the loads are simulated.
+    Without a GPU the loads are simulated.
     """
     request = json.dumps([asdict(load) for load in loads])
     command = [sys.executable, "-m", "scripts.checks.simulated_load", "--child", str(path)]
-    if card is not None:
-        command += [str(card.library), card.endpoint]
+    if gpu is not None:
+        command += ["installed"] if gpu == "installed" else ["played", str(gpu.library), gpu.endpoint]
     done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"llama.cpp ended the simulation: {done.stderr[-2000:]}")
     return [LoggedSizes(**raw) for raw in json.loads(done.stdout)]
 
 
-def _child(path: Path, *card: str) -> None:
+def _child(path: Path, gpu: str = "", *card: str) -> None:
     import ctypes  # noqa: PLC0415 (of the child only, as llama.cpp)
 
     from acestep_gguf.llama.backend import backend  # noqa: PLC0415
@@ -197,7 +203,7 @@ def _child(path: Path, *card: str) -> None:
         model_params = Load(context, **raw).model_params(n_layer)
         params = lib.llama_model_default_params()
         # A simulated load forgets which nodes llama.cpp ties to a device.
-        params.no_alloc = not card
+        params.no_alloc = not gpu
         params.load_mode = 0  # with mmap on, llama.cpp aborts a simulated load
         params.use_extra_bufts = False
         params.n_gpu_layers = model_params.n_gpu_layers
@@ -228,10 +234,15 @@ def logged_sizes(log: str) -> LoggedSizes:
         raise ValueError(f"llama.cpp logged no KV size: {log[-500:]}")
     buffers = {"compute": 0.0, "output": 0.0, "gpu_compute": 0.0}
     for device, kind, size in BUFFER_LINE.findall(log):
-        name = f"gpu_{kind}" if device.startswith("RPC") else kind
+        name = kind if is_ram(device) else f"gpu_{kind}"
         if name in buffers:
             buffers[name] += float(size)
     return LoggedSizes(float(kv[1]), float(kv[2]), **buffers)
+
+
+def is_ram(device: str) -> bool:
+    """Whether buffers of this name lie in RAM: CPU, CPU_Mapped; CUDA_Host, which the GPU reads by itself."""
+    return device.startswith("CPU") or device.endswith("_Host")
 
 
 def whole_grid() -> Iterator[ContextParams]:
@@ -273,7 +284,7 @@ def compare(
     ftype: Ftype,
     loads: Sequence[Load],
     architecture: str = "qwen2",
-    card: Card | None = None,
+    gpu: Gpu | None = None,
 ) -> Errors:
     """The largest differences between our formulas and llama.cpp's log."""
     with tempfile.TemporaryDirectory() as folder:
@@ -281,7 +292,7 @@ def compare(
         write_sparse(path, decoder_layout(shape, ftype, architecture))
         header = read_gguf_header(path)
         planned_shape, weights = decoder_shape(header), decoder_weights(header)
-        logged = simulate(path, loads, card)
+        logged = simulate(path, loads, gpu)
     errors = Errors(weights=n_bytes(header.tensors) - n_bytes(all_tensors(weights)))
     for load, sizes in zip(loads, logged, strict=True):
         params = load.context
@@ -292,13 +303,18 @@ def compare(
         output = output_buffer_bytes(planned_shape, params)
         errors.kv = max(errors.kv, abs(round(k / MIB, 2) - sizes.k), abs(round(v / MIB, 2) - sizes.v))
         errors.output = max(errors.output, abs(round(output / MIB, 2) - sizes.output))
-        placement = load.placement(planned_shape.n_layer) if card else None
+        placement = load.placement(planned_shape.n_layer) if gpu else None
         buffers = compute_buffer_bytes(planned_shape, weights, params, placement)
+        exact = True
         for n_bytes_planned, size in zip(buffers, (sizes.compute, sizes.gpu_compute), strict=False):
             difference = n_bytes_planned / MIB - size
-            over = difference / max(size, LOG_STEP) if abs(difference) > LOG_STEP else 0.0
-            errors.compute_over = max(errors.compute_over, over)
-            errors.compute_under = min(errors.compute_under, over)
+            if abs(difference) > LOG_STEP:
+                exact = False
+                errors.missing = max(errors.missing, -difference)
+                over = difference / max(size, LOG_STEP)
+                errors.compute_over = max(errors.compute_over, over)
+                errors.compute_under = min(errors.compute_under, over)
+        errors.n_exact += exact
         errors.n_contexts += 1
     return errors
 
@@ -313,22 +329,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["0.5b", "1.5b", "7b", "32b"])
     parser.add_argument("--ftypes", nargs="+", choices=FTYPES, default=["Q4_K_M", "Q5_K_M", "Q8_0"])
-    parser.add_argument("--placements", type=int, metavar="N", help="random settings on a played GPU")
+    parser.add_argument("--placements", type=int, metavar="N", help="random settings on a GPU")
+    parser.add_argument(
+        "--gpu", action="store_true", help="with --placements: the one that is there, not played"
+    )
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        card = stack.enter_context(play_card(TIB)) if arguments.placements else None
-        _print_table(arguments, card)
+        gpu: Gpu | None = None
+        if arguments.placements:
+            gpu = "installed" if arguments.gpu else stack.enter_context(play_card(TIB))
+        _print_table(arguments, gpu)
 
 
-def _print_table(arguments: argparse.Namespace, card: Card | None) -> None:
+def _print_table(arguments: argparse.Namespace, gpu: Gpu | None) -> None:
     print("| shape | decoder | contexts | weights | KV | output | compute buffer |")
     print("|---|---|---|---|---|---|---|")
     for shape, ftype in product(arguments.shapes, arguments.ftypes):
         loads = [Load(context) for context in whole_grid()]
-        if card is not None:
+        if gpu is not None:
             loads = list(random_loads(SHAPES[shape].layers, arguments.placements, arguments.seed))
-        found = compare(SHAPES[shape], ftype, loads, card=card)
+        found = compare(SHAPES[shape], ftype, loads, gpu=gpu)
         print(
             f"| {shape} | {ftype} | {found.n_contexts} | {found.weights} B | {found.kv:.2f} MiB | "
             f"{found.output:.2f} MiB | {found.compute_under:+.2%} … {found.compute_over:+.2%} |",

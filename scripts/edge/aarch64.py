@@ -21,6 +21,7 @@ from typing import Any
 
 from acestep_gguf.convert import convert_checkpoint
 from acestep_gguf.demo.questions import CHECKPOINT, read_questions
+from scripts.debian import apt_get, extract
 from scripts.demo.questions import SKILLS, held_out_questions
 from scripts.edge.board_answers import read
 from tests.support.texts import TEXTS
@@ -71,27 +72,10 @@ def board_root(work: Path) -> Path:
     """A folder with Debian's Python for ARM and all that it needs."""
     root = work / "root"
     if not (root / "usr/bin/python3").exists():
-        apt = work / "apt"
-        for name in ("state/lists/partial", "cache/archives/partial"):
-            (apt / name).mkdir(parents=True, exist_ok=True)
-        (apt / "status").touch()
-        signed = "arch=arm64 signed-by=/usr/share/keyrings/debian-archive-keyring.gpg"
-        (apt / "sources.list").write_text(f"deb [{signed}] http://deb.debian.org/debian {SUITE} main\n")
-        settings = {
-            "APT::Architecture": "arm64",
-            "APT::Architectures": "arm64",
-            "Dir::State": f"{apt}/state",
-            "Dir::State::status": f"{apt}/status",
-            "Dir::Cache": f"{apt}/cache",
-            "Dir::Etc::sourcelist": f"{apt}/sources.list",
-            "Dir::Etc::sourceparts": "/dev/null",
-        }
-        words = ["apt-get", "-q", "--yes", *(f"-o{name}={value}" for name, value in settings.items())]
-        subprocess.run([*words, "update"], check=True)
+        words = apt_get(work / "apt", SUITE, "arm64")
         download = ["install", "--download-only", "--no-install-recommends", *DEBIAN]
         subprocess.run([*words, *download], check=True)
-        for package in sorted((apt / "cache/archives").glob("*.deb")):
-            subprocess.run(["dpkg-deb", "--extract", str(package), str(root)], check=True)
+        extract([*(work / "apt/cache/archives").glob("*.deb")], root)
     for name, text in FAKED.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)

@@ -17,17 +17,13 @@ from contextlib import contextmanager
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
+from scripts.bench.memory_group import MemoryGroup, memory_group
 from scripts.bench.process_cost import Cost, measured
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 512 * 10**6
 CORE = "0"
 ROUNDS = 5
-# By version of control groups: the folder that has groups of memory, a group's limit and its peak.
-MEMORY_GROUPS = (
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.max_usage_in_bytes"),
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.peak"),
-)
 
 
 def install(work: Path) -> Path:
@@ -73,23 +69,15 @@ def print_sizes(sizes: Mapping[str, int], smallest: int = 1_000_000) -> None:
 
 
 @contextmanager
-def board(limit: int = LIMIT) -> Iterator[tuple[list[str], Path]]:
-    """Words before a command that run it on one core, offline, in a group of ``limit`` bytes; its peak.
+def board(limit: int = LIMIT) -> Iterator[tuple[list[str], MemoryGroup]]:
+    """Words before a command that run it on one core, offline, in a group of ``limit`` bytes; the group.
 
     Raises:
         OSError: no control group of memory can be made here.
     """
-    parent, limit_file, peak_file = next(
-        names for names in MEMORY_GROUPS if (names[0] / "cgroup.procs").exists()
-    )
-    group = parent / f"acestep-gguf-board-{os.getpid()}"
-    group.mkdir()
-    try:
-        (group / limit_file).write_text(str(limit))
-        enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
-        yield [*enter, "taskset", "--cpu-list", CORE, "unshare", "--net"], group / peak_file
-    finally:
-        group.rmdir()
+    with memory_group() as group:
+        group.limit(limit)
+        yield group.command("taskset", "--cpu-list", CORE, "unshare", "--net"), group
 
 
 def forget(folder: Path) -> None:
@@ -125,9 +113,9 @@ def main() -> None:
     env.pop("PYTHONPATH", None)
     for folder in (environment, arguments.bundle):
         forget(folder)
-    with board() as (words, peak):
+    with board() as (words, group):
         from_disk = measured([*words, *asked, "--no-cache"], env)
-        peak_bytes = int(peak.read_text())
+        peak_bytes = group.peak
         answered = [measured([*words, *asked, "--no-cache"], env) for _ in range(ROUNDS)]
         helped = [measured([*words, program, "--version"], env) for _ in range(ROUNDS)]
 

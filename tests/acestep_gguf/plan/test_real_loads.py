@@ -1,10 +1,10 @@
 """Plans against memory that was really taken: by llama.cpp, and by whole runs inside a control group."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,12 @@ from acestep_gguf.plan.compute_buffers import compute_buffer_bytes, output_buffe
 from acestep_gguf.plan.decoder_memory import decoder_shape, decoder_weights, kv_layer_bytes, n_bytes
 from acestep_gguf.plan.work_buffer import work_buffer_bytes
 from scripts.bench.measured_run import Peaks
+from scripts.bench.memory_group import MemoryGroup, memory_group
 from scripts.checks.simulated_load import decoder_layout, write_sparse
 from scripts.synthetic.bundle import write_bundle, write_checkpoint
 from scripts.synthetic.checkpoint import SHAPES, Shape, VisionShape
 
 COMMAND = [sys.executable, "-m", "acestep_gguf.cli"]
-MEMORY_GROUP = Path("/sys/fs/cgroup/memory")
 MIB = 2**20
 pytestmark = pytest.mark.skipif(
     not Path("/proc/self/status").exists(), reason="Linux tells anonymous and mapped memory"
@@ -144,36 +144,36 @@ def test_a_run_takes_what_is_planned(
 
 
 @pytest.fixture
-def memory_group() -> Iterator[Path]:
-    """A control group of version 1 that only this test uses."""
-    group = MEMORY_GROUP / f"acestep-gguf-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"no control group can be made here ({error.strerror})")
-    yield group
-    group.rmdir()
+def group() -> Iterator[MemoryGroup]:
+    """A control group that only this test uses."""
+    with ExitStack() as made:
+        try:
+            group = made.enter_context(memory_group())
+        except OSError as error:
+            pytest.skip(f"no control group can be made here ({error})")
+        yield group
 
 
-def run_in(group: Path, limit: int, bundle: Path, options: list[str]) -> "subprocess.CompletedProcess[str]":
-    (group / "memory.limit_in_bytes").write_text(str(limit))
-    enter = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
-    command = [*COMMAND, "run", str(bundle), "-n", "2", *options, "What is it?"]
-    return subprocess.run([*enter, *command], capture_output=True, text=True, check=False)
+def run_in(
+    group: MemoryGroup, limit: int, bundle: Path, options: list[str]
+) -> "subprocess.CompletedProcess[str]":
+    group.limit(limit)
+    command = group.command(*COMMAND, "run", str(bundle), "-n", "2", *options, "What is it?")
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mapping", ["--mmap", "--no-mmap"])
 def test_a_run_stays_inside_its_group_or_is_refused(
-    hollow_folder: Path, picture: Path, memory_group: Path, mapping: str
+    hollow_folder: Path, picture: Path, group: MemoryGroup, mapping: str
 ) -> None:
     pinned = ["--ctx-size", "32768", "-ub", "512", "-ctk", "f16", "-ctv", "f16", "--no-repack", mapping]
     need = planned(hollow_folder, pinned)["needed"]
 
     options = [*pinned, "--image", str(picture)]
-    inside = run_in(memory_group, int(1.05 * need), hollow_folder, options)
+    inside = run_in(group, int(1.05 * need), hollow_folder, options)
     assert inside.returncode == 0, inside.stderr
-    refused = run_in(memory_group, int(0.95 * need), hollow_folder, options)
+    refused = run_in(group, int(0.95 * need), hollow_folder, options)
     assert refused.returncode == 1, refused.stderr
     assert "more RAM than its cgroup has left" in refused.stderr
     assert refused.stderr.count("\n") == 1
