@@ -93,10 +93,10 @@ class Runs:
 
     def measure(self, command: Sequence[str], env: dict[str, str]) -> None:
         """Once for one token, once for all."""
-        with board(GB) as (words, peak):
+        with board(GB) as (words, group):
             self.one_token.append(measured([*words, *command, "-n", "1"], env).seconds)
             cost = measured([*words, *command, "-n", str(N_TOKENS)], env)
-            self.group.append(int(peak.read_text()))
+            self.group.append(group.peak)
         self.all_tokens.append(cost.seconds)
         self.anonymous.append(cost.anonymous)
         self.resident.append(cost.resident)
