@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 from acestep_gguf.llama.params import ContextParams
-
-
 from scripts.checks.lavapipe import kl_divergence, largest_bytes, size_pairs
 from scripts.checks.simulated_load import Load, is_ram
 
