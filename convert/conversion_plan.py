@@ -50,7 +50,8 @@ class ConversionOptions(TypedDict, total=False):
         mmproj: types in which the tower and projector are written for llama.cpp, too.
         class_token_first: write them for a llama.cpp without the defect #25814, see docs/llama_cpp.md.
         prefill: also write the decoder's layers in int8, for onnxruntime to read long prompts with.
-        vision: precisions of the tower to make; those that are there already stay.
+        vision: precisions of the tower to make, by default both, or those that the bundle has; those that are
+            there already stay.
         calibration: folder of pictures that show what int8 would ruin, by default a few of our own.
         threads: threads that read and quantize, by default one for each core.
     """
@@ -62,7 +63,7 @@ class ConversionOptions(TypedDict, total=False):
     mmproj: Sequence[MmprojFtype]
     class_token_first: bool
     prefill: bool
-    vision: Sequence[VisionPrecision]
+    vision: Sequence[VisionPrecision] | None
     calibration: Path | None
     threads: int | None
 
@@ -79,7 +80,7 @@ class ConversionRequest:
     mmproj: Sequence[MmprojFtype] = ()
     class_token_first: bool = False
     prefill: bool = False
-    vision: Sequence[VisionPrecision] = VISION_PRECISIONS
+    vision: Sequence[VisionPrecision] | None = None
     calibration: Path | None = None
     threads: int | None = None
 
@@ -98,7 +99,8 @@ class ConversionRequest:
                 raise UsageError(
                     f"an mmproj file cannot be of the type {mmproj}: choose from {', '.join(MMPROJ_FTYPES)}."
                 )
-        check_precisions(self.vision)
+        if self.vision is not None:
+            check_precisions(self.vision)
         worker_threads(self.threads)
 
 
@@ -261,10 +263,17 @@ def _plan_towers(
     model: CheckpointModel, request: ConversionRequest, output: OutputFolder
 ) -> dict[VisionPrecision, PlannedTower]:
     config, image = model.config, model.image
+    asked = request.vision or output.precisions or VISION_PRECISIONS
+    wanted = dict.fromkeys([*asked, *output.precisions]) if image else {}
+    missing = [precision for precision in wanted if precision not in output.towers]
+    if request.calibration is not None and "int8" not in missing:
+        raise UsageError(
+            f"{output.path} gets no int8 tower now, so calibration changes nothing: leave it out, or give a "
+            "new folder.",
+            settings=["calibration"],
+        )
     if image is None or not isinstance(config, VisionLanguageConfig):
         return {}
-    wanted = dict.fromkeys([*request.vision, *output.precisions])
-    missing = [precision for precision in wanted if precision not in output.towers]
     pictures = find_pictures(request.calibration, image) if "int8" in missing else ()
     return {
         precision: plan_tower(config, image, model.tensors.tower, precision, pictures)

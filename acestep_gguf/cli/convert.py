@@ -8,7 +8,6 @@ import typer
 from acestep_gguf.bundle.names import (
     BUNDLE_FILE,
     FTYPES,
-    VISION_PRECISIONS,
     Ftype,
     ftype_from,
     mmproj_ftype_from,
@@ -41,7 +40,9 @@ def convert(
     quant: Annotated[
         list[str] | None,
         typer.Option(
-            "-q", "--quant", help="Type of a decoder; repeat for more. By default Q4_K_M, Q5_K_M and Q8_0."
+            *("-q", "--quant"),
+            help="Type of a decoder; repeat for more. By default Q4_K_M, Q5_K_M and Q8_0, or what the bundle "
+            "has.",
         ),
     ] = None,
     image_size: Annotated[
@@ -58,8 +59,7 @@ def convert(
         typer.Option(
             "--mmproj",
             metavar="TYPE",
-            help="Also write tower and projector for llama.cpp: F16, Q8_0 or F32; repeat for more. Without "
-            "-q, a bundle that is there already gets no other decoder.",
+            help="Also write tower and projector for llama.cpp: F16, Q8_0 or F32; repeat for more.",
         ),
     ] = None,
     class_token_first: Annotated[
@@ -98,13 +98,12 @@ def convert(
     from acestep_gguf.cli.progress import display
     from acestep_gguf.convert.pipeline import DEFAULT_FTYPES, convert_checkpoint, plan_conversion
 
-    ftypes = _ftypes_there(out) if mmproj or prefill else None
     work = plan_conversion if dry_run else convert_checkpoint
     with display(log_json=log_json) as show:
         work(
             checkpoint,
             out,
-            list(map(ftype_from, quant)) if quant else ftypes or DEFAULT_FTYPES,
+            list(map(ftype_from, quant)) if quant else _ftypes_there(out) or DEFAULT_FTYPES,
             image_size=image_size,
             name=name,
             steering=steering.parsed(),
@@ -112,7 +111,7 @@ def convert(
             mmproj=list(map(mmproj_ftype_from, mmproj or ())),
             class_token_first=class_token_first,
             prefill=prefill,
-            vision=list(map(vision_precision_from, vision)) if vision else VISION_PRECISIONS,
+            vision=list(map(vision_precision_from, vision)) if vision else None,
             calibration=calibration,
             threads=threads,
             on_event=show,

@@ -82,7 +82,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.", ric
 
 TowerPrecisions = Annotated[
     list[str] | None,
-    typer.Option("--vision", help="Precision of the tower: float32 or int8. By default both; repeat."),
+    typer.Option(
+        "--vision",
+        help="Precision of the tower: float32 or int8; repeat. By default both, or what the bundle has.",
+    ),
 ]
 CalibrationPictures = Annotated[
     Path | None,

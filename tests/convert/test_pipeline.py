@@ -548,9 +548,11 @@ def test_a_tower_is_added_to_a_bundle_that_lacks_it(
     alone, _ = convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], vision=[first]).tower()
     assert (alone.default, list(alone.files)) == (first, [first])
     assert not (tmp_path / "bundle" / f"vision-{then}.onnx").exists()
-    plan = plan_conversion(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    kept = plan_conversion(checkpoint, tmp_path / "bundle", ["Q4_K_M"])
+    assert [file.label for file in kept.files] == ["Q4_K_M"]  # nobody asked for the other tower
+    plan = plan_conversion(checkpoint, tmp_path / "bundle", ["Q8_0"], vision=[then])
     assert [file.file for file in plan.files] == [f"vision-{then}.onnx.data", f"vision-{then}.onnx"]
-    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"])
+    convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], vision=[then])
     convert_checkpoint(checkpoint, tmp_path / "both", ["Q8_0"])
     assert contents(tmp_path / "bundle") == contents(tmp_path / "both")
 
@@ -576,6 +578,23 @@ def test_a_tower_is_calibrated_on_the_pictures_given(tmp_path: Path) -> None:
         for name, folder in (("white", pictures), ("ours", None))
     )
     assert white.vision_file("int8").cosine_to_float32 != ours.vision_file("int8").cosine_to_float32
+    with pytest.raises(UsageError, match="ours gets no int8 tower now, so calibration changes nothing"):
+        convert_checkpoint(checkpoint, tmp_path / "ours", ["Q4_K_M"], calibration=tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("tiny", "options"),
+    [
+        (TinyCheckpoint(), {"vision": ["float32"]}),
+        (TinyCheckpoint(has_tower=False), {}),
+    ],
+)
+def test_calibration_without_an_int8_tower_is_refused(
+    tmp_path: Path, tiny: TinyCheckpoint, options: dict[str, Any]
+) -> None:
+    checkpoint = tiny.write(tmp_path / "checkpoint")
+    with pytest.raises(UsageError, match="bundle gets no int8 tower now, so calibration changes nothing"):
+        convert_checkpoint(checkpoint, tmp_path / "bundle", ["Q8_0"], calibration=tmp_path, **options)
 
 
 def test_a_tower_that_int8_ruins_stays_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,19 @@ def test_quiet_without_a_terminal_but_for_the_table(tiny_checkpoint: Path, tmp_p
     assert done.stdout == f"{tmp_path / 'out'} has everything already.\n"
 
 
+def test_a_bundle_gets_nothing_that_nobody_asked_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert convert(tiny_checkpoint, out, "-q", "Q8_0", "--vision", "int8").returncode == 0
+    for options in ([], ["--report"]):
+        done = convert(tiny_checkpoint, out, *options, "--dry-run")
+        assert done.stdout == f"{out} has everything already.\n"
+    for option, files in (("--prefill", 2), ("--mmproj=F16", 1), ("--quant=Q6_K", 1)):
+        plan = json.loads(convert(tiny_checkpoint, out, option, "--dry-run", "--log-json").stdout)
+        assert len(plan["files"]) == files, plan["files"]
+    done = convert(tiny_checkpoint, out, "--calibration", tmp_path / "missing")
+    check_is_one_line(done, "gets no int8 tower now, so --calibration changes nothing")
+
+
 @pytest.mark.slow
 def test_a_report_goes_into_the_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
