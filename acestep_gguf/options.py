@@ -158,7 +158,10 @@ class EngineOptions:
     ] = None
     use_mlock: Annotated[bool | None, _flag("--mlock", help="Keep the weights from being paged out.")] = None
     n_parallel: Annotated[
-        int, _flag("-np", "--parallel", help="Answers that `batch` writes together; -1: as many as fit.")
+        int,
+        _flag(
+            "-np", "--parallel", help="Answers that `batch` and `serve` write together; -1: as many as fit."
+        ),
     ] = 1
     allow_paging: Annotated[
         bool,

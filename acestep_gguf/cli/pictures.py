@@ -3,7 +3,7 @@
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +37,26 @@ def one_flag_each(arguments: Sequence[str]) -> list[str]:
             given.append(argument)
             continue
         first = left.pop(0)
-        pictures = _pictures_in(first) if os.path.isdir(first) else [first]
+        pictures = pictures_in_folders([first])
         while left and _is_file(left[0]):
             pictures.append(left.pop(0))
         for picture in pictures:
             for page in _pages(picture):
                 given += ["--image", page]
     return given
+
+
+def pictures_in_folders(arguments: Iterable[str]) -> list[str]:
+    """The arguments, with the pictures of a folder in its place.
+
+    Raises:
+        UsageError: a folder cannot be read, or has no picture.
+    """
+    return [
+        picture
+        for argument in arguments
+        for picture in (_pictures_in(argument) if os.path.isdir(argument) else [argument])
+    ]
 
 
 def picture_from(path: Path) -> Path | bytes:

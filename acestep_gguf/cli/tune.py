@@ -27,7 +27,7 @@ def tune(
 ) -> None:
     """Measure which settings suit this machine.
 
-    All other verbs use them from then on.
+    `run`, `chat`, `batch`, `serve` and Python use them from then on.
     """
     from acestep_gguf.plan import tuning
 

@@ -6,6 +6,7 @@ import typer
 
 from acestep_gguf.cli.options import text
 from acestep_gguf.cli.terminal import for_stdout
+from acestep_gguf.errors import UsageError
 
 
 def use(
@@ -23,6 +24,8 @@ def use(
     """Choose the bundle that is used where none is named."""
     from acestep_gguf.bundle.library import Library
 
+    if forget and name is not None:
+        raise UsageError("--forget takes a name off the list: leave --name out.")
     library = Library.read()
     library = library.without(bundle) if forget else library.using(bundle, name)
     library.write()

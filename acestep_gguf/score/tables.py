@@ -30,6 +30,8 @@ def table_rows(path: Path, prefix: str = "") -> list[Row]:
             raise BenchmarkError(f"{path} has no Parquet files of the benchmark: give its official files.")
     else:
         paths = [path]
+        if not path.exists():
+            raise BenchmarkError(f"{path} is not there: give the benchmark's official file.")
     rows = [row for one in paths for row in _rows(one)]
     pictures = {row.texts.get("index"): row.own_picture for row in rows if row.own_picture is not None}
     folders = (path.parent, path.parent / "images" / path.stem.removesuffix("_local"))

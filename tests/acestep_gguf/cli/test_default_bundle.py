@@ -66,6 +66,8 @@ def test_list(tiny_bundle: Path, bundle_copy: Path, env: dict[str, str]) -> None
     assert row == {"name": "other", "folder": str(bundle_copy), "default": True, "found": True}
     bundle_copy.rename(bundle_copy.with_name("elsewhere"))
     assert "default  gone" in acestep("list", env=env).stdout
+    done = acestep("use", "other", "--forget", "--name", "x", env=env)
+    check_is_one_line(done, "leave --name out")
     assert acestep("use", "other", "--forget", env=env).returncode == 0
     assert (
         acestep("list", env={**env, "ACESTEP_GGUF_BUNDLE": "x"}).stderr

@@ -49,6 +49,13 @@ def test_a_folder_is_its_pictures(folder: Path) -> None:
         one_flag_each(["-i", str(folder / "empty")])
 
 
+def test_encode_takes_a_folder(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    done = acestep("encode", tiny_bundle, folder, "-o", tmp_path / "embeds", "-t", 1)
+    assert done.returncode == 0, done.stderr
+    written = sorted(path.name for path in (tmp_path / "embeds").iterdir())
+    assert written == ["10.png.safetensors", "2.PNG.safetensors"]
+
+
 def test_a_pdf_is_its_pages(folder: Path, picture: Path) -> None:
     scan = folder / "1.pdf"
     scan.write_bytes(pdf((30, 30, RED), (30, 30, BLUE)))

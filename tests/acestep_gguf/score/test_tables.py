@@ -50,6 +50,8 @@ def test_a_folder_of_parquet_files(tmp_path: Path) -> None:
 def test_other_files(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
     path.write_bytes(b"PK")
+    with pytest.raises(BenchmarkError, match="missing is not there: give"):
+        table_rows(tmp_path / "missing")
     with pytest.raises(BenchmarkError, match="neither TSV nor Parquet"):
         table_rows(path)
     with pytest.raises(BenchmarkError, match="no rows with pictures"):
