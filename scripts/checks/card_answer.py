@@ -65,8 +65,8 @@ def ask(bundle: Path, picture: Path, options: Mapping[str, Any], n_predict: int)
         return {
             "plan": plan_facts(model.plan),
             "tokens": answer.tokens,
-            "logits": hashlib.sha256(context.logits()).hexdigest(),
-            "state": hashlib.sha256(state).hexdigest(),
+            "logits": hashlib.sha256(context.logits().data).hexdigest(),
+            "state": hashlib.sha256(state.data).hexdigest(),
             "state_bytes": len(state),
             "n_past": context.n_past(),
             "image_tokens": answer.usage.image_tokens,
