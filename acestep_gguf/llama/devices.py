@@ -1,6 +1,8 @@
 """Devices that the installed llama.cpp can use, through ggml's device API, which llama_cpp does not wrap."""
 
 import ctypes
+import platform
+import sys
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_void_p
 from typing import Final
@@ -10,7 +12,8 @@ from acestep_gguf.llama.backend import backend
 from acestep_gguf.llama.library import ggml_function, lib
 from acestep_gguf.llama.rpc.devices import connected_devices
 
-GPU_TYPES: Final = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU and _IGPU
+INTEGRATED: Final = 2  # GGML_BACKEND_DEVICE_TYPE_IGPU
+GPU_TYPES: Final = (1, INTEGRATED)  # the first is GGML_BACKEND_DEVICE_TYPE_GPU
 
 _device_count = ggml_function("ggml_backend_dev_count", c_size_t)
 _device_at = ggml_function("ggml_backend_dev_get", c_void_p, c_size_t)
@@ -33,6 +36,12 @@ def gpu_devices() -> list[tuple[str, int]]:
         _device_memory(device, free, total)
         gpus.append((_device_description(device).decode(), free.value))
     return gpus
+
+
+def gpus_share_ram() -> bool:
+    """Whether the memory of the GPUs is this machine's RAM, as an integrated one's and Apple's are."""
+    is_apple = sys.platform == "darwin" and platform.machine() == "arm64"  # ggml does not say it of these
+    return any(is_apple or _device_type(device) == INTEGRATED for device in _gpus())
 
 
 def gpus_and_servers(rpc: Sequence[Address]) -> "ctypes.Array[c_void_p]":

@@ -30,11 +30,15 @@ GPU_MARKS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
-    """A GPU; ``memory`` is what is free, in bytes. A ``remote`` one is the device of an RPC server."""
+    """A GPU; ``memory`` is what is free, in bytes.
+
+    A ``remote`` one is the device of an RPC server; what one that ``shares_ram`` has is this machine's RAM.
+    """
 
     name: str
     memory: int
     remote: bool = False
+    shares_ram: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,11 @@ class Machine:
     unused_gpu: str | None = None
 
     @property
+    def shares_ram(self) -> bool:
+        """Whether its GPUs, those of servers aside, have no memory but its RAM."""
+        return any(gpu.shares_ram for gpu in self.gpus)
+
+    @property
     def n_remote(self) -> int:
         """How many of the GPUs are devices of servers."""
         return sum(gpu.remote for gpu in self.gpus)
@@ -73,7 +82,7 @@ def this_machine(rpc: Sequence[Address] = ()) -> Machine:
         UsageError: this llama.cpp was built without RPC.
         RpcServerError: a server is not there, is busy, or is of another version.
     """
-    from acestep_gguf.llama.devices import gpu_devices  # noqa: PLC0415 (loads llama.cpp)
+    from acestep_gguf.llama.devices import gpu_devices, gpus_share_ram  # noqa: PLC0415 (loads llama.cpp)
     from acestep_gguf.llama.rpc.devices import remote_devices  # noqa: PLC0415 (the same)
 
     limits = cgroup_limits()
@@ -81,7 +90,8 @@ def this_machine(rpc: Sequence[Address] = ()) -> Machine:
     # What a plan counts, too; anything else that the process holds, such as another model, it cannot have.
     held = min(own.rss - getattr(own, "shared", 0), PROCESS_BYTES)
     available = float(psutil.virtual_memory().available)
-    gpus = tuple(Gpu(name=name, memory=free) for name, free in gpu_devices())
+    shares = gpus_share_ram()
+    gpus = tuple(Gpu(name=name, memory=free, shares_ram=shares) for name, free in gpu_devices())
     servers = remote_devices(rpc) if rpc else []
     return Machine(
         ram=int(min(available, limits.memory_available)) + held,

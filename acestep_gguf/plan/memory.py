@@ -53,20 +53,25 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """All parts of a plan; ``staged``: tower and decoder are not there at the same time."""
+    """All parts of a plan.
+
+    ``staged``: tower and decoder are not there at the same time. ``shared``: GPUs whose memory is RAM.
+    """
 
     parts: tuple[Part, ...]
     staged: bool
+    shared: range = range(0)
 
     @property
     def ram(self) -> int:
-        """The most RAM at a time, mapped weights among it."""
-        return self._peak(part for part in self.parts if part.device == RAM)
+        """The most RAM at a time, mapped weights among it, and what lies on a GPU that shares it."""
+        return self._peak(part for part in self.parts if part.device == RAM or part.device in self.shared)
 
     @property
     def anonymous(self) -> int:
-        """The most anonymous memory, in bytes, that is used at a time."""
-        return self._peak(part for part in self.parts if part.kind == "anonymous")
+        """The most anonymous memory, in bytes, that is used at a time; on a GPU that shares it, too."""
+        shared = (part for part in self.parts if part.device in self.shared)
+        return self._peak([*(part for part in self.parts if part.kind == "anonymous"), *shared])
 
     @property
     def mapped(self) -> int:
@@ -103,6 +108,7 @@ def plan_memory(
     *,
     n_gpus: int,
     n_remote: int = 0,
+    shares_ram: bool = False,
     options: EngineOptions | None = None,
     draft: Draft | None = None,
 ) -> Memory:
@@ -114,6 +120,7 @@ def plan_memory(
         workload: what will be asked.
         n_gpus: GPUs of the machine.
         n_remote: how many of them, the last ones, are devices of servers.
+        shares_ram: the others have no memory but RAM.
         options: what a picture may cost; by default all that the model was made for.
         draft: what guesses ahead. It opens the pictures again, and keeps its own tower.
     """
@@ -140,7 +147,8 @@ def plan_memory(
         ]
         parts += [replace(part, name=f"draft: {part.name}", phase="decoder") for part in draft_parts]
     parts = [replace(part, kind="remote") if part.device > n_local else part for part in parts]
-    return Memory(tuple(part for part in parts if part.n_bytes), settings.staged)
+    shared = range(1, n_local + 1) if shares_ram else range(0)
+    return Memory(tuple(part for part in parts if part.n_bytes), settings.staged, shared)
 
 
 def _model_parts(

@@ -125,6 +125,7 @@ class Search:
             task.workload,
             n_gpus=len(task.machine.gpus),
             n_remote=task.machine.n_remote,
+            shares_ram=task.machine.shares_ram,
             options=task.options,
             draft=task.draft,
         )
@@ -269,7 +270,9 @@ class Search:
         gpus = self.task.machine.gpus
         if not gpus or not settings.uses_gpus:
             return True
-        memory = self.memory(settings)
+        memory, machine = self.memory(settings), self.task.machine
+        if machine.shares_ram and memory.ram > machine.ram:
+            return False
         return all(memory.gpu(number) <= gpu.memory for number, gpu in enumerate(gpus, 1))
 
     def _with_gpus(self, settings: Settings) -> Settings:
@@ -332,6 +335,8 @@ class Search:
 
     def _room(self, settings_of: Callable[[int], Settings], low: int, high: int) -> float:
         """How far between two numbers of layers the fullest GPU is just full, as a share of the way."""
+        if self.task.machine.shares_ram:
+            return 0.5  # RAM may be what is full, and hardly depends on where layers lie
         least, most = self.memory(settings_of(low)), self.memory(settings_of(high))
         return min(
             (gpu.memory - least.gpu(number)) / max(1, most.gpu(number) - least.gpu(number))

@@ -15,6 +15,7 @@ from acestep_gguf.plan.bundle_model import BundleModel
 from acestep_gguf.plan.draft import open_draft
 from acestep_gguf.plan.machine import Gpu, Machine
 from acestep_gguf.plan.machine_settings import plain_settings
+from acestep_gguf.plan.memory import GPU_RESERVE
 from acestep_gguf.plan.planner import make_plan
 from acestep_gguf.plan.settings import PHOTO_BYTES, Workload
 from acestep_gguf.plan.speed import Rates
@@ -165,6 +166,25 @@ def test_a_draft_is_planned(large: BundleModel, hollow_folder: Path) -> None:
     assert plan.memory.ram == without.memory.ram + alone.memory.ram - shared + PHOTO_BYTES
     later = Workload(opening_ahead=0, opening_later=PHOTO_BYTES)
     assert make_plan(large, machine(64), options, later, draft=draft).memory.ram == plan.memory.ram
+
+
+def test_memory_of_a_gpu_that_is_ram_is_not_planned_twice(large: BundleModel) -> None:
+    gpu = Gpu(name="integrated", memory=20 * GB)
+    apart = Machine(ram=16 * GB, n_threads=4, gpus=(gpu,))
+    plan = make_plan(large, apart)
+    assert plan.memory.ram + plan.memory.gpu(1) > apart.ram
+
+    with pytest.raises(MemoryShortageError):
+        make_plan(large, replace(apart, gpus=(replace(gpu, shares_ram=True),)))
+    roomy = Machine(ram=40 * GB, n_threads=4, gpus=(replace(gpu, shares_ram=True),))
+    plan = make_plan(large, roomy)
+    assert plan.settings.n_gpu_layers > 0
+    in_ram = sum(part.n_bytes for part in plan.memory.parts if part.device == 0 and part.phase != "opening")
+    assert plan.memory.ram == in_ram + plan.memory.gpu(1) <= roomy.ram
+    assert plan.memory.anonymous >= plan.memory.gpu(1)
+
+    tight = replace(roomy, ram=plan.memory.ram - GPU_RESERVE // 2)
+    assert make_plan(large, tight).memory.ram <= tight.ram
 
 
 def test_layers_for_a_gpu_that_is_not_there_are_refused(large: BundleModel) -> None:
