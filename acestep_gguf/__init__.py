@@ -1,4 +1,4 @@
-"""Makes a small GGUF + ONNX bundle of a LLaVA-layout checkpoint, and answers questions about pictures.
+"""Makes a small GGUF + ONNX bundle of a vision-language checkpoint, and answers questions about pictures.
 
 The names below are imported when they are first used, so that ``import acestep_gguf`` costs nothing.
 """

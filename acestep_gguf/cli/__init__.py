@@ -15,7 +15,7 @@ from acestep_gguf.errors import AceStepError
 app = typer.Typer(
     name="acestep-gguf",
     cls=Verbs,
-    help="Turns a LLaVA-layout checkpoint into a small bundle, and answers questions about pictures from it.",
+    help="Turns a vision-language checkpoint into a small bundle, and answers questions about pictures.",
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     **TYPER,
