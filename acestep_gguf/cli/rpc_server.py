@@ -36,7 +36,8 @@ def rpc_server(
 ) -> None:
     """Lend memory to a decoder that is larger than one machine's.
 
-    Another machine names this one with --rpc, and this one computes what lies here. One client at a time. Nothing is encrypted, and nobody is asked who they are.
+    Another machine names this one with --rpc, and this one computes what lies here. One client at a time.
+    Nothing is encrypted, and nobody is asked who they are.
     """
     from acestep_gguf.addresses import Address
     from acestep_gguf.llama.params import MOST_THREADS
