@@ -61,7 +61,7 @@ def encoded_pictures(monkeypatch: pytest.MonkeyPatch) -> Counter[bytes]:
     encode = VisionTower.encode_picture
 
     def counting(self: VisionTower, crops: Any, *rest: Any) -> Any:
-        seen[crops.tobytes()] += 1
+        seen[b"".join(crop.tobytes() for crop in crops)] += 1
         return encode(self, crops, *rest)
 
     monkeypatch.setattr(VisionTower, "encode_picture", counting)

@@ -2,11 +2,13 @@
 
 import shutil
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from acestep_gguf.addresses import Address
 from acestep_gguf.bundle.library import Library
 from acestep_gguf.engine import workload
 from acestep_gguf.errors import MemoryShortageError, UsageError
@@ -20,9 +22,9 @@ from tests.support.event_loop import run
 OPTIONS = EngineOptions(quant="F32", n_ctx=64, n_threads=1, vision="float32")
 
 
-def machine_with_room_for_one() -> Machine:
+def machine_with_room_for_one(rpc: Sequence[Address]) -> Machine:
     n_models = sum(thread.name.startswith("model ") for thread in threading.enumerate())
-    return replace(this_machine(), ram=2**32 if n_models <= 1 else 2**20)
+    return replace(this_machine(rpc), ram=2**32 if n_models <= 1 else 2**20)
 
 
 @pytest.fixture
