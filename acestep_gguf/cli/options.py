@@ -74,7 +74,7 @@ BundleFolder = Annotated[
     Path,
     typer.Argument(
         parser=bundle_folder,
-        metavar="BUNDLE",
+        metavar="[BUNDLE]",
         help="Folder that `convert` or `import` wrote, or a name of `list`. By default what `use` chose.",
     ),
 ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from acestep_gguf.cli.options import AsJson, BundleFolder, Threads, filled, path
+from acestep_gguf.cli.pictures import pictures_in_folders
 from acestep_gguf.cli.terminal import json_text
 from acestep_gguf.errors import CheckpointError, UsageError
 
@@ -28,13 +29,18 @@ def quality(
     bundle: BundleFolder,
     pictures: Annotated[
         list[Path] | None,
-        typer.Argument(parser=path, metavar="[PICTURE]...", help="By default those of the demo."),
+        typer.Argument(
+            parser=path, metavar="[PICTURE]...", help="Pictures, or folders of them. By default the demo's."
+        ),
     ] = None,
     *,
     question: Annotated[
         list[str] | None,
         typer.Option(
-            parser=filled, metavar="QUESTION", help="What to ask about each picture; repeat for more."
+            *("-p", "--prompt", "--question"),
+            parser=filled,
+            metavar="QUESTION",
+            help="What to ask about each picture; repeat. By default three general questions.",
         ),
     ] = None,
     checkpoint: Annotated[
@@ -190,8 +196,12 @@ def _check_is_its_checkpoint(folder: Path, checkpoint: Path) -> None:
 
 def _asked(pictures: Sequence[Path], questions: Sequence[str]) -> list[tuple[Path, str]]:
     from acestep_gguf.demo.questions import CHECKPOINT, read_questions
+    from acestep_gguf.vision.image_file import read_file
 
     if pictures:
+        pictures = [Path(picture) for picture in pictures_in_folders(map(str, pictures))]
+        for picture in pictures:  # before a tower is loaded
+            read_file(picture)
         return [(path, question) for path in pictures for question in questions or QUESTIONS]
     bundled = [(CHECKPOINT / asked.image, asked.question) for asked in read_questions(CHECKPOINT)]
     return [(path, question) for path, own in bundled for question in questions or (own,)]

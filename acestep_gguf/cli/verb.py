@@ -33,7 +33,10 @@ class Verb(TyperCommand):
             if parameter.param_type_name == "argument":
                 heading = "Arguments"
             if line := parameter.get_help_record(ctx):
-                lists[heading].append(line)
+                name, words = line
+                if name.startswith("["):  # required here, yet there is a default bundle
+                    words = words.removesuffix("  [required]")
+                lists[heading].append((name, words))
         for heading, lines in lists.items():
             if lines:
                 with formatter.section(heading):

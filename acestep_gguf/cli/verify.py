@@ -8,8 +8,8 @@ import typer
 
 from acestep_gguf.bundle.names import BUNDLE_FILE
 from acestep_gguf.cli.options import AsJson, BundleFolder, path
-from acestep_gguf.cli.terminal import json_text, printable
-from acestep_gguf.errors import BundleError
+from acestep_gguf.cli.terminal import for_stdout, json_text, printable
+from acestep_gguf.errors import BundleError, CheckpointError
 
 if TYPE_CHECKING:
     from acestep_gguf.bundle.verify import BundleReport, DecoderComparison, FileReport
@@ -35,6 +35,8 @@ def verify(
     """Check that a bundle is complete and undamaged."""
     from acestep_gguf.bundle.verify import verify_bundle
 
+    if checkpoint is not None and not checkpoint.is_dir():  # before files are hashed for minutes
+        raise CheckpointError(f"{checkpoint} is not a folder: give the checkpoint of this bundle.")
     if as_json:
         report = verify_bundle(bundle, quick=quick)
     else:
@@ -57,6 +59,8 @@ def verify(
     if problems:
         more = f" ({len(problems) - 1} more of this bundle)" if len(problems) > 1 else ""
         raise BundleError(printable(problems[0]) + more)
+    if not as_json:
+        print(f"{for_stdout(str(bundle))} is whole: {len(report.files)} files")
 
 
 def _facts(

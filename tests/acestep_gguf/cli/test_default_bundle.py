@@ -55,8 +55,11 @@ def test_without_a_default_it_is_told_how_to_choose_one() -> None:
     check_is_one_line(acestep("run", "What is this?"), "acestep-gguf use BUNDLE")
     done = acestep("info")
     assert done.returncode == 2
-    assert "Missing argument 'BUNDLE'" in done.stderr
-    assert acestep("run", "--help").returncode == 0
+    assert "Missing argument '[BUNDLE]'" in done.stderr
+    shown = acestep("run", "--help").stdout
+    assert "[BUNDLE]" in shown
+    assert "{BUNDLE}" not in shown
+    assert "[required]" not in shown
 
 
 def test_list(tiny_bundle: Path, bundle_copy: Path, env: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from acestep_gguf.cli.quality import quality
-from acestep_gguf.errors import CheckpointError, MissingPackageError, UsageError
+from acestep_gguf.errors import CheckpointError, ImageError, MissingPackageError, UsageError
 
 
 def run(bundle: Path, picture: Path, **options: object) -> None:
@@ -41,6 +41,20 @@ def test_page_that_cannot_be_written_is_found_before_anything_is_asked(
         run(tiny_bundle, picture, html=tmp_path / "none" / "page.html")
     with pytest.raises(UsageError, match="is a folder"):
         run(tiny_bundle, picture, html=tmp_path)
+
+
+def test_a_folder_is_its_pictures_and_what_is_not_there_is_found_first(
+    tiny_bundle: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture.read_bytes())
+    run(tiny_bundle, folder, as_json=True)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["asked"] == [{"picture": str(folder / "a.png"), "question": "Who?"}]
+    with pytest.raises(ImageError):
+        run(tiny_bundle, tmp_path / "missing.png")
+    assert "asking" not in capsys.readouterr().err
 
 
 def test_another_checkpoint_is_refused(tiny_bundle: Path, picture: Path, tmp_path: Path) -> None:
