@@ -13,7 +13,15 @@ from typing import Any, Literal, Self
 import msgspec
 
 from acestep_gguf.bundle.image_spec import SIZES_OF_THEIR_OWN, ImageSpec, LongestEdgeTiles, control_ids
-from acestep_gguf.bundle.names import BUNDLE_FILE, DecoderFtype, MmprojFtype, VisionPrecision, ftype_from
+from acestep_gguf.bundle.names import (
+    BUNDLE_FILE,
+    FTYPES,
+    VISION_PRECISIONS,
+    DecoderFtype,
+    MmprojFtype,
+    VisionPrecision,
+    ftype_from,
+)
 from acestep_gguf.errors import BundleError, PromptError
 from acestep_gguf.storage.atomic_file import partial_name
 from acestep_gguf.storage.unfinished import leftovers
@@ -246,7 +254,8 @@ class Bundle:
         try:
             if not folder.is_dir():
                 raise BundleError(
-                    f"{folder} is not a folder: give the bundle that `acestep-gguf convert` wrote."
+                    f"{folder} is not a folder, nor a name of `acestep-gguf list`: give the bundle that "
+                    "`acestep-gguf convert` wrote."
                 )
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # reading a FIFO would wait
@@ -289,8 +298,9 @@ class Bundle:
             if name == wanted:
                 return record
         have = ", ".join(self.decoders.files)
+        made = f", or `convert` with quant={wanted}" if wanted in FTYPES else ""
         raise BundleError(
-            f"this bundle has no decoder {wanted!r}: choose from {have}, or `convert` with quant={wanted}.",
+            f"this bundle has no decoder {wanted!r}: choose from {have}{made}.",
             settings=["quant"],
         )
 
@@ -307,8 +317,9 @@ class Bundle:
             if name == wanted:
                 return record
         have = ", ".join(vision.files)
+        made = f", or `convert` with vision={wanted}" if wanted in VISION_PRECISIONS else ""
         raise BundleError(
-            f"this bundle has no {wanted!r} tower: choose from {have}, or `convert` with vision={wanted}.",
+            f"this bundle has no {wanted!r} tower: choose from {have}{made}.",
             settings=["vision"],
         )
 

@@ -22,6 +22,7 @@ from acestep_gguf.cli.paths import (
     typed_path,
     without_dropped_pictures,
 )
+from acestep_gguf.cli.pictures import STDIN
 from acestep_gguf.cli.status_line import StatusLine
 from acestep_gguf.cli.terminal import (
     from_a_thread,
@@ -30,7 +31,7 @@ from acestep_gguf.cli.terminal import (
     printable,
     statistics,
 )
-from acestep_gguf.errors import AceStepError, ContextOverflowError, ConversationError, PromptError
+from acestep_gguf.errors import AceStepError, ContextOverflowError, ConversationError, PromptError, UsageError
 from acestep_gguf.options import CACHE, AnswerOptions, EngineOptions
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ def chat(
     from acestep_gguf.engine.engine import AceStep
     from acestep_gguf.plan.report import plan_line
 
+    if STDIN in (image or ()):
+        raise UsageError("questions come on standard input here: give the path of the picture.")
+    engine = replace(engine, n_parallel=1)  # one answer at a time; more would only take memory
     with (
         StatusLine(wanted=not (quiet or verbose)) as status,
         AceStep(bundle, engine, on_progress=status.show) as model,

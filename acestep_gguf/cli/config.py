@@ -40,7 +40,11 @@ def user_defaults(groups: Collection[type[Any]]) -> dict[str, Any]:
     values: defaultdict[type[Any], dict[str, Any]] = defaultdict(dict)
     for key, value in _table(path).items():
         if key not in (options := options_by_flag()):
-            raise UsageError(f"{path} has {key}, which is no flag: `acestep-gguf run --help` lists them.")
+            positive = key.removeprefix("no-")
+            hint = "`acestep-gguf run --help` lists them, here without dashes and in their long form"
+            if positive != key and positive in options:
+                hint = f"write {positive} = false"
+            raise UsageError(f"{path} has {key}, which is no flag: {hint}.")
         group, name, kind = options[key]
         if not _is(value, kind):
             raise UsageError(f"{path}: {key} is {value!r}: give {_words(kind)}.")

@@ -1,7 +1,9 @@
 """``acestep-gguf convert``: a checkpoint becomes a bundle."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +27,9 @@ from acestep_gguf.cli.options import (
 )
 from acestep_gguf.cli.steering_options import SteeringOptions
 from acestep_gguf.errors import UsageError
+
+if TYPE_CHECKING:
+    from acestep_gguf.quantize.conversion_events import Finished
 
 
 @takes_groups
@@ -97,9 +102,18 @@ def convert(
         raise UsageError("--class-token-first says how an mmproj is written: give --mmproj, too.")
     from acestep_gguf.cli.progress import display
     from acestep_gguf.convert.pipeline import DEFAULT_FTYPES, convert_checkpoint, plan_conversion
+    from acestep_gguf.quantize.conversion_events import Event, Finished
 
     work = plan_conversion if dry_run else convert_checkpoint
+    last: list[Finished] = []
     with display(log_json=log_json) as show:
+
+        def on_event(event: Event) -> None:
+            if report and log_json and isinstance(event, Finished):
+                last.append(event)  # the report is yet to come
+            else:
+                show(event)
+
         work(
             checkpoint,
             out,
@@ -114,13 +128,13 @@ def convert(
             vision=list(map(vision_precision_from, vision)) if vision else None,
             calibration=calibration,
             threads=threads,
-            on_event=show,
+            on_event=on_event,
         )
     if report and not dry_run:
-        _add_report(out, log_json=log_json)
+        _add_report(out, last, log_json=log_json)
 
 
-def _add_report(bundle: Path, *, log_json: bool) -> None:
+def _add_report(bundle: Path, finished: Sequence["Finished"], *, log_json: bool) -> None:
     from time import perf_counter
 
     from acestep_gguf.bundle.schema import Bundle
@@ -138,6 +152,8 @@ def _add_report(bundle: Path, *, log_json: bool) -> None:
             file=record.file, bytes=record.bytes, sha256=record.sha256, seconds=perf_counter() - started
         )
         JsonLines()(done)
+        for event in finished:
+            JsonLines()(replace(event, seconds=event.seconds + done.seconds))
     else:
         print(f"\n{lines}")
 

@@ -29,6 +29,7 @@ def demo(
 
 def convert_and_ask(checkpoint: Path, folder: Path) -> None:
     """Make ``checkpoint`` a bundle in ``folder``, unless it is there already, and ask it its questions."""
+    from acestep_gguf.bundle.library import is_bundle
     from acestep_gguf.cli.progress import display
     from acestep_gguf.convert import convert_checkpoint
     from acestep_gguf.demo.questions import read_questions
@@ -40,7 +41,8 @@ def convert_and_ask(checkpoint: Path, folder: Path) -> None:
     except OSError as error:
         raise BundleError(f"{folder.parent} cannot be made ({error}): give a folder with --dir.") from error
     with display(log_json=False) as show:
-        convert_checkpoint(checkpoint, folder, name="Demo", on_event=show)
+        # One that is there keeps its name.
+        convert_checkpoint(checkpoint, folder, name=None if is_bundle(str(folder)) else "Demo", on_event=show)
     with AceStep(folder) as model:
         for question in questions:
             picture = checkpoint / question.image

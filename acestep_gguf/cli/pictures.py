@@ -24,7 +24,7 @@ def one_flag_each(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         UsageError: a folder cannot be read, or has no picture.
-        ImageError: a PDF is encrypted or damaged.
+        ImageError: a PDF is encrypted or damaged, or a picture is in a network.
         MissingPackageError: there is a PDF, and pypdfium2 is not installed.
     """
     given: list[str] = []
@@ -37,6 +37,8 @@ def one_flag_each(arguments: Sequence[str]) -> list[str]:
             given.append(argument)
             continue
         first = left.pop(0)
+        if first.startswith(("http://", "https://")):
+            raise ImageError(f"{first} is not loaded from a network: save it, and give its path.")
         pictures = pictures_in_folders([first])
         while left and _is_file(left[0]):
             pictures.append(left.pop(0))

@@ -121,9 +121,12 @@ def _on_pictures(
 ) -> "QualityReport":
     from functools import partial
 
+    from acestep_gguf.bundle.schema import Bundle
     from acestep_gguf.quality.bundled import write_into_bundle
     from acestep_gguf.quality.compare import measure_quality
 
+    if Bundle.read(bundle).vision is None:
+        raise UsageError(f"{bundle} reads no pictures: compare its decoders on a text, with --text FILE.")
     reference = None
     if checkpoint is not None:
         _check_is_its_checkpoint(bundle, checkpoint)

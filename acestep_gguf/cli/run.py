@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -91,6 +91,7 @@ def run(
         words = _piped_question(bundle) if is_piped else _typed_question(question or [])
     pictures = [*map(picture_from, image or []), *map(EmbedsFile, embeds or [])]
     system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+    engine = replace(engine, n_parallel=1)  # it is one answer; more would only take memory
     asked = Question([*system, user_message(words, pictures)], options=answer)
     with (
         StatusLine(wanted=not (quiet or as_json or verbose)) as status,

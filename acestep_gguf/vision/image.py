@@ -16,6 +16,7 @@ from acestep_gguf.vision.image_file import (
     PIXEL_BYTES,
     ImageSource,
     open_image,
+    picture_name,
     refusing_damage,
     undecoded,
 )
@@ -44,7 +45,7 @@ def pixel_values(source: ImageSource, spec: ImageSpec) -> list[FloatArray]:
 
 def open_rgb(source: ImageSource, spec: ImageSpec) -> Image.Image:
     """The picture as a person sees it; errors are those of ``pixel_values``."""
-    return to_rgb(open_image(source, page_side=_page_side(spec)))
+    return to_rgb(open_image(source, page_side=_page_side(spec)), picture_name(source))
 
 
 def crops_of(image: Image.Image, tiling: Tiling) -> list[UInt8Array]:
@@ -102,8 +103,10 @@ def as_seen(crops: Sequence[UInt8Array], size: tuple[int, int], tiling: Tiling) 
     return seen
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, name: str = "a picture") -> Image.Image:
     """The picture as a person sees it, RGB: turned upright, what is transparent on white, 16 bits as 8.
+
+    ``name`` is what errors call it.
 
     Raises:
         ImageError: damaged, or its numbers do not tell what is black and what is white (modes "I", "I;16" and
@@ -113,9 +116,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
     with refusing_damage("the picture"):
         image = ImageOps.exif_transpose(image)
         if image.mode == "F":
-            raise _no_known_range("floating-point numbers")
+            raise _no_known_range(name, "floating-point numbers")
         if image.mode.startswith("I"):
-            _check_range(image, is_from_file)
+            _check_range(image, is_from_file, name)
         if image.mode == "RGB" and not image.has_transparency_data:
             return image
         rgb = Image.new("RGB", image.size)
@@ -148,7 +151,7 @@ def _tile_to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")  # Pillow has already undone the inversion of Adobe's CMYK pictures
 
 
-def _check_range(image: Image.Image, is_from_file: bool) -> None:
+def _check_range(image: Image.Image, is_from_file: bool, name: str) -> None:
     """Refuse grayscale of mode "I" or "I;16" whose numbers do not tell what is white.
 
     A PIL image made of numbers up to 255 may have been meant as 8 bits, or be a dark one of 16. Mode "I" has
@@ -160,9 +163,9 @@ def _check_range(image: Image.Image, is_from_file: bool) -> None:
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     is_8_bits = 0 <= low <= high <= 255
     if image.mode == "I" and not is_8_bits:
-        raise _no_known_range(f"whole numbers from {low} to {high}")
+        raise _no_known_range(name, f"whole numbers from {low} to {high}")
     if image.mode != "I" and is_8_bits and high and not is_from_file:
-        raise _no_known_range(f"16-bit numbers up to {high}")
+        raise _no_known_range(name, f"16-bit numbers up to {high}")
 
 
 def _gray_of_8_bits(image: Image.Image) -> Image.Image:
@@ -175,7 +178,7 @@ def _gray_of_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray)
 
 
-def _no_known_range(numbers: str) -> ImageError:
+def _no_known_range(name: str, numbers: str) -> ImageError:
     return ImageError(
-        f"a picture of {numbers} does not tell which is white: convert it to 8 bits ('L' or 'RGB') first."
+        f"{name} of {numbers} does not tell which is white: convert it to 8 bits ('L' or 'RGB') first."
     )

@@ -112,7 +112,9 @@ def _opened(data: bytes, name: str) -> Iterator[Any]:
                 document.init_forms()
                 yield document
         except pypdfium2.PdfiumError as error:
-            if error.err_code in (pypdfium2.raw.FPDF_ERR_PASSWORD, pypdfium2.raw.FPDF_ERR_SECURITY):
+            codes = pypdfium2.raw.FPDF_ERR_PASSWORD, pypdfium2.raw.FPDF_ERR_SECURITY
+            # PDFium does not set its last error for each: it may be that of another file.
+            if error.err_code in codes and b"/Encrypt" in data:
                 raise ImageError(f"{name} is encrypted: save it without a password.") from error
             raise ImageError(f"{name} is damaged: save or copy it again.") from error
 

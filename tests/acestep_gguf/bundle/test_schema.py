@@ -283,6 +283,10 @@ def test_a_tower_of_schema_version_1_and_one_of_now(tmp_path: Path) -> None:
     assert old.vision_file().min_centred_cosine_to_float32 is None
     with pytest.raises(BundleError, match="no 'int8' tower: choose from float32, or `convert` with vision="):
         old.vision_file("INT8")
+    with pytest.raises(BundleError, match=r"no 'float16' tower: choose from float32\.$"):
+        old.vision_file("float16")
+    with pytest.raises(BundleError, match=r"no decoder 'NONSENSE': choose from [A-Z0-9_, ]+\.$"):
+        old.decoder("nonsense")
 
     now = changed("min_reader_version", 2)
     now["vision"]["files"]["int8"] = now["vision"]["files"]["float32"] | {

@@ -261,9 +261,10 @@ def test_quick_is_quick_with_a_large_vocabulary(bundle_copy: Path) -> None:
 def test_the_table(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify(tiny_bundle, quick=False, as_json=False)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10  # a header, eight files, the hash of bundle.json
+    assert len(lines) == 11  # a header, eight files, the hash of bundle.json, the verdict
     assert all(len(line) < 120 for line in lines)
-    assert "size, graph, sha256" in lines[-3]
+    assert "size, graph, sha256" in lines[-4]
+    assert lines[-1] == f"{tiny_bundle} is whole: 8 files"
 
 
 def test_problems_are_listed_and_the_first_one_is_the_error(

@@ -54,6 +54,8 @@ def test_a_verb_takes_those_of_its_groups(file: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("[defaults]\nno-mmap = true", "has no-mmap, which is no flag: write mmap = false."),
+        ("[defaults]\nt = 2", "here without dashes and in their long form"),
         ("[defaults]\nthread = 6", "has thread, which is no flag"),
         ("[defaults]\nn_threads = 6", "has n_threads, which is no flag"),
         ("[defaults]\nthreads = '6'", "threads is '6': give a whole number."),

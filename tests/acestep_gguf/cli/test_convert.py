@@ -84,8 +84,11 @@ def test_a_report_goes_into_the_bundle(tiny_checkpoint: Path, tmp_path: Path) ->
     assert verify_bundle(out).problems == ()
 
     done = convert(tiny_checkpoint, out, "-q", "Q8_0", "--report", "--log-json")
-    last = json.loads(done.stdout.splitlines()[-1])
-    assert (last["event"], last["file"]) == ("file", "quality.json")
+    report_written, last = map(json.loads, done.stdout.splitlines()[-2:])
+    assert (report_written["event"], report_written["file"]) == ("file", "quality.json")
+    assert last["event"] == "finished"
+    assert last["seconds"] > report_written["seconds"]
+    assert done.stdout.count('"finished"') == 1
     again = read_from_bundle(out, Bundle.read(out))
     assert again is not None
     assert {found.decoder for found in again.candidates} == {"F32", "Q8_0", "Q4_K_M"}

@@ -45,7 +45,7 @@ def test_other_verbs_need_none(picture: Path, tmp_path: Path, env: dict[str, str
 
 
 def test_a_mistake_in_the_name_is_no_question(picture: Path, tmp_path: Path, env: dict[str, str]) -> None:
-    check_is_one_line(acestep("info", "tny", env=env), "tny is not a folder")
+    check_is_one_line(acestep("info", "tny", env=env), "tny is not a folder, nor a name of")
     check_is_one_line(acestep("run", "tny", "What is this?", env=env), "tny is not a folder")
     check_is_one_line(acestep("run", tmp_path, env=env), f"{tmp_path} is a folder, but neither")
     check_is_one_line(acestep("run", picture, "What is this?", env=env), "is a file, not a question")

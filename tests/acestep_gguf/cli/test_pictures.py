@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from acestep_gguf.cli.pictures import one_flag_each
 from acestep_gguf.errors import UsageError
@@ -101,10 +102,22 @@ def test_all_ways_to_give_a_picture_are_the_same(tiny_bundle: Path, picture: Pat
     assert answer(picture, picture) == answer(folder)
 
 
+def test_a_picture_in_a_network_is_refused(tiny_bundle: Path) -> None:
+    url = "https://example.com/a.png"
+    check_is_one_line(acestep("run", tiny_bundle, "-i", url, "hi"), f"{url} is not loaded from a network")
+
+
+def test_the_picture_that_does_not_tell_its_range_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
+    path = tmp_path / "depth.tiff"
+    Image.new("F", (8, 8)).save(path)
+    check_is_one_line(acestep("run", tiny_bundle, "-i", path, "hi"), f"{path} of floating-point numbers")
+
+
 def test_standard_input_is_one_thing(tiny_bundle: Path) -> None:
     check_is_one_line(acestep("run", tiny_bundle, "-i", "-", stdin=b"What?"), "cannot both be standard input")
     check_is_one_line(acestep("run", tiny_bundle, "-i", "-", "hi", stdin=b"no picture"), "not a picture")
     check_is_one_line(acestep("run", tiny_bundle, "-i", "-", "hi"), "not a picture")
+    check_is_one_line(acestep("chat", tiny_bundle, "-i", "-"), "give the path of the picture")
     command = " ".join([*PROGRAM, "run", str(tiny_bundle), "-i", "-", "hi", "<&-"])
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert "there is no picture on standard input" in done.stderr

@@ -160,9 +160,9 @@ def test_arguments_that_are_not_utf8(tiny_bundle: Path, picture: Path, tmp_path:
     assert acestep("run", tiny_bundle, "hi", "--image", path, "-n", 2).returncode == 0
 
 
-@pytest.mark.parametrize("option", ["--image", "--embeds", "BUNDLE"])
+@pytest.mark.parametrize("option", ["--image", "--embeds", "[BUNDLE]"])
 def test_an_empty_path_is_not_the_current_folder(tiny_bundle: Path, option: str) -> None:
-    arguments = ["", "hi"] if option == "BUNDLE" else [tiny_bundle, "hi", option, ""]
+    arguments = ["", "hi"] if option == "[BUNDLE]" else [tiny_bundle, "hi", option, ""]
     done = acestep("run", *arguments)
     assert done.returncode == 2
     assert f"'{option}': the path is empty" in done.stderr

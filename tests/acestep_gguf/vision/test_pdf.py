@@ -91,6 +91,14 @@ def test_what_cannot_be_read_is_refused_in_one_line(data: bytes, words: str, tmp
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_is_not_that_of_the_file_before(tmp_path: Path) -> None:
+    for data, words in ((pdf((10, 10, RED), trailer=NO_PASSWORD_OPENS_IT), "encrypted"), (pdf(), "damaged")):
+        path = tmp_path / "bad.pdf"
+        path.write_bytes(data)
+        with pytest.raises(ImageError, match=words):
+            undecoded(path, page_side=900)
+
+
 def test_too_many_pages_are_refused(scan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pdf_module, "MAX_PAGES", 2)
     with pytest.raises(ImageError, match="has 3 pages: give a PDF of 1 to 2"):
