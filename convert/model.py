@@ -17,10 +17,11 @@ from acestep_gguf.convert.checkpoint.config import (
     parse_config,
     parse_decoder_config,
 )
-from acestep_gguf.convert.checkpoint.families import ARCHITECTURES, DECODERS
+from acestep_gguf.convert.checkpoint.families import ARCHITECTURES
 from acestep_gguf.convert.checkpoint.folder import CONFIG_FILE, CheckpointFolder
 from acestep_gguf.convert.checkpoint.identity import sampled_sha256
 from acestep_gguf.convert.checkpoint.image_processor import read_image_spec
+from acestep_gguf.convert.checkpoint.part_families import DECODERS
 from acestep_gguf.convert.checkpoint.prequantized.formats import read_format
 from acestep_gguf.convert.checkpoint.prompt_spec import (
     picture_mark_ids,

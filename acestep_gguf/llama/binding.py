@@ -28,6 +28,7 @@ from acestep_gguf.llama.params import (
     ModelParams,
     check_repacking,
 )
+from acestep_gguf.llama.state_start import CELL_COUNT, N_STREAMS_AT, state_start
 from acestep_gguf.llama.tekken import NAME as TEKKEN
 from acestep_gguf.llama.tekken import read_tekken
 
@@ -43,14 +44,6 @@ ABORTED: Final = 2  # what llama_decode returns when its abort callback ended it
 NO_PIPELINE: Final = "^$"
 
 NOT_FINITE: Final = "the decoder computed logits that are not finite: its weights are damaged."
-
-# What llama.cpp writes of one sequence before its keys and values: a magic number, the sequence, how many
-# streams, how many cells; and for each cell its position, how many sequences it has, and which. Of several
-# streams, each of the others has a zero for the number of its cells, before or after.
-STATE_HEAD: Final = np.dtype("<u4, <i4, <u4, <u4")
-STATE_CELL: Final = np.dtype("<i4, <u4, <i4")
-CELL_COUNT: Final = np.dtype("<u4")
-N_STREAMS_AT: Final = 8
 
 
 class Model(Handle):
@@ -401,19 +394,6 @@ def _warn_unless_locked(log: Log) -> None:
 
 def _bytes_of(array: UInt8Array) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-
-
-def state_start_bytes(n_past: int) -> int:
-    """How much of a state with ``n_past`` positions ``state_start`` is."""
-    return STATE_HEAD.itemsize + n_past * STATE_CELL.itemsize
-
-
-def state_start(magic: UInt8Array, n_past: int) -> UInt8Array:
-    """How the state of sequence 0 with ``n_past`` positions begins; the magic number is left to llama.cpp."""
-    head, cells = np.zeros(1, STATE_HEAD), np.zeros(n_past, STATE_CELL)
-    head["f2"], head["f3"] = 1, n_past
-    cells["f0"], cells["f1"] = np.arange(n_past), 1
-    return np.concatenate([magic, head.view(np.uint8)[len(magic) :], cells.view(np.uint8)])
 
 
 def check_finite(logits: FloatArray) -> None:

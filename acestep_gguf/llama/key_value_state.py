@@ -1,6 +1,6 @@
 """The keys and values of one sequence, as llama.cpp hands them out and takes them back.
 
-The bytes of a state (llama_kv_cache::state_write in llama.cpp): its start, see binding.state_start; whether
+The bytes of a state (llama_kv_cache::state_write in llama.cpp): its start, see state_start.py; whether
 values are transposed, which they are without flash attention; the keys of each layer, then all values.
 """
 
@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from acestep_gguf.errors import DecodeError
-from acestep_gguf.llama.binding import Context, state_start, state_start_bytes
+from acestep_gguf.llama.binding import Context
 from acestep_gguf.llama.ggml_rows import from_floats, row_bytes, to_floats
 from acestep_gguf.llama.params import CACHE_TYPES
+from acestep_gguf.llama.state_start import state_start, state_start_bytes
 
 FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]

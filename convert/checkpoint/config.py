@@ -10,14 +10,12 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
-from acestep_gguf.convert.checkpoint.families import (
-    ARCHITECTURES,
+from acestep_gguf.convert.checkpoint.families import ARCHITECTURES, LLAVA, ArchitectureFamily
+from acestep_gguf.convert.checkpoint.part_families import (
     CLIP,
     DECODERS,
-    LLAVA,
     QWEN2,
     TOWERS,
-    ArchitectureFamily,
     DecoderFamily,
     LeftOut,
     TowerFamily,
@@ -38,8 +36,8 @@ TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**22)]
 DownsampleRatio = Annotated[float, msgspec.Meta(ge=2**-8, le=1)]
 ScaleFactor = Annotated[int, msgspec.Meta(ge=1, le=2**8)]
 
-# As llama.cpp's own, a signed 32-bit number.
 MAX_LATENTS: Final = 2**12
+# As llama.cpp's own, a signed 32-bit number.
 MAX_CONTEXT_LENGTH: Final = 2**31 - 1
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from acestep_gguf.convert.checkpoint.families import ARCHITECTURES, DECODERS
+from acestep_gguf.convert.checkpoint.families import ARCHITECTURES
+from acestep_gguf.convert.checkpoint.part_families import DECODERS
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
 
 SUPPORTED: Final = (

@@ -23,8 +23,9 @@ from acestep_gguf.bundle.image_spec import (
     Size,
 )
 from acestep_gguf.convert.checkpoint.config import VisionLanguageConfig
-from acestep_gguf.convert.checkpoint.families import IDEFICS3, INTERNVL, LLAVA, PIXTRAL, SIGLIP, TowerFamily
+from acestep_gguf.convert.checkpoint.families import IDEFICS3, INTERNVL, LLAVA
 from acestep_gguf.convert.checkpoint.image_tiles import tile_marks
+from acestep_gguf.convert.checkpoint.part_families import PIXTRAL, SIGLIP, TowerFamily
 from acestep_gguf.convert.checkpoint.rope_rows import PairsOfHalves
 from acestep_gguf.convert.checkpoint.tensor_tables import Rows
 from acestep_gguf.convert.checkpoint.tower_weights import as_built

@@ -13,7 +13,7 @@ from acestep_gguf.convert.checkpoint.config import (
     VisionLanguageConfig,
     parse_config,
 )
-from acestep_gguf.convert.checkpoint.families import LLAMA, MISTRAL, QWEN2, QWEN3, SIGLIP
+from acestep_gguf.convert.checkpoint.part_families import LLAMA, MISTRAL, QWEN2, QWEN3, SIGLIP
 from acestep_gguf.convert.checkpoint.rope_parameters import RopeParameters
 from acestep_gguf.convert.checkpoint.supported import check_architecture
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from acestep_gguf.convert.checkpoint.config import parse_config
-from acestep_gguf.convert.checkpoint.families import DECODERS, TOWERS
+from acestep_gguf.convert.checkpoint.part_families import DECODERS, TOWERS
 from acestep_gguf.convert.checkpoint.tensor_names import find_tensors
 from acestep_gguf.convert.checkpoint.tensor_tables import HEAD, PROJECTOR
 from acestep_gguf.convert.checkpoint.weight_files import open_weights
