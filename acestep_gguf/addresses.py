@@ -1,6 +1,7 @@
 """Addresses of servers: how they are written, and whom they let in."""
 
 import ipaddress
+import socket
 from typing import Final, NamedTuple
 
 from acestep_gguf.errors import UsageError
@@ -16,6 +17,14 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+    def numeric(self) -> "Address":
+        """The same with the number of the host, IPv4, which is all that llama.cpp knows.
+
+        Raises:
+            OSError, UnicodeError: no host has that name.
+        """
+        return Address(socket.gethostbyname(self.host), self.port)
 
 
 def rpc_addresses(text: object) -> tuple[Address, ...]:
@@ -40,6 +49,11 @@ def _address(text: str) -> Address:
             settings=["rpc"],
         )
     return Address(host, int(port))
+
+
+def reason(error: OSError | UnicodeError) -> str | None:
+    """What is wrong with an address, in the system's words."""
+    return error.strerror if isinstance(error, OSError) else "no host name"
 
 
 def is_loopback(host: str) -> bool:

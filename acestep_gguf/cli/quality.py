@@ -199,12 +199,13 @@ def _check_is_its_checkpoint(folder: Path, checkpoint: Path) -> None:
 
 def _asked(pictures: Sequence[Path], questions: Sequence[str]) -> list[tuple[Path, str]]:
     from acestep_gguf.demo.questions import CHECKPOINT, read_questions
-    from acestep_gguf.vision.image_file import read_file
+    from acestep_gguf.vision.image_file import opened_file
 
     if pictures:
         pictures = [Path(picture) for picture in pictures_in_folders(map(str, pictures))]
         for picture in pictures:  # before a tower is loaded
-            read_file(picture)
+            with opened_file(picture):
+                pass
         return [(path, question) for path in pictures for question in questions or QUESTIONS]
     bundled = [(CHECKPOINT / asked.image, asked.question) for asked in read_questions(CHECKPOINT)]
     return [(path, question) for path, own in bundled for question in questions or (own,)]

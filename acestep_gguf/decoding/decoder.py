@@ -185,7 +185,7 @@ class Decoder:
                     part, n_outputs = content[first - start : end - start], int(end == len(positions))
                     yield from self._read(positions[first:end], part, n_outputs=n_outputs)
                     # Inside of a longer prompt, the reader would read the last position of this call, too.
-                    exact = exact and not (n_outputs and self._is_readers(end - first - n_outputs))
+                    exact = exact and not (n_outputs and self._reader_of(end - first - n_outputs))
                     if exact:
                         self._exact_ends.append(end)
                     if end == last_image and exact and self._states is not None:
@@ -220,17 +220,17 @@ class Decoder:
     def _read(self, positions: Sequence[Position], content: Content, *, n_outputs: int) -> Iterator[None]:
         """Compute a call of a prompt: by ``reader`` if it is long, all but what gives logits."""
         n_read = len(positions) - n_outputs
-        if self._reader is not None and self._is_readers(n_read):
+        if (reader := self._reader_of(n_read)) is not None:
             read, positions = positions[:n_read], positions[n_read:]
             first, content = content[:n_read], content[n_read:]
             with self._computing(read):
-                yield from self._reader.read(self.context, first, sequence=self.sequence)
+                yield from reader.read(self.context, first, sequence=self.sequence)
         if positions:
             self._compute(positions, content, n_outputs=n_outputs)
 
-    def _is_readers(self, n: int) -> bool:
-        """Whether ``reader`` reads a call of ``n`` positions."""
-        return self._reader is not None and self._reader.takes(n)
+    def _reader_of(self, n: int) -> "PromptReader | None":
+        """What reads a call of ``n`` positions in the place of llama.cpp, if it is long."""
+        return self._reader if self._reader is not None and self._reader.takes(n) else None
 
     def _compute(self, positions: Sequence[Position], content: Content, *, n_outputs: int) -> None:
         with self._computing(positions):

@@ -17,12 +17,17 @@ GPU_TYPES: Final = (1, INTEGRATED)  # the first is GGML_BACKEND_DEVICE_TYPE_GPU
 
 _device_count = ggml_function("ggml_backend_dev_count", c_size_t)
 _device_at = ggml_function("ggml_backend_dev_get", c_void_p, c_size_t)
-_device_type = ggml_function("ggml_backend_dev_type", c_int, c_void_p)
+device_type = ggml_function("ggml_backend_dev_type", c_int, c_void_p)
 _device_description = ggml_function("ggml_backend_dev_description", c_char_p, c_void_p)
 _device_memory = ggml_function(
     "ggml_backend_dev_memory", None, c_void_p, POINTER(c_size_t), POINTER(c_size_t)
 )
 _cpu_buffer_type = ggml_function("ggml_backend_cpu_buffer_type", c_void_p)
+
+
+def all_devices() -> list[int]:
+    """ggml's devices, CPUs among them, as pointers, which ``device_type`` takes."""
+    return [_device_at(number) for number in range(_device_count())]
 
 
 def gpu_devices() -> list[tuple[str, int]]:
@@ -41,7 +46,7 @@ def gpu_devices() -> list[tuple[str, int]]:
 def gpus_share_ram() -> bool:
     """Whether the memory of the GPUs is this machine's RAM, as an integrated one's and Apple's are."""
     is_apple = sys.platform == "darwin" and platform.machine() == "arm64"  # ggml does not say it of these
-    return any(is_apple or _device_type(device) == INTEGRATED for device in _gpus())
+    return any(is_apple or device_type(device) == INTEGRATED for device in _gpus())
 
 
 def gpus_and_servers(rpc: Sequence[Address]) -> "ctypes.Array[c_void_p]":
@@ -59,8 +64,8 @@ def _gpus() -> list[int]:
     if not lib.llama_supports_gpu_offload():
         return []
     found: dict[int, list[int]] = {kind: [] for kind in GPU_TYPES}
-    for device in map(_device_at, range(_device_count())):
-        found.get(_device_type(device), []).append(device)
+    for device in all_devices():
+        found.get(device_type(device), []).append(device)
     return next((gpus for gpus in found.values() if gpus), [])
 
 

@@ -7,7 +7,7 @@ words. So text is cut and merged here; the vocabulary is that of the GGUF file.
 
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -136,6 +136,12 @@ class Tekken:
         return tokens
 
 
+def normal_tokens(tokens: Iterable[str], types: Iterable[int]) -> dict[str, int]:
+    """Ids of the tokens that text can become, by what they are in the vocabulary."""
+    kinds = zip(tokens, types, strict=True)
+    return {token: token_id for token_id, (token, kind) in enumerate(kinds) if kind == NORMAL}
+
+
 def byte_tokens(tokens: Mapping[str, int]) -> dict[bytes, int]:
     """Ids by the bytes of the tokens, which byte-level BPE writes in letters.
 
@@ -157,10 +163,8 @@ def read_tekken(header: GGUFHeader) -> Tekken:
     tokens, types = (header.metadata.get(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
     if not isinstance(tokens, StringArray) or not isinstance(types, memoryview) or len(types) != len(tokens):
         raise BundleError(f"{header.path} is damaged (it has no vocabulary): get the file again.")
-    texts = tokens.read()
-    normal = (token_id for token_id, kind in enumerate(types) if kind == NORMAL)
     try:
-        return Tekken(byte_tokens({texts[token_id].decode(): token_id for token_id in normal}))
+        return Tekken(byte_tokens(normal_tokens((token.decode() for token in tokens.read()), types)))
     except ValueError as error:
         raise BundleError(f"{header.path} has a damaged vocabulary ({error}): get the file again.") from error
 

@@ -133,7 +133,7 @@ def plan_memory(
         Part("process", PROCESS_BYTES, phase="process"),
         Part("opening a picture", workload.opening_ahead if workload.images else 0, phase="opening"),
         Part("opening a picture later", opening_later if workload.images else 0),
-        *_model_parts(bundle, settings, workload, options, n_gpus=n_gpus, n_remote=n_remote),
+        *_model_parts(bundle, settings, workload, options, n_gpus=n_gpus, n_local=n_local),
         Part("chosen image tokens", _chosen_bytes(bundle, workload, options)),
         Part("copy of the KV cache", _copied_bytes(bundle, settings, workload, options)),
         *(Part("reserve", GPU_RESERVE, gpu, "gpu") for gpu in range(1, n_local + 1) if settings.uses_gpus),
@@ -141,7 +141,7 @@ def plan_memory(
     if draft is not None:
         draft_parts = [
             *_model_parts(
-                draft.bundle, draft.settings(settings), workload, options, n_gpus=n_gpus, n_remote=n_remote
+                draft.bundle, draft.settings(settings), workload, options, n_gpus=n_gpus, n_local=n_local
             ),
             Part("chosen image tokens", _chosen_bytes(draft.bundle, workload, options)),
         ]
@@ -158,13 +158,12 @@ def _model_parts(
     options: EngineOptions,
     *,
     n_gpus: int,
-    n_remote: int,
+    n_local: int,
 ) -> Iterator[Part]:
     model = bundle.decoder(settings.quant)
     placement = placement_of(model, settings, n_gpus)
     yield Part("vocabulary", VOCABULARY_BYTES_PER_TOKEN * model.shape.n_vocab)
     yield from _picture_parts(bundle, settings, workload, options.max_tiles)
-    n_local = n_gpus - n_remote
     yield from _weight_parts(model, settings, placement, repackable=n_local == 0)
     buffers = [*_buffer_parts(model, settings, placement)]
     yield from buffers

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -132,7 +132,14 @@ def picture_name(source: ImageSource) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a picture's file, one more than ``MAX_IMAGE_BYTES`` at most.
+    """The bytes of a picture's file, one more than ``MAX_IMAGE_BYTES`` at most; errors as ``opened_file``."""
+    with opened_file(path) as file:
+        return file.read(MAX_IMAGE_BYTES + 1)
+
+
+@contextmanager
+def opened_file(path: Path) -> Iterator[BinaryIO]:
+    """A picture's file, to be read.
 
     Raises:
         ImageError: it is missing, not a regular file, or cannot be read.
@@ -142,7 +149,7 @@ def read_file(path: Path) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its other end
             raise ImageError(f"{path} is not a file: give {KINDS}.")
         with path.open("rb") as file:
-            return file.read(MAX_IMAGE_BYTES + 1)
+            yield file
     except OSError as error:
         raise ImageError(f"{path} cannot be read ({error.strerror}): give {KINDS}.") from error
     except ValueError as error:  # a null character in the name

@@ -6,7 +6,7 @@ from typing import Final
 from gguf import TokenType
 
 from acestep_gguf.errors import CheckpointError, UnsupportedModelError
-from acestep_gguf.llama.tekken import byte_tokens, words
+from acestep_gguf.llama.tekken import byte_tokens, normal_tokens, words
 
 LONGEST: Final = 1024  # bytes of a token; the published vocabulary's have 128 at most
 ADDED: Final = (TokenType.CONTROL, TokenType.USER_DEFINED)
@@ -20,11 +20,7 @@ def check_tekken(tokens: Sequence[str], types: Sequence[int], merges: Sequence[s
         UnsupportedModelError: other merges, or an added token that may be one word, which the tokenizer would
             make of plain text.
     """
-    normal = {
-        token: token_id
-        for token_id, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind == TokenType.NORMAL
-    }
+    normal = normal_tokens(tokens, types)
     try:
         ids = byte_tokens(normal)
     except ValueError as error:

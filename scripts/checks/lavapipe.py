@@ -32,6 +32,7 @@ from acestep_gguf.demo.questions import CHECKPOINT, read_questions
 from acestep_gguf.engine.engine import AceStep
 from acestep_gguf.options import EngineOptions
 from acestep_gguf.plan.report import plan_facts
+from acestep_gguf.quality.measures import kl_divergences
 from scripts.bench.smollm2 import smollm2_file
 from scripts.checks.simulated_load import BUFFER_LINE, MIB, Load, compare, is_ram, random_loads
 from scripts.debian import apt_get, extract
@@ -167,7 +168,7 @@ def print_answers(work: Path, environment: Mapping[str, str]) -> None:
                 else f"{found['text']!r}, not {expected['text']!r}"
             )
             off = np.abs(logits - expected_logits).max() / expected_logits.std()
-            divergences = [kl_divergence(*rows) for rows in zip(expected_logits, logits, strict=True)]
+            divergences = kl_divergences(expected_logits, logits)
             same = np.mean(logits.argmax(-1) == expected_logits.argmax(-1))
             sizes = " | ".join(size_pairs(found))
             print(
@@ -175,13 +176,6 @@ def print_answers(work: Path, environment: Mapping[str, str]) -> None:
                 f"{same:.0%} | {sizes} |",
                 flush=True,
             )
-
-
-def kl_divergence(expected: FloatArray, found: FloatArray) -> float:
-    """How far the probabilities of ``found`` are from those of ``expected``, in nats."""
-    one, other = (row - row.max() for row in (expected.astype(np.float64), found.astype(np.float64)))
-    one, other = (row - np.log(np.exp(row).sum()) for row in (one, other))
-    return float((np.exp(one) * (one - other)).sum())
 
 
 def size_pairs(found: Mapping[str, Any]) -> Iterator[str]:

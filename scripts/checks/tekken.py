@@ -16,12 +16,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from gguf import TokenType
 from tokenizers import Tokenizer
 from transformers.integrations.mistral.tokenizer import MistralConverter
 
 from acestep_gguf.convert.checkpoint.tokenizer import read_vocabulary
-from acestep_gguf.llama.tekken import Tekken, byte_tokens
+from acestep_gguf.llama.tekken import Tekken, byte_tokens, normal_tokens
 from tests.convert.test_published_pixtral import NAMED
 from tests.support.texts import TEXTS
 
@@ -45,9 +44,7 @@ def made_tokenizer(vocabulary: Path) -> Tokenizer:
 
 def our_tokenizer(raw: dict[str, Any]) -> Tekken:
     vocabulary = read_vocabulary(raw, len(raw["model"]["vocab"]), None)
-    kinds = enumerate(vocabulary.types)
-    normal = {vocabulary.tokens[token_id]: token_id for token_id, kind in kinds if kind == TokenType.NORMAL}
-    return Tekken(byte_tokens(normal))
+    return Tekken(byte_tokens(normal_tokens(vocabulary.tokens, vocabulary.types)))
 
 
 def drawn_text(rng: random.Random) -> str:

@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import socket
 from collections.abc import Sequence
 from ctypes import c_char_p, c_size_t, c_void_p
 from typing import Final
@@ -48,8 +47,7 @@ def connected_devices(addresses: Sequence[Address]) -> list[int]:
     for address in addresses:
         devices = ask_server(address)
         # By its number: llama.cpp shall reach the server that was asked, and not wait for a name.
-        endpoint = Address(socket.gethostbyname(address.host), address.port)
-        server = add_server(str(endpoint).encode())
+        server = add_server(str(address.numeric()).encode())
         if not server or _device_count(server) != len(devices):
             raise RpcServerError(
                 f"the RPC server {address} has other devices than before: start this process again."

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from acestep_gguf.addresses import Address
+from acestep_gguf.addresses import Address, reason
 from acestep_gguf.errors import RpcServerError
 
 # RPC_PROTO_MAJOR_VERSION and _MINOR_VERSION of ggml-rpc.h in llama-cpp-python 0.3.36, and some of rpc_cmd.
@@ -65,9 +65,9 @@ def ask_server(address: Address, *, within_s: float = WAIT_S) -> list[RemoteDevi
             "nothing gets through to it."
         ) from error
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no host name"
         raise RpcServerError(
-            f"the RPC server {address} cannot be reached ({reason}): start `acestep-gguf rpc-server` there."
+            f"the RPC server {address} cannot be reached ({reason(error)}): start `acestep-gguf rpc-server` "
+            "there."
         ) from error
 
 
@@ -94,8 +94,7 @@ class _Connection:
     def __init__(self, address: Address, within_s: float) -> None:
         self._address = address
         self._deadline = time.monotonic() + within_s
-        host = socket.gethostbyname(address.host)  # IPv4, which is all that llama.cpp knows
-        self._socket = socket.create_connection((host, address.port), within_s)
+        self._socket = socket.create_connection(address.numeric(), within_s)
 
     def __enter__(self) -> "_Connection":
         return self

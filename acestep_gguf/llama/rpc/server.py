@@ -8,12 +8,12 @@ import ctypes
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_void_p
+from ctypes import POINTER, c_char_p, c_size_t, c_void_p
 from typing import Any, Final
 
-from acestep_gguf.addresses import Address, is_loopback
+from acestep_gguf.addresses import Address, is_loopback, reason
 from acestep_gguf.errors import UsageError
-from acestep_gguf.llama.devices import GPU_TYPES
+from acestep_gguf.llama.devices import GPU_TYPES, all_devices, device_type
 from acestep_gguf.llama.library import ggml_function
 from acestep_gguf.llama.rpc.backend import rpc_function
 from acestep_gguf.sizes import show_size
@@ -30,10 +30,7 @@ _GetMemory = ctypes.CFUNCTYPE(None, c_void_p, POINTER(c_size_t), POINTER(c_size_
 _AllocBuffer = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_size_t)
 _FreeBuffer = ctypes.CFUNCTYPE(None, c_void_p)
 
-_device_count = ggml_function("ggml_backend_dev_count", c_size_t)
-_device_at = ggml_function("ggml_backend_dev_get", c_void_p, c_size_t)
 _device_name = ggml_function("ggml_backend_dev_name", c_char_p, c_void_p)
-_device_type = ggml_function("ggml_backend_dev_type", c_int, c_void_p)
 _buffer_type = ggml_function("ggml_backend_dev_buffer_type", c_void_p, c_void_p)
 
 
@@ -74,7 +71,7 @@ def serve_devices(
     )
     pointers = _chosen(devices)
     limits = [
-        _Ram(pointer, memory, show) if _device_type(pointer) == CPU_TYPE else _Gpu(pointer, gpu_reserve)
+        _Ram(pointer, memory, show) if device_type(pointer) == CPU_TYPE else _Gpu(pointer, gpu_reserve)
         for pointer in pointers
     ]
     endpoint = _free(address)
@@ -87,24 +84,23 @@ def serve_devices(
 
 
 def _chosen(names: Sequence[str]) -> list[int]:
-    known = {_device_name(device).decode(): device for device in map(_device_at, range(_device_count()))}
+    known = {_device_name(device).decode(): device for device in all_devices()}
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"there is no device {unknown[0]}: choose from {', '.join(known)}.")
-    gpus = [device for device in known.values() if _device_type(device) in GPU_TYPES]
-    cpus = [device for device in known.values() if _device_type(device) == CPU_TYPE]
+    gpus = [device for device in known.values() if device_type(device) in GPU_TYPES]
+    cpus = [device for device in known.values() if device_type(device) == CPU_TYPE]
     return [known[name] for name in names] or gpus or cpus
 
 
 def _free(address: Address) -> Address:
     """The address by its number, as ggml wants it; that it can be used is tried, for the reason."""
     try:
-        numeric = Address(socket.gethostbyname(address.host), address.port)
+        numeric = address.numeric()
         with socket.create_server(numeric):
             return numeric
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no host name"
         raise UsageError(
-            f"{address} cannot be listened on ({reason}): give another host or port.",
+            f"{address} cannot be listened on ({reason(error)}): give another host or port.",
             settings=["host", "port"],
         ) from error
 

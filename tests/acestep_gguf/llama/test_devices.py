@@ -10,10 +10,8 @@ import pytest
 
 from acestep_gguf.bundle.names import DecoderFtype
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.convert import convert_checkpoint
 from scripts.checks.played_card import Card
 from tests.support.cards import played_card
-from tests.support.tiny_checkpoints import TinyCheckpoint
 
 FREE = 5 * 2**30
 N_PROMPT = 40  # enough for a GPU to multiply with weights that lie in RAM
@@ -62,15 +60,6 @@ Load = tuple[int, bool, Sequence[str]]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder with as many values in a row as a K-quant's block has."""
-    folder = tmp_path_factory.mktemp("card")
-    checkpoint = TinyCheckpoint(n_layers=4).write(folder / "checkpoint")
-    convert_checkpoint(checkpoint, folder / "bundle", ("F16", "Q4_K_M"))
-    return folder / "bundle"
-
-
-@pytest.fixture(scope="module")
 def card() -> Iterator[Card]:
     with played_card(FREE) as card:
         yield card
@@ -99,9 +88,9 @@ LOADS: list[Load] = [
 
 @pytest.mark.parametrize("ftype", ["F16", "Q4_K_M"])
 def test_wherever_layers_and_their_cache_lie_the_logits_are_the_cpus(
-    folder: Path, card: Card, ftype: DecoderFtype
+    four_layers: Path, card: Card, ftype: DecoderFtype
 ) -> None:
-    path = folder / Bundle.read(folder).decoder(ftype).file
+    path = four_layers / Bundle.read(four_layers).decoder(ftype).file
     (on_cpu,) = run(path, LOADS[:1])
     before = len(card.granted())
     for load, result in zip(LOADS, run(path, LOADS, card), strict=True):
@@ -110,8 +99,8 @@ def test_wherever_layers_and_their_cache_lie_the_logits_are_the_cpus(
     assert card.refused() == []
 
 
-def test_layers_and_tensors_lie_where_they_were_put(folder: Path, card: Card) -> None:
-    path = folder / Bundle.read(folder).decoder("F16").file
+def test_layers_and_tensors_lie_where_they_were_put(four_layers: Path, card: Card) -> None:
+    path = four_layers / Bundle.read(four_layers).decoder("F16").file
     results = run(path, [LOADS[0], LOADS[1], LOADS[5]], card)
     offloaded = [line.partition("offloaded ")[2] for result in results for line in result["lines"]]
     assert [words for words in offloaded if words] == [f"{n}/5 layers to GPU" for n in (0, 2, 5)]

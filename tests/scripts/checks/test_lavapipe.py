@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from acestep_gguf.llama.params import ContextParams
-from scripts.checks.lavapipe import kl_divergence, largest_bytes, size_pairs
+from acestep_gguf.quality.measures import kl_divergences
+from scripts.checks.lavapipe import largest_bytes, size_pairs
 from scripts.checks.simulated_load import Load, is_ram
 
 MIB = 2**20
@@ -18,9 +19,9 @@ def part(name: str, n_bytes: int, device: int) -> dict[str, Any]:
 
 
 def test_the_divergence_is_that_of_the_probabilities() -> None:
-    one, other = np.log(np.array([[0.5, 0.5], [0.25, 0.75]], np.float32)) + 3
-    assert kl_divergence(one, other) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)
-    assert kl_divergence(one, one) == 0
+    one, other = np.log(np.array([[[0.5, 0.5]], [[0.25, 0.75]]], np.float32)) + 3
+    assert kl_divergences(one, other) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)
+    assert kl_divergences(one, one) == 0
 
 
 def test_planned_bytes_stand_alone_where_llama_cpp_logged_as_many() -> None:

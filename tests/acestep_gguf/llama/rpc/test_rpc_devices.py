@@ -12,10 +12,8 @@ import pytest
 
 from acestep_gguf.bundle.names import DecoderFtype
 from acestep_gguf.bundle.schema import Bundle
-from acestep_gguf.convert import convert_checkpoint
 from scripts.checks.played_card import Card
 from tests.support.rpc_servers import environment, lent_memory
-from tests.support.tiny_checkpoints import TinyCheckpoint
 
 pytestmark = pytest.mark.slow
 
@@ -69,14 +67,6 @@ LOADS: list[Load] = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("rpc")
-    checkpoint = TinyCheckpoint(n_layers=4).write(folder / "checkpoint")
-    convert_checkpoint(checkpoint, folder / "bundle", ("F16", "Q4_K_M"))
-    return folder / "bundle"
-
-
-@pytest.fixture(scope="module")
 def servers() -> Iterator[list[Card]]:
     with ExitStack() as stack:
         yield [stack.enter_context(lent_memory(GIB)) for _ in range(2)]
@@ -107,11 +97,11 @@ def results(process: "subprocess.Popen[str]", loads: Sequence[Load]) -> list[str
 @pytest.mark.parametrize("ftype", ["F16", "Q4_K_M"])
 @pytest.mark.parametrize("n_servers", [1, 2])
 def test_logits_are_the_cpus_to_the_last_bit(
-    folder: Path, servers: list[Card], ftype: DecoderFtype, n_servers: int
+    four_layers: Path, servers: list[Card], ftype: DecoderFtype, n_servers: int
 ) -> None:
     used = servers[:n_servers]
     before = [len(server.granted()) for server in used]
-    on_cpu, *on_servers = results(child(decoder(folder, ftype), used), LOADS)
+    on_cpu, *on_servers = results(child(decoder(four_layers, ftype), used), LOADS)
     assert on_servers == [on_cpu] * len(on_servers)
     for server, n_before in zip(used, before, strict=True):
         assert len(server.granted()) > n_before
@@ -119,25 +109,25 @@ def test_logits_are_the_cpus_to_the_last_bit(
 
 
 def test_a_server_with_another_client_is_a_sentence_and_free_afterwards(
-    folder: Path, servers: list[Card]
+    four_layers: Path, servers: list[Card]
 ) -> None:
-    first = child(decoder(folder), servers[:1])
+    first = child(decoder(four_layers), servers[:1])
     assert first.stdin
     assert first.stdout
     print(json.dumps((WAITS, True, [])), file=first.stdin, flush=True)
     logits = first.stdout.readline().strip()
     assert first.stdout.readline() == "waiting\n"
-    (refused,) = results(child(decoder(folder), servers[:1]), [(-1, True, [])])
+    (refused,) = results(child(decoder(four_layers), servers[:1]), [(-1, True, [])])
     assert refused.startswith(
         f"RpcServerError: the RPC server {servers[0].endpoint} does not answer: it has "
     )
     assert results(first, [(0, True, [])]) == []
-    assert results(child(decoder(folder), servers[:1]), [(-1, True, [])]) == [logits]
+    assert results(child(decoder(four_layers), servers[:1]), [(-1, True, [])]) == [logits]
 
 
-def test_a_server_that_is_lost_ends_the_process_with_a_sentence(folder: Path) -> None:
+def test_a_server_that_is_lost_ends_the_process_with_a_sentence(four_layers: Path) -> None:
     with lent_memory(GIB) as server:
-        process = child(decoder(folder), [server])
+        process = child(decoder(four_layers), [server])
         assert process.stdin
         assert process.stdout
         print(json.dumps((WAITS, True, [])), file=process.stdin, flush=True)
@@ -149,7 +139,7 @@ def test_a_server_that_is_lost_ends_the_process_with_a_sentence(folder: Path) ->
     assert errors.count("\n") == 1
 
 
-def test_without_the_backend_a_sentence_says_how_to_get_it(folder: Path) -> None:
+def test_without_the_backend_a_sentence_says_how_to_get_it(four_layers: Path) -> None:
     code = "from acestep_gguf.llama.rpc.devices import remote_devices; remote_devices([])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -160,11 +150,13 @@ def test_without_the_backend_a_sentence_says_how_to_get_it(folder: Path) -> None
 
 
 def test_a_server_that_is_not_there_is_found_before_anything_is_loaded(
-    folder: Path, servers: list[Card]
+    four_layers: Path, servers: list[Card]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         gone = f"127.0.0.1:{probe.getsockname()[1]}"
     before = len(servers[0].granted())
-    (refused,) = results(child(decoder(folder), servers, f"{servers[0].endpoint},{gone}"), [(-1, True, [])])
+    (refused,) = results(
+        child(decoder(four_layers), servers, f"{servers[0].endpoint},{gone}"), [(-1, True, [])]
+    )
     assert refused.startswith(f"RpcServerError: the RPC server {gone} cannot be reached")
     assert len(servers[0].granted()) == before
